@@ -1,0 +1,1 @@
+"""SikkerGuard keeps a Linux server's doors shut to known attackers."""

@@ -1,0 +1,238 @@
+"""The frozen values that pass between the steps.
+
+Addresses travel packed, in network byte order: a million of them is four megabytes, sorts as bytes do, and is
+what the kernel wants to be sent.
+"""
+
+from __future__ import annotations
+
+import socket
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class Family(Enum):
+    """An address family: `bits` of an address, `size` of it in bytes, `floor`, the shortest prefix length that a
+    list may block (design, section 4), and `number`, the family's constant in the kernel."""
+
+    V4 = ("v4", 32, 8, socket.AF_INET)
+    V6 = ("v6", 128, 16, socket.AF_INET6)
+
+    def __init__(self, label: str, bits: int, floor: int, number: int) -> None:
+        self.label = label
+        self.bits = bits
+        self.size = bits // 8
+        self.floor = floor
+        self.number = int(number)
+
+
+class Prefix(NamedTuple):
+    """A range of addresses: its first address as a number, and its prefix length."""
+
+    first: int
+    length: int
+
+    def last(self, family: Family) -> int:
+        """The number of the last address that the prefix covers."""
+        return self.first | ((1 << (family.bits - self.length)) - 1)
+
+
+class Interval(NamedTuple):
+    """Addresses from `first` to `last`, both included, as numbers."""
+
+    first: int
+    last: int
+
+
+def to_text(family: Family, prefix: Prefix) -> str:
+    """`192.0.2.1` for a single address, `192.0.2.0/24` for a range."""
+    text = socket.inet_ntop(family.number, prefix.first.to_bytes(family.size, "big"))
+    return text if prefix.length == family.bits else f"{text}/{prefix.length}"
+
+
+def parse_prefix(text: str) -> tuple[Family, Prefix]:
+    """Read an address or a CIDR range; bits behind the prefix length are cleared, as the kernel does.
+
+    Only the forms of RFC 4291 and dotted quads without leading zeros are taken: `inet_pton`, never `inet_aton`.
+
+    Raises:
+        ValueError: the text is neither; the message is the reason, in a few words that can be counted.
+    """
+    address, slash, length_text = text.partition("/")
+    family = Family.V6 if ":" in address else Family.V4
+    if family is Family.V6 and "." in address:
+        raise ValueError("IPv4 written as IPv6")
+    try:
+        packed = socket.inet_pton(family.number, address)
+    except (OSError, ValueError):
+        raise ValueError("not an address") from None
+    if not slash:
+        return family, Prefix(int.from_bytes(packed, "big"), family.bits)
+    if not (length_text.isascii() and length_text.isdigit() and len(length_text) <= 3):
+        raise ValueError("not a prefix length")
+    length = int(length_text)
+    if length > family.bits or length_text != str(length):
+        raise ValueError("not a prefix length")
+    host_bits = family.bits - length
+    return family, Prefix(int.from_bytes(packed, "big") >> host_bits << host_bits, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Addresses of one family, in canonical form: `singles` are packed addresses, ascending, each once; `ranges`
+    are ascending and disjoint, and cover none of the singles. Its length is the number of entries."""
+
+    family: Family
+    singles: bytes = b""
+    ranges: tuple[Prefix, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.singles) // self.family.size + len(self.ranges)
+
+    def packed_singles(self) -> list[bytes]:
+        """The single addresses, each as packed bytes."""
+        size = self.family.size
+        return [self.singles[at : at + size] for at in range(0, len(self.singles), size)]
+
+    def single_positions(self, first: int, last: int) -> tuple[int, int]:
+        """The half-open span of positions of the singles from address `first` to address `last`."""
+        size, singles = self.family.size, self.singles
+        positions = range(len(singles) // size)
+
+        def at(position: int) -> bytes:
+            return singles[position * size : position * size + size]
+
+        low = bisect_left(positions, first.to_bytes(size, "big"), key=at)
+        return low, bisect_right(positions, last.to_bytes(size, "big"), key=at)
+
+    def find(self, address: int) -> Prefix | None:
+        """The entry that covers this address, or None."""
+        low, high = self.single_positions(address, address)
+        if low < high:
+            return Prefix(address, self.family.bits)
+        index = bisect_right(self.ranges, (address, self.family.bits)) - 1
+        if index >= 0 and self.ranges[index].last(self.family) >= address:
+            return self.ranges[index]
+        return None
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether any entry covers an address from `first` to `last`."""
+        low, high = self.single_positions(first, last)
+        if low < high:
+            return True
+        index = bisect_right(self.ranges, (last, self.family.bits)) - 1
+        return index >= 0 and self.ranges[index].last(self.family) >= first
+
+    def texts(self) -> Iterator[str]:
+        """Every entry as text: the singles, then the ranges."""
+        yield from map(socket.inet_ntop, repeat(self.family.number), self.packed_singles())
+        for prefix in self.ranges:
+            yield to_text(self.family, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocklist:
+    """Both families of one list; its length is the number of entries."""
+
+    v4: Networks = field(default_factory=lambda: Networks(Family.V4))
+    v6: Networks = field(default_factory=lambda: Networks(Family.V6))
+
+    def __len__(self) -> int:
+        return len(self.v4) + len(self.v6)
+
+    def of(self, family: Family) -> Networks:
+        """The networks of one family."""
+        return self.v4 if family is Family.V4 else self.v6
+
+
+@dataclass(frozen=True, slots=True)
+class AllowEntry:
+    """A range that is never blocked, and why: `default gateway`, `resolver`, ..."""
+
+    family: Family
+    prefix: Prefix
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{to_text(self.family, self.prefix)} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowlist:
+    """All that is never blocked, in the order in which it was found."""
+
+    entries: tuple[AllowEntry, ...] = ()
+
+    def prefixes(self, family: Family) -> frozenset[Prefix]:
+        """The ranges of one family, each once."""
+        return frozenset(entry.prefix for entry in self.entries if entry.family is family)
+
+    def protector(self, family: Family, address: int) -> AllowEntry | None:
+        """The most specific entry that covers this address, or None."""
+        covering = [
+            entry
+            for entry in self.entries
+            if entry.family is family and entry.prefix.first <= address <= entry.prefix.last(family)
+        ]
+        return max(covering, key=lambda entry: entry.prefix.length, default=None)
+
+    def summary(self) -> str:
+        """In the product's words: `8 IPs + 8 CIDR ranges`."""
+        distinct = {(entry.family, entry.prefix) for entry in self.entries}
+        addresses = sum(1 for family, prefix in distinct if prefix.length == family.bits)
+        return f"{addresses} IPs + {len(distinct) - addresses} CIDR ranges"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a list came to: `blocklist` is to be blocked; `removed` counts what was taken out, by reason."""
+
+    blocklist: Blocklist
+    removed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSource:
+    """One list as it was read: its `name`, its canonical content, and since when it is in force (Unix seconds)."""
+
+    name: str
+    content: Blocklist
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedList:
+    """A list that passed a trial, as the cache keeps it.
+
+    `sources` are before the allowlist is cut out, so that a changed allowlist can be applied to them anew;
+    `verified_at` is in Unix seconds; `fingerprint` names the query and the custom list that it came from, and
+    `size` is the number of entries that were blocked.
+    """
+
+    sources: tuple[ListedSource, ...]
+    verified_at: float
+    fingerprint: str
+    size: int
+
+
+class Outcome(Enum):
+    """What one self-test found."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One self-test's finding: the test's `name` (`gateway`, `DNS`, `API`), its outcome, and a few words on it."""
+
+    name: str
+    outcome: Outcome
+    detail: str

@@ -1,0 +1,219 @@
+"""What is to lie in the kernel, what does lie there, and the operations that turn one into the other.
+
+An operation is a value: the dry run prints its description, the kernel edge carries it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import Family, Prefix, to_text
+from sikkerguard.core.names import CHAIN, HOOK, LOG_PREFIX, TABLE, set_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The LOG rule's limit for one source and destination port. One line a second says all that a person wants to know;
+# without a limit a dropped packet costs eleven times as much, so that being blocked would be a weapon.
+_LOG_RATE = "1/sec"
+_LOG_BURST = "5"
+# Seconds after which a pair of source and port that fell silent is forgotten, in the unit of the option: ms.
+_LOG_MEMORY = "10000"
+# Pairs remembered at once, about 100 bytes of kernel memory each. A packet of a further pair is dropped there and
+# then (hotdrop), unlogged, which is what the next rule would have done with it.
+_LOG_PAIRS = "65536"
+_LOG_NAME = "sikkerguard"
+
+Option = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A match or a target: its name and its options, as (name, values)."""
+
+    name: str
+    options: tuple[Option, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(" ".join([name, *values]) for name, values in self.options)])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of our chain: the verdict `target` is reached when every match holds."""
+
+    matches: tuple[Extension, ...]
+    target: Extension
+
+    def __str__(self) -> str:
+        return " and ".join(str(match) for match in self.matches or ("always",)) + f" -> {self.target}"
+
+
+def _in_set(name: str, *, direction: str = "src", invert: bool = False, count: bool = True) -> Extension:
+    inverted = ("!",) if invert else ()
+    options: list[Option] = [("match-set", (*inverted, name, direction))]
+    if not count:
+        options.append(("update-counters", ("!",)))
+    return Extension("set", tuple(options))
+
+
+def chain_rules(family: Family) -> tuple[Rule, ...]:
+    """The rules of the chain, the same for as long as it stands: only the sets' contents ever change.
+
+    A rule holds where all of its matches do, so "listed, or on trial and in the candidate" is said by what is let
+    go: a packet that is not listed while no trial runs, and one that is in no list at all. A good packet pays for
+    the two block sets and the empty trial set. Counters of the block sets are kept by the first rule alone: the
+    second asks them again only during a trial.
+    """
+    names = set_names(family)
+    neither = (_in_set(names.singles, invert=True), _in_set(names.ranges, invert=True))
+    return (
+        Rule((*neither, _in_set(names.trial, invert=True)), Extension("RETURN")),
+        Rule(
+            (
+                _in_set(names.trial),
+                *(
+                    _in_set(name, invert=True, count=False)
+                    for name in (names.singles, names.ranges, names.new_singles, names.new_ranges)
+                ),
+            ),
+            Extension("RETURN"),
+        ),
+        Rule((_in_set(names.allow),), Extension("RETURN")),
+        # A match counts the packet in its entry. Only where there is none yet, the target adds it; adding to an entry
+        # that exists would set its counters back.
+        Rule(
+            (_in_set(names.hits, direction="src,dst", invert=True),),
+            Extension("SET", (("add-set", (names.hits, "src,dst")),)),
+        ),
+        Rule(
+            (
+                Extension(
+                    "hashlimit",
+                    (
+                        ("hashlimit-upto", (_LOG_RATE,)),
+                        ("hashlimit-burst", (_LOG_BURST,)),
+                        ("hashlimit-mode", ("srcip,dstport",)),
+                        ("hashlimit-name", (_LOG_NAME,)),
+                        ("hashlimit-htable-max", (_LOG_PAIRS,)),
+                        ("hashlimit-htable-expire", (_LOG_MEMORY,)),
+                    ),
+                ),
+            ),
+            Extension("LOG", (("log-prefix", (LOG_PREFIX,)),)),
+        ),
+        Rule((), Extension("DROP")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedFamily:
+    """What lies in the kernel for one family: the number of entries of each set of ours that is there; what the allow
+    set holds; the chain's rules, or None without a chain; and where in the hook our jumps stand, 0 being the top."""
+
+    sets: Mapping[str, int]
+    allow: frozenset[Prefix]
+    rules: tuple[Rule, ...] | None
+    jumps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredFamily:
+    """What is to lie in the kernel: the number of entries of the two committed sets, and what is allowed."""
+
+    singles: int
+    ranges: int
+    allow: frozenset[Prefix]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSets:
+    """Make the sets that are missing."""
+
+    family: Family
+    names: tuple[str, ...]
+
+    def describe(self) -> str:
+        """In words."""
+        return f"create the sets {', '.join(self.names)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FillAllow:
+    """Put into the allow set what is to be in it, and nothing else."""
+
+    family: Family
+    allow: frozenset[Prefix]
+
+    def describe(self) -> str:
+        """In words."""
+        entries = ", ".join(to_text(self.family, prefix) for prefix in sorted(self.allow))
+        return f"allow {entries} in {set_names(self.family).allow}"
+
+
+@dataclass(frozen=True, slots=True)
+class FillCommitted:
+    """Put the committed list's entries into the two block sets."""
+
+    family: Family
+    singles: int
+    ranges: int
+
+    def describe(self) -> str:
+        """In words."""
+        names = set_names(self.family)
+        return f"block {self.singles} addresses in {names.singles} and {self.ranges} ranges in {names.ranges}"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteChain:
+    """Make the chain consist of exactly these rules, in one step."""
+
+    family: Family
+    rules: tuple[Rule, ...]
+
+    def describe(self) -> str:
+        """In words."""
+        tool = "iptables" if self.family is Family.V4 else "ip6tables"
+        lines = "".join(f"\n    {rule}" for rule in self.rules)
+        return f"write the chain {CHAIN} of {tool}, table {TABLE}:{lines}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceJump:
+    """Have exactly one jump to the chain, at the top of the hook, for what does not come from `lo`."""
+
+    family: Family
+    missing: bool
+
+    def describe(self) -> str:
+        """In words."""
+        tool = "iptables" if self.family is Family.V4 else "ip6tables"
+        return f"put the jump to {CHAIN} at the top of {HOOK} of {tool}, table {TABLE}"
+
+
+Operation = CreateSets | FillAllow | FillCommitted | WriteChain | PlaceJump
+
+
+def diff(desired: Mapping[Family, DesiredFamily], observed: Mapping[Family, ObservedFamily]) -> tuple[Operation, ...]:
+    """What has to be done, in the order in which it is safe: a packet never meets a rule whose sets are not ready,
+    and the allow set is right before anything is blocked."""
+    operations: list[Operation] = []
+    for family, wanted in desired.items():
+        found, names = observed[family], set_names(family)
+        missing = tuple(name for name in names.all() if name not in found.sets)
+        if missing:
+            operations.append(CreateSets(family, missing))
+        if found.allow != wanted.allow:
+            operations.append(FillAllow(family, wanted.allow))
+        held = (found.sets.get(names.singles), found.sets.get(names.ranges))
+        # Sets just made are empty, which is all that an empty list wants.
+        if held != (wanted.singles, wanted.ranges) and (any(held) or wanted.singles or wanted.ranges):
+            operations.append(FillCommitted(family, wanted.singles, wanted.ranges))
+        rules = chain_rules(family)
+        if found.rules != rules:
+            operations.append(WriteChain(family, rules))
+        if found.jumps != (0,):
+            operations.append(PlaceJump(family, missing=not found.jumps))
+    return tuple(operations)

@@ -1,0 +1,161 @@
+"""What may be blocked: the ranges that never may, the allowlist, and how much a list may change at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import (
+    Admission,
+    AllowEntry,
+    Allowlist,
+    Blocklist,
+    Family,
+    Interval,
+    Networks,
+    parse_prefix,
+)
+from sikkerguard.core.ranges import cut
+from sikkerguard.errors import ListError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Fewer entries than this share of the last verified list are held back until a second pull says the same.
+SMALLEST_SHARE = 0.1
+
+# What no packet from outside may honestly bear as its source, by the IANA special-purpose registries for IPv4 and
+# IPv6 (RFC 6890 and its updates), or what only ever is a neighbour. The documentation ranges are not among them:
+# no host has such an address, so blocking one harms nobody, and laboratories use them.
+_NEVER_BLOCKED = """
+unspecified  0.0.0.0/8
+private      10.0.0.0/8
+private      100.64.0.0/10
+loopback     127.0.0.0/8
+link-local   169.254.0.0/16
+private      172.16.0.0/12
+reserved     192.0.0.0/24
+private      192.168.0.0/16
+reserved     198.18.0.0/15
+multicast    224.0.0.0/4
+reserved     240.0.0.0/4
+unspecified  ::/128
+loopback     ::1/128
+private      fc00::/7
+link-local   fe80::/10
+private      fec0::/10
+multicast    ff00::/8
+"""
+# Outside 2000::/3 no IPv6 address is global unicast (RFC 4291, section 2.4, and the IANA IPv6 address space), but
+# for the translation prefixes of RFC 6052 and RFC 8215, which stand for the whole of IPv4 and so can't be blocked
+# either. What the table above does not name there is "reserved".
+_GLOBAL_UNICAST_V6 = Interval(0x2 << 124, (0x4 << 124) - 1)
+
+# What every host talks to and no list can know better about (design, section 4).
+ALWAYS_ALLOWED = (
+    ("loopback", "127.0.0.0/8"),
+    ("loopback", "::1"),
+    ("private network", "10.0.0.0/8"),
+    ("private network", "172.16.0.0/12"),
+    ("private network", "192.168.0.0/16"),
+    ("link-local", "169.254.0.0/16"),
+    ("link-local", "fe80::/10"),
+    ("private network", "fc00::/7"),
+)
+
+
+def always_allowed() -> tuple[AllowEntry, ...]:
+    """The ranges that are allowed on every host."""
+    return tuple(AllowEntry(*parse_prefix(text), reason) for reason, text in ALWAYS_ALLOWED)
+
+
+def _holes() -> dict[Family, tuple[tuple[str, Interval], ...]]:
+    holes: dict[Family, list[tuple[str, Interval]]] = {family: [] for family in Family}
+    for line in _NEVER_BLOCKED.split("\n"):
+        if line:
+            reason, text = line.split()
+            family, prefix = parse_prefix(text)
+            holes[family].append((reason, Interval(prefix.first, prefix.last(family))))
+    last_v6 = (1 << Family.V6.bits) - 1
+    holes[Family.V6] += [
+        ("reserved", Interval(0, _GLOBAL_UNICAST_V6.first - 1)),
+        ("reserved", Interval(_GLOBAL_UNICAST_V6.last + 1, last_v6)),
+    ]
+    return {family: tuple(found) for family, found in holes.items()}
+
+
+_HOLES = _holes()
+
+
+def admit(listed: Blocklist, allowlist: Allowlist) -> Admission:
+    """Cut from a list what is never blocked and what is allowed, exactly, and count it by reason.
+
+    An entry that is narrowed counts once for each reason that touched it. Cutting order: special ranges first,
+    then the allowlist.
+    """
+    removed: Counter[str] = Counter()
+    networks: dict[Family, Networks] = {}
+    for family in Family:
+        left = listed.of(family)
+        for reason, hole in _HOLES[family]:
+            left, count = cut(left, [hole])
+            removed[reason] += count
+        allowed = [Interval(prefix.first, prefix.last(family)) for prefix in allowlist.prefixes(family)]
+        left, count = cut(left, allowed)
+        removed["allowlisted"] += count
+        networks[family] = left
+    return Admission(
+        Blocklist(networks[Family.V4], networks[Family.V6]), {reason: n for reason, n in removed.items() if n}
+    )
+
+
+def describe_removed(removed: Iterable[tuple[str, int]]) -> str:
+    """`3 private, 1 allowlisted`, the most frequent reason first; empty where nothing was removed."""
+    ordered = sorted(removed, key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in ordered)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a new list is measured against: the `size` in entries of the last verified one, and the `fingerprint`
+    of the query and custom list that it came from; `shrunk` is True where the last pull was held back for being
+    too small."""
+
+    size: int
+    fingerprint: str
+    shrunk: bool = False
+
+
+def guard_size(
+    admitted: int, fingerprint: str, baseline: Baseline | None, *, max_growth: float, accept: bool
+) -> None:
+    """Refuse an empty list, and one that grew or shrank beyond belief (sizes in entries).
+
+    `accept` waives growth and shrinking once, never emptiness. The first list, and the first after the query or
+    the custom list was changed, can't be compared with anything.
+
+    Raises:
+        ListError: the list is refused; the message says by how much and what to do. `ShrunkError` if the same
+            answer, given again by the next pull, will be believed.
+    """
+    if not admitted:
+        raise ListError(
+            "nothing is left of the list once private, reserved and allowlisted addresses are cut out of it"
+        )
+    if accept or baseline is None or not baseline.size or baseline.fingerprint != fingerprint:
+        return
+    if admitted > baseline.size * max_growth:
+        raise ListError(
+            f"the list grew from {baseline.size} to {admitted} entries, more than {max_growth:g} times; if that is "
+            "right, take it once with 'sikkerguard pull --accept' or raise SIKKER_MAX_GROWTH"
+        )
+    if admitted < baseline.size * SMALLEST_SHARE and not baseline.shrunk:
+        raise ShrunkError(
+            f"the list shrank from {baseline.size} to {admitted} entries, to less than a tenth; it is taken if the "
+            "next pull says the same, or now with 'sikkerguard pull --accept'"
+        )
+
+
+class ShrunkError(ListError):
+    """The list is suspiciously small; the next one in a row that is as small will be taken."""

@@ -1,0 +1,156 @@
+"""From a protocol and a port to the service's name and the category in which its attackers are reported.
+
+The table of services and the reasoning behind its categories are in `port_table`. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from sikkerguard.core.port_table import SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Names and numbers as SikkerAPI's documentation of /v1/key/report lists them.
+CATEGORIES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "brute_force": 1,
+        "port_scan": 2,
+        "ddos": 3,
+        "web_exploit": 4,
+        "sql_injection": 5,
+        "phishing": 6,
+        "spam": 7,
+        "bad_bot": 8,
+        "exploited_host": 9,
+        "malware": 10,
+        "dns_abuse": 11,
+        "open_proxy": 12,
+        "iot_targeted": 13,
+        "spoofing": 14,
+        "fraud": 15,
+        "other": 16,
+    }
+)
+
+# How many distinct ports make a source a scanner, whatever it was after at each. The two detectors that others run
+# by default, Zeek's scan.zeek and CrowdSec's iptables-scan-multi_ports, both say 15, and much less would not do: who
+# is after mailboxes alone touches 7 (25, 110, 143, 465, 587, 993, 995), and who is after web servers about as many.
+# A source that scatters fewer is mostly called port_scan all the same, since most ports are unknown.
+PORT_SCAN_THRESHOLD: Final = 15
+
+_NO_PORT_MAP: Final[Mapping[int, str]] = MappingProxyType({})
+# Protocols whose packets name no port: what stands in the port's place (an ICMP type, zero) means no service.
+_PORTLESS: Final = frozenset({"ICMP", "ICMPV6", "IGMP", "GRE", "ESP", "AH"})
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is met at a port: `name` (lower case, at most 32 characters) and `category` (a key of CATEGORIES)."""
+
+    name: str
+    category: str
+
+
+_UNKNOWN: Final = Service("unknown", "port_scan")
+_BY_NAME: Final = {
+    (protocol, name): Service(name, category)
+    for protocol, categories in SERVICES.items()
+    for category, names in categories.items()
+    for name in names
+}
+_BY_PORT: Final = {
+    (protocol, port): _BY_NAME[protocol, name]
+    for protocol, categories in SERVICES.items()
+    for names in categories.values()
+    for name, ports in names.items()
+    for port in ports
+}
+SERVICE_NAMES: Final = frozenset(name for _, name in _BY_NAME)
+
+
+def service_of(protocol: str, port: int, port_map: Mapping[int, str] = _NO_PORT_MAP) -> Service:
+    """The service at `port` of `protocol` ("TCP", "udp", ...; case does not matter).
+
+    `port_map` (as `parse_port_map` returns it) goes before the table, and its name brings that service's category:
+    the one under the same protocol where the table has both. A port that neither knows is `unknown`, port_scan. A
+    protocol without ports is named by itself, port_scan. Never raises; a mapped name that the table lacks is kept,
+    as port_scan.
+    """
+    protocol = protocol.upper()
+    if protocol in _PORTLESS:
+        return Service(protocol.lower(), _UNKNOWN.category)
+    name = port_map.get(port)
+    if name is None:
+        return _BY_PORT.get((protocol, port), _UNKNOWN)
+    for transport in (protocol, "TCP", "UDP"):
+        service = _BY_NAME.get((transport, name))
+        if service is not None:
+            return service
+    return Service(name, _UNKNOWN.category)
+
+
+def parse_port_map(text: str) -> dict[int, str]:
+    """Reads SIKKER_PORT_MAP, `8443=https,2222=ssh`, as {port: service name}.
+
+    Spaces around ports and names are ignored, and so are empty entries and the case of a name. Raises ValueError
+    with one sentence for each fault, all of them joined by "; ".
+    """
+    port_map: dict[int, str] = {}
+    faults: list[str] = []
+    for entry in filter(None, map(str.strip, text.split(","))):
+        number, _, name = (part.strip() for part in entry.partition("="))
+        if not (number and name):
+            faults.append(f"{entry!r} is not of the form PORT=SERVICE")
+            continue
+        name = name.lower()
+        if name not in SERVICE_NAMES:
+            faults.append(f"service {name!r} is unknown, the nearest known one is {_nearest(name)!r}")
+        try:
+            port = _parse_port(number)
+        except ValueError as fault:
+            faults.append(str(fault))
+            continue
+        if port in port_map:
+            faults.append(f"port {port} is given twice")
+        port_map[port] = name
+    if faults:
+        raise ValueError("; ".join(faults))
+    return port_map
+
+
+def category_of_source(packets: Mapping[tuple[str, int], int], port_map: Mapping[int, str] = _NO_PORT_MAP) -> str:
+    """The category in which to report a source that sent `packets`, {(protocol, port): count}.
+
+    port_scan if it touched at least PORT_SCAN_THRESHOLD distinct port numbers (the same number over TCP and UDP is
+    one; protocols without ports have none), else the category of what received the most packets; of equals the
+    lowest port decides, then the protocol's name. What received no packet was not touched. Raises ValueError if
+    nothing was touched.
+    """
+    touched = [(-count, port, protocol.upper()) for (protocol, port), count in packets.items() if count > 0]
+    if not touched:
+        raise ValueError("a source that sent no packet can't be reported")
+    if len({port for _, port, protocol in touched if protocol not in _PORTLESS}) >= PORT_SCAN_THRESHOLD:
+        return "port_scan"
+    _, port, protocol = min(touched)
+    return service_of(protocol, port, port_map).category
+
+
+def _parse_port(number: str) -> int:
+    """A port, 1-65535, in ASCII digits; raises ValueError with a sentence."""
+    if not (number.isascii() and number.isdigit()):  # int() would take "+22", "2_2" and other scripts' digits
+        raise ValueError(f"port {number!r} is not a number in the digits 0-9")
+    digits = number.lstrip("0")
+    if not digits or len(digits) > 5 or int(digits) > 65535:
+        raise ValueError(f"port {number} is outside 1-65535")
+    return int(digits)
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches  # only a mistake needs it, and a start should not wait for it
+
+    # Sorted, so that the same mistake always has the same answer; no cutoff, so that there always is one.
+    return get_close_matches(name, sorted(SERVICE_NAMES), n=1, cutoff=0.0)[0]

@@ -1,0 +1,231 @@
+"""Our chain and the jump to it, through python-iptables.
+
+For the thread that owns netfilter only. The library is imported at the first need: it costs 0.2 s and runs modprobe.
+What it would do by itself and must not: commit on its own (autocommit hides failures), keep a table's copy from an
+earlier read (each use here refreshes it), and write without the lock that iptables takes. A commit replaces the whole
+table in one step, so a chain is rewritten without a moment in between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core.model import Family
+from sikkerguard.core.names import CHAIN, HOOK, TABLE
+from sikkerguard.core.plan import Extension, Rule
+from sikkerguard.edges.xtables_abi import mend_option_stride
+from sikkerguard.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+# Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
+_LOCK_FILE = "/run/xtables.lock"
+_LOCK_SECONDS = 10.0
+
+
+class Chains:
+    """All that is done to chains. Every method raises `KernelError` when the kernel or the library refuses."""
+
+    def __init__(self, lock_seconds: float = _LOCK_SECONDS) -> None:
+        self._lock_seconds = lock_seconds
+        self._tables: dict[Family, Any] = {}
+        self._warned = False
+        # How the library reads back what we wrote, where a version of iptables says it in other words.
+        self._read_back: dict[Family, tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
+
+    def read(self, family: Family) -> tuple[tuple[Rule, ...] | None, tuple[int, ...]]:
+        """The rules of our chain (None without one), and where in the hook the jumps to it stand, from 0."""
+        with self._translated(family, "read"):
+            table = self._refreshed(family)
+            rules = self._rules(family, table) if table.is_chain(CHAIN) else None
+            return rules, tuple(position for position, _ in self._jumps(table))
+
+    def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
+        """Make the chain consist of these rules, whatever it was, in one step, and read it back."""
+        with self._changing(family) as table:
+            if table.is_chain(CHAIN):
+                table.flush_entries(CHAIN)
+            else:
+                table.create_chain(CHAIN)
+            for rule in rules:
+                self._chain(table, CHAIN).append_rule(self._built(family, rule))
+        with self._translated(family, "read"):
+            found = self._raw_rules(self._refreshed(family))
+        if [rule.target.name for rule in found] != [rule.target.name for rule in rules]:
+            raise KernelError(
+                f"the chain {CHAIN} does not hold what was written to it; another program changed it at that moment"
+            )
+        self._read_back[family] = (found, rules)
+
+    def place_jump(self, family: Family) -> None:
+        """Put one jump to our chain at the top of the hook, and take away any other, in one step."""
+        import iptc
+
+        with self._changing(family) as table:
+            self._delete_jumps(table)
+            jump = (iptc.Rule if family is Family.V4 else iptc.Rule6)()
+            jump.in_interface = "!lo"
+            jump.create_target(CHAIN)
+            self._chain(table, HOOK).insert_rule(jump)
+        _, jumps = self.read(family)
+        if jumps != (0,):
+            raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
+
+    def remove(self, family: Family) -> None:
+        """Take away the jumps and the chain, in one step; nothing happens where there is neither."""
+        rules, jumps = self.read(family)
+        if rules is None and not jumps:
+            return
+        with self._changing(family) as table:
+            self._delete_jumps(table)
+            if table.is_chain(CHAIN):
+                table.flush_entries(CHAIN)
+                table.delete_chain(CHAIN)
+
+    def counters(self, family: Family) -> tuple[int, int]:
+        """Packets and bytes that our DROP rule took, since the chain was written; zeros without a chain."""
+        with self._translated(family, "read"):
+            table = self._refreshed(family)
+            if not table.is_chain(CHAIN):
+                return 0, 0
+            packets, octets = self._chain(table, CHAIN).rules[-1].get_counters()
+            return int(packets), int(octets)
+
+    def _table(self, family: Family) -> Any:
+        if family not in self._tables:
+            import iptc
+
+            mend_option_stride()
+            kind = iptc.Table if family is Family.V4 else iptc.Table6
+            self._tables[family] = kind(TABLE, autocommit=False)
+        return self._tables[family]
+
+    def _refreshed(self, family: Family) -> Any:
+        table = self._table(family)
+        table.refresh()
+        return table
+
+    def _chain(self, table: Any, name: str) -> Any:
+        import iptc
+
+        return iptc.Chain(table, name)
+
+    @contextmanager
+    def _translated(self, family: Family, what: str) -> Iterator[None]:
+        import iptc
+
+        try:
+            yield
+        except (iptc.IPTCError, iptc.XTablesError, ValueError, OSError) as error:
+            tool = "iptables" if family is Family.V4 else "ip6tables"
+            reason = str(error).replace("b'", "'")
+            hint = (
+                "; it takes CAP_NET_ADMIN and CAP_NET_RAW: run as root or give it these"
+                if "Permission" in reason or "root" in reason
+                else ""
+            )
+            raise KernelError(f"the table {TABLE} of {tool} could not be {what}: {reason}{hint}") from error
+
+    @contextmanager
+    def _changing(self, family: Family) -> Iterator[Any]:
+        """Read, modify and commit under the lock that iptables takes."""
+        with self._locked(), self._translated(family, "changed"):
+            table = self._refreshed(family)
+            yield table
+            table.commit()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = os.environ.get("XTABLES_LOCKFILE", _LOCK_FILE)
+        try:
+            # iptables makes the file with this mode too; an exclusive flock needs no right to write.
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._warn_once(path, error)
+            yield
+            return
+        try:
+            self._acquire(handle, path)
+            yield
+        finally:
+            os.close(handle)
+
+    def _acquire(self, handle: int, path: str) -> None:
+        deadline = time.monotonic() + self._lock_seconds
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise KernelError(
+                        f"another program has held {path} for {self._lock_seconds:g} s; rules are left as they are "
+                        "and tried again"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return
+
+    def _warn_once(self, path: str, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s can't be opened (%s): rules are changed without the lock that iptables takes. Make it readable "
+                "for this user, or name another file in XTABLES_LOCKFILE.",
+                Path(path),
+                error.strerror,
+            )
+
+    def _jumps(self, table: Any) -> list[tuple[int, Any]]:
+        """Position and entry of each rule of the hook that jumps to our chain. Other rules are not decoded, since
+        they may use extensions that are not installed."""
+        found = []
+        entry, position = table.first_rule(HOOK), 0
+        while entry:
+            if table.get_target(entry) == CHAIN.encode():
+                found.append((position, entry))
+            entry, position = table.next_rule(entry), position + 1
+        return found
+
+    def _delete_jumps(self, table: Any) -> None:
+        chain = self._chain(table, HOOK)
+        while jumps := self._jumps(table):
+            chain.delete_rule(table.create_rule(jumps[0][1], chain))
+
+    def _built(self, family: Family, rule: Rule) -> Any:
+        import iptc
+
+        built = (iptc.Rule if family is Family.V4 else iptc.Rule6)()
+        for match in rule.matches:
+            _set_options(built.create_match(match.name), match)
+        _set_options(built.create_target(rule.target.name), rule.target)
+        return built
+
+    def _rules(self, family: Family, table: Any) -> tuple[Rule, ...]:
+        found = self._raw_rules(table)
+        read_back, written = self._read_back.get(family, ((), ()))
+        return written if found == read_back else found
+
+    def _raw_rules(self, table: Any) -> tuple[Rule, ...]:
+        return tuple(
+            Rule(tuple(_extension(match) for match in rule.matches), _extension(rule.target))
+            for rule in self._chain(table, CHAIN).rules
+        )
+
+
+def _set_options(built: Any, extension: Extension) -> None:
+    for name, values in extension.options:
+        built.set_parameter(name, list(values))
+
+
+def _extension(read: Any) -> Extension:
+    options = read.get_all_parameters()
+    return Extension(read.name, tuple((name, tuple(values)) for name, values in options.items()))

@@ -1,0 +1,332 @@
+"""The kernel's sets and chains as one: observe, settle, stage, try, commit, roll back, remove.
+
+For the thread that owns netfilter only. Every method raises `KernelError` when the kernel refuses, and leaves the
+committed list in force when it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import Blocklist, Family, Networks, Prefix
+from sikkerguard.core.names import loading, set_names
+from sikkerguard.core.plan import (
+    CreateSets,
+    DesiredFamily,
+    FillAllow,
+    FillCommitted,
+    ObservedFamily,
+    Operation,
+    PlaceJump,
+    WriteChain,
+    diff,
+)
+from sikkerguard.edges.chains import Chains
+from sikkerguard.edges.ipset import SetKind, Sets
+from sikkerguard.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sikkerguard.core.model import Allowlist
+
+log = logging.getLogger(__name__)
+
+# Seconds for which the kernel remembers the trial without being told again. Long enough for a host that is busy,
+# short enough that a person at a dead terminal has not yet reached for the console.
+TRIAL_SECONDS = 10
+
+_SINGLES = SetKind("hash:ip", counters=True)
+_RANGES = SetKind("hash:net", counters=True)
+_ALLOW = SetKind("hash:net")
+_TRIAL = SetKind("hash:net", timeout=TRIAL_SECONDS)
+# An entry lives for an hour from its first packet: long beyond the rhythm in which counts are read.
+_HITS = SetKind("hash:ip,port", counters=True, timeout=3600)
+_HITS_ENTRIES = 65536
+_ALLOW_ENTRIES = 4096
+_SAMPLE = 32
+
+
+def usable_families() -> tuple[Family, ...]:
+    """The families that this host speaks: a kernel without IPv6 has no packets to protect from and no such table."""
+    return tuple(Family) if Path("/proc/net/if_inet6").exists() else (Family.V4,)
+
+
+def desired_state(
+    families: Sequence[Family], blocklist: Blocklist, allowlist: Allowlist
+) -> dict[Family, DesiredFamily]:
+    """What is to lie in the kernel when this list is committed."""
+    return {
+        family: DesiredFamily(
+            singles=len(blocklist.of(family)) - len(blocklist.of(family).ranges),
+            ranges=len(blocklist.of(family).ranges),
+            allow=allowlist.prefixes(family),
+        )
+        for family in families
+    }
+
+
+class Kernel:
+    """All that is done to the kernel. `committed` and the allowlist are remembered only once they lie there."""
+
+    def __init__(self, families: Sequence[Family] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.families = tuple(families or usable_families())
+        self._sets = Sets()
+        self._chains = Chains()
+        self._clock = clock
+        self._renewed_at: float | None = None
+
+    def close(self) -> None:
+        """Let go of the sockets; nothing in the kernel changes."""
+        self._sets.close()
+
+    def observe(self) -> dict[Family, ObservedFamily]:
+        """What of ours lies in the kernel now."""
+        observed = {}
+        for family in self.families:
+            names = set_names(family)
+            headers = {name: self._sets.header(name) for name in names.all()}
+            sets = {name: header.entries for name, header in headers.items() if header is not None}
+            allow = frozenset(
+                Prefix(int.from_bytes(entry.address, "big"), entry.length)
+                for entry in self._sets.entries(names.allow, family)
+            )
+            rules, jumps = self._chains.read(family)
+            observed[family] = ObservedFamily(sets, allow, rules, jumps)
+        return observed
+
+    def settle(self, blocklist: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
+        """Make the kernel hold this verified list, without a trial and without a gap; says what had to be done."""
+        operations = diff(desired_state(self.families, blocklist, allowlist), self.observe())
+        for operation in operations:
+            self._execute(operation, blocklist)
+        return operations
+
+    def discard_leftovers(self) -> None:
+        """End whatever a process that died was in the middle of; the committed list is not touched."""
+        present = set(self._sets.names())
+        wanted = {name for family in self.families for name in set_names(family).all()}
+        for family in self.families:
+            names = set_names(family)
+            if names.trial in present:
+                self._sets.flush(names.trial)
+        for name in sorted(present - wanted):
+            self._sets.destroy(name)
+        for family in self.families:
+            names = set_names(family)
+            for name, kind in ((names.new_singles, _SINGLES), (names.new_ranges, _RANGES)):
+                header = self._sets.header(name)
+                if header is not None and header.entries:
+                    self._empty(family, name, kind)
+
+    def holds(self, blocklist: Blocklist) -> bool:
+        """Whether the committed sets hold this list: by their counts and a sample of their entries."""
+        for family in self.families:
+            names, networks = set_names(family), blocklist.of(family)
+            for name, part in ((names.singles, _only_singles(networks)), (names.ranges, _only_ranges(networks))):
+                if self._disagreement(name, part):
+                    return False
+        return True
+
+    def allow(self, allowlist: Allowlist) -> None:
+        """Make the allow sets hold this allowlist: what is new is added first, then what is gone is taken out."""
+        for family in self.families:
+            self._fill_allow(family, allowlist.prefixes(family))
+
+    def stage(self, blocklist: Blocklist) -> None:
+        """Load a candidate beside the committed list and read it back. No packet meets it yet."""
+        for family in self.families:
+            names, networks = set_names(family), blocklist.of(family)
+            self._load(names.new_singles, _SINGLES, _only_singles(networks))
+            self._load(names.new_ranges, _RANGES, _only_ranges(networks))
+
+    def begin_trial(self) -> None:
+        """Have the candidate block too, for as long as `renew_trial` is called in time."""
+        self._renewed_at = self._clock()
+        self._arm()
+
+    def renew_trial(self) -> None:
+        """Prolong the trial.
+
+        Raises:
+            KernelError: the trial had lapsed in between, so that what was tested meanwhile proves nothing.
+        """
+        self._check_trial()
+        self._renewed_at = self._clock()
+        self._arm()
+
+    def commit(self) -> None:
+        """Put the candidate in the committed list's place.
+
+        All swaps happen while the trial still covers both lists, so that there is no moment with neither.
+        """
+        self.renew_trial()
+        for family in self.families:
+            names = set_names(family)
+            self._sets.swap(names.singles, names.new_singles)
+            self._sets.swap(names.ranges, names.new_ranges)
+        self._end_trial()
+
+    def rollback(self) -> None:
+        """End the trial and drop the candidate."""
+        self._end_trial()
+
+    def remove(self) -> None:
+        """Take away everything of ours. Each step is tried whatever became of the others; what failed is raised at
+        the end, together."""
+        failures: list[str] = []
+
+        def attempt(action: Callable[[], None]) -> None:
+            try:
+                action()
+            except KernelError as error:
+                failures.append(str(error))
+
+        for family in self.families:
+            attempt(lambda family=family: self._chains.remove(family))  # type: ignore[misc]
+        try:
+            names = self._sets.names()
+        except KernelError as error:
+            names = []
+            failures.append(str(error))
+        for name in names:
+            attempt(lambda name=name: self._sets.destroy(name))  # type: ignore[misc]
+        if failures:
+            raise KernelError("not everything could be removed: " + "; ".join(failures))
+
+    def dropped(self) -> tuple[int, int]:
+        """Packets and bytes dropped by our chains since they were written."""
+        totals = [self._chains.counters(family) for family in self.families]
+        return sum(packets for packets, _ in totals), sum(octets for _, octets in totals)
+
+    def entry_packets(self, family: Family, prefix: Prefix) -> int:
+        """How many packets this entry of the committed list matched since the list was loaded."""
+        names = set_names(family)
+        name = names.singles if prefix.length == family.bits else names.ranges
+        return self._sets.packets(name, family, prefix)
+
+    def blocks(self, family: Family, address: int) -> bool:
+        """Whether a packet from this address is dropped now: the chain is in its place, a committed set matches,
+        and the allow set does not."""
+        packed = address.to_bytes(family.size, "big")
+        names = set_names(family)
+        present = set(self._sets.names())
+        rules, jumps = self._chains.read(family)
+        return (
+            bool(rules and jumps)
+            and present.issuperset(names.all())
+            and any(self._sets.contains(name, family, packed) for name in (names.singles, names.ranges))
+            and not self._sets.contains(names.allow, family, packed)
+        )
+
+    def _execute(self, operation: Operation, blocklist: Blocklist) -> None:
+        match operation:
+            case CreateSets(family, missing):
+                for name in missing:
+                    kind, entries = _kind_of(family, name)
+                    self._sets.create(name, kind, family, entries)
+            case FillAllow(family, prefixes):
+                self._fill_allow(family, prefixes)
+            case FillCommitted(family):
+                names, networks = set_names(family), blocklist.of(family)
+                self._load(names.singles, _SINGLES, _only_singles(networks))
+                self._load(names.ranges, _RANGES, _only_ranges(networks))
+            case WriteChain(family, rules):
+                self._chains.write(family, rules)
+            case PlaceJump(family):
+                self._chains.place_jump(family)
+
+    def _fill_allow(self, family: Family, wanted: frozenset[Prefix]) -> None:
+        name = set_names(family).allow
+        held = {
+            Prefix(int.from_bytes(entry.address, "big"), entry.length) for entry in self._sets.entries(name, family)
+        }
+        self._sets.add(name, family, ranges=sorted(wanted - held))
+        self._sets.delete(name, family, sorted(held - wanted))
+
+    def _load(self, name: str, kind: SetKind, networks: Networks) -> None:
+        """Fill a fresh set, read it back, and swap it in under this name."""
+        fresh = self._fresh(name, kind, networks.family, len(networks))
+        try:
+            self._sets.add(fresh, networks.family, networks.packed_singles(), networks.ranges)
+            disagreement = self._disagreement(fresh, networks)
+            if disagreement:
+                raise KernelError(f"set {name} was loaded but {disagreement}; it is discarded")
+            self._sets.swap(fresh, name)
+        finally:
+            self._sets.destroy(fresh)
+
+    def _empty(self, family: Family, name: str, kind: SetKind) -> None:
+        # Not a flush: that would keep the memory of the big table.
+        self._load(name, kind, Networks(family))
+
+    def _fresh(self, name: str, kind: SetKind, family: Family, entries: int) -> str:
+        fresh = loading(name)
+        if self._sets.header(fresh) is not None:
+            self._sets.destroy(fresh)
+        self._sets.create(fresh, kind, family, entries)
+        return fresh
+
+    def _disagreement(self, name: str, networks: Networks) -> str:
+        """How a set differs from what it is to hold, by its count and a sample; empty where it does not."""
+        header = self._sets.header(name)
+        if header is None:
+            return "is not there"
+        if header.entries != len(networks):
+            return f"holds {header.entries} entries instead of {len(networks)}"
+        size, blob = networks.family.size, networks.singles
+        step = max(1, len(blob) // size // _SAMPLE) * size
+        sample = [blob[at : at + size] for at in range(0, len(blob), step)]
+        ranges = networks.ranges[:: max(1, len(networks.ranges) // _SAMPLE)]
+        sample += [prefix.first.to_bytes(size, "big") for prefix in ranges]
+        for address in sample:
+            if not self._sets.contains(name, networks.family, address):
+                return f"lacks {address.hex()}"
+        return ""
+
+    def _arm(self) -> None:
+        # A set of ranges can't hold the whole address space as one entry; its two halves are the same.
+        for family in self.families:
+            halves = (Prefix(0, 1), Prefix(1 << (family.bits - 1), 1))
+            self._sets.add(set_names(family).trial, family, ranges=halves, timeout=TRIAL_SECONDS)
+
+    def _check_trial(self) -> None:
+        if self._renewed_at is None or self._clock() - self._renewed_at >= TRIAL_SECONDS:
+            raise KernelError(
+                f"the trial lapsed: it was not renewed for {TRIAL_SECONDS} s, as happens on a host that was stopped "
+                "or is overloaded. The list before it stays in force"
+            )
+
+    def _end_trial(self) -> None:
+        self._renewed_at = None
+        for family in self.families:
+            self._sets.flush(set_names(family).trial)
+        for family in self.families:
+            names = set_names(family)
+            self._empty(family, names.new_singles, _SINGLES)
+            self._empty(family, names.new_ranges, _RANGES)
+
+
+def _only_singles(networks: Networks) -> Networks:
+    return Networks(networks.family, networks.singles)
+
+
+def _only_ranges(networks: Networks) -> Networks:
+    return Networks(networks.family, ranges=networks.ranges)
+
+
+def _kind_of(family: Family, name: str) -> tuple[SetKind, int]:
+    """What kind of set this name stands for, and the entries to make room for."""
+    names = set_names(family)
+    return {
+        names.singles: (_SINGLES, 0),
+        names.new_singles: (_SINGLES, 0),
+        names.ranges: (_RANGES, 0),
+        names.new_ranges: (_RANGES, 0),
+        names.allow: (_ALLOW, _ALLOW_ENTRIES),
+        names.trial: (_TRIAL, 2),
+        names.hits: (_HITS, _HITS_ENTRIES),
+    }[name]

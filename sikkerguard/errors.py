@@ -1,0 +1,40 @@
+"""One tree of errors. Each message is a sentence: what happened, what stays protected, what to do."""
+
+from __future__ import annotations
+
+
+class SikkerGuardError(Exception):
+    """The root: whatever the command line turns into a message and an exit code."""
+
+
+class ConfigError(SikkerGuardError):
+    """The configuration can't be used; `complaints` has one sentence for each fault, naming its variable."""
+
+    def __init__(self, complaints: list[str]) -> None:
+        super().__init__("\n".join(complaints))
+        self.complaints = complaints
+
+
+class FetchError(SikkerGuardError):
+    """The list could not be had.
+
+    `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the
+    server asked for, where it did.
+    """
+
+    def __init__(self, message: str, *, retryable: bool, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class ListError(SikkerGuardError):
+    """What was fetched, or found in the cache, may not be put into force."""
+
+
+class KernelError(SikkerGuardError):
+    """The kernel refused, or holds something else than what it was told."""
+
+
+class SelfTestError(SikkerGuardError):
+    """The host lost a connection that it had before the trial."""
