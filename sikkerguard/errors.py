@@ -18,14 +18,15 @@ class ConfigError(SikkerGuardError):
 class FetchError(SikkerGuardError):
     """The list could not be had.
 
-    `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the
-    server asked for, where it did.
+    `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the server
+    asked for, where it did; `quota` is True where the day's quota is used up.
     """
 
-    def __init__(self, message: str, *, retryable: bool, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retryable: bool, retry_after: float | None = None, quota: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
+        self.quota = quota
 
 
 class ListError(SikkerGuardError):

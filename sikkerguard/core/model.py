@@ -211,14 +211,24 @@ class VerifiedList:
     """A list that passed a trial, as the cache keeps it.
 
     `sources` are before the allowlist is cut out, so that a changed allowlist can be applied to them anew;
-    `verified_at` is in Unix seconds; `fingerprint` names the query and the custom list that it came from, and
-    `size` is the number of entries that were blocked.
+    `verified_at` is in Unix seconds; `fingerprint` names the query and the custom list that it came from; `size` is
+    the number of entries that were blocked, and `terminated` says whether the API's list ended with a newline.
     """
 
     sources: tuple[ListedSource, ...]
     verified_at: float
     fingerprint: str
     size: int
+    terminated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A default gateway, and the index of the interface behind which it is."""
+
+    family: Family
+    address: str
+    interface: int
 
 
 class Outcome(Enum):
@@ -231,8 +241,57 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One self-test's finding: the test's `name` (`gateway`, `DNS`, `API`), its outcome, and a few words on it."""
+    """One self-test's finding: the test's `name`, its outcome, and a few words that go on from the name."""
 
     name: str
     outcome: Outcome
     detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What the kernel counted for one source, protocol and port: `port` is the one that was aimed at; for ICMP it is
+    the type times 256 plus the code, and 0 where the protocol has none."""
+
+    family: Family
+    address: bytes
+    protocol: int
+    port: int
+    packets: int
+    octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How the last pull went: when it ended (Unix seconds), and the sentence that says why it failed, or empty."""
+
+    at: float
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the outside may know of the service; replaced as a whole, never changed. Times are Unix seconds, but
+    `settled_at`, which is on the monotonic clock: when the kernel was last seen to hold what it should."""
+
+    started_at: float
+    dry_run: bool
+    blocked_v4: int = 0
+    blocked_v6: int = 0
+    verified_at: float | None = None
+    protecting: bool = False
+    last_pull: Attempt | None = None
+    next_pull_at: float | None = None
+    pulls: int = 0
+    quota_remaining: int | None = None
+    allowlist: str = ""
+    settled_at: float | None = None
+    trouble: str = ""
+    repairs: int = 0
+    last_repair: str = ""
+    dropped_packets: int = 0
+    dropped_bytes: int = 0
+    on_trial: bool = False

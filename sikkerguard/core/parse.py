@@ -35,13 +35,14 @@ _NOT_PLAIN = re.compile(rb"[^\n\t -~]")
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a list said: its canonical content, the number of entries read (duplicates included), and the lines
-    that were rejected, counted by reason, the first few of them as samples."""
+    """What a list said: its canonical content, the number of entries read (duplicates included), the lines that were
+    rejected, counted by reason, the first few of them as samples, and whether the last line ended with a newline."""
 
     content: Blocklist
     lines: int
     rejected: Mapping[str, int]
     samples: tuple[str, ...]
+    terminated: bool
 
 
 @dataclass(slots=True)
@@ -98,11 +99,11 @@ class _Collector:
     def entries(self) -> int:
         return len(self.v4) + len(self.v6) + len(self.v4_ranges) + len(self.v6_ranges)
 
-    def parsed(self) -> Parsed:
+    def parsed(self, terminated: bool) -> Parsed:
         content = Blocklist(
             canonical(Family.V4, self.v4, self.v4_ranges), canonical(Family.V6, self.v6, self.v6_ranges)
         )
-        return Parsed(content, self.entries(), dict(self.rejected), tuple(self.samples))
+        return Parsed(content, self.entries(), dict(self.rejected), tuple(self.samples), terminated)
 
 
 class ApiParser:
@@ -159,7 +160,7 @@ class ApiParser:
                 "the answer has no address in it; an empty list is an error of the API, never the news that there "
                 "are no attackers"
             )
-        return collector.parsed()
+        return collector.parsed(terminated=not self._tail)
 
 
 def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
@@ -176,7 +177,7 @@ def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
         reason = collector.add_line(line.partition(";")[0].strip())
         if reason:
             skipped.append(f"{name}, line {number}: {line.strip()[:60]!r} is skipped: {reason}")
-    return collector.parsed(), tuple(skipped)
+    return collector.parsed(terminated=True), tuple(skipped)
 
 
 def merge_content(contents: Iterable[Blocklist]) -> Blocklist:

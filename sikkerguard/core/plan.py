@@ -12,7 +12,9 @@ from sikkerguard.core.model import Family, Prefix, to_text
 from sikkerguard.core.names import CHAIN, HOOK, LOG_PREFIX, TABLE, set_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from sikkerguard.core.model import Allowlist, Blocklist
 
 # The LOG rule's limit for one source and destination port. One line a second says all that a person wants to know;
 # without a limit a dropped packet costs eleven times as much, so that being blocked would be a weapon.
@@ -125,6 +127,20 @@ class DesiredFamily:
     singles: int
     ranges: int
     allow: frozenset[Prefix]
+
+
+def desired_state(
+    families: Sequence[Family], blocklist: Blocklist, allowlist: Allowlist
+) -> dict[Family, DesiredFamily]:
+    """What is to lie in the kernel when this list is committed."""
+    return {
+        family: DesiredFamily(
+            singles=len(blocklist.of(family)) - len(blocklist.of(family).ranges),
+            ranges=len(blocklist.of(family).ranges),
+            allow=allowlist.prefixes(family),
+        )
+        for family in families
+    }
 
 
 @dataclass(frozen=True, slots=True)

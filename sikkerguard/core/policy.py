@@ -20,10 +20,11 @@ from sikkerguard.core.ranges import cut
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
 # Fewer entries than this share of the last verified list are held back until a second pull says the same.
 SMALLEST_SHARE = 0.1
+_SHRUNK, _CUT_OFF = "shrunk", "cut off"
 
 # What no packet from outside may honestly bear as its source, by the IANA special-purpose registries for IPv4 and
 # IPv6 (RFC 6890 and its updates), or what only ever is a neighbour. The documentation ranges are not among them:
@@ -110,52 +111,78 @@ def admit(listed: Blocklist, allowlist: Allowlist) -> Admission:
     )
 
 
-def describe_removed(removed: Iterable[tuple[str, int]]) -> str:
+def describe_removed(removed: Mapping[str, int]) -> str:
     """`3 private, 1 allowlisted`, the most frequent reason first; empty where nothing was removed."""
-    ordered = sorted(removed, key=lambda item: (-item[1], item[0]))
+    ordered = sorted(removed.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {reason}" for reason, count in ordered)
+
+
+class HeldBackError(ListError):
+    """The list looks wrong, but might be right: the same `sign`, shown by the next pull too, will be believed."""
+
+    def __init__(self, message: str, sign: str) -> None:
+        super().__init__(message)
+        self.sign = sign
+
+
+def allowed_though_listed(listed: Blocklist, allowlist: Allowlist) -> tuple[str, ...]:
+    """A sentence for each of this host's own connections that the list would have cut."""
+    always = {(family, prefix) for family, prefix in map(parse_prefix, (text for _, text in ALWAYS_ALLOWED))}
+    return tuple(
+        f"{entry} is on the list and stays allowed."
+        for entry in allowlist.entries
+        if (entry.family, entry.prefix) not in always
+        and listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a new list is measured against: the `size` in entries of the last verified one, and the `fingerprint`
-    of the query and custom list that it came from; `shrunk` is True where the last pull was held back for being
-    too small."""
+    """What a new list is measured against: of the last verified one its `size` in entries, the `fingerprint` of the
+    query and custom list that it came from, and whether it was `terminated` by a newline; `held_back` is the sign
+    for which the last pull was held back, or empty."""
 
     size: int
     fingerprint: str
-    shrunk: bool = False
+    terminated: bool
+    held_back: str = ""
 
 
-def guard_size(
-    admitted: int, fingerprint: str, baseline: Baseline | None, *, max_growth: float, accept: bool
+def guard(
+    size: int, fingerprint: str, terminated: bool, baseline: Baseline | None, *, max_growth: float, accept: bool
 ) -> None:
-    """Refuse an empty list, and one that grew or shrank beyond belief (sizes in entries).
+    """Refuse a list that is empty, or that changed beyond belief against the last verified one (sizes in entries).
 
-    `accept` waives growth and shrinking once, never emptiness. The first list, and the first after the query or
-    the custom list was changed, can't be compared with anything.
+    A list that ends in the middle of a line where the last one ended with a newline was cut off, though the answer's
+    stated length agreed with what came: half an address may be another address.
+
+    `accept` waives all but emptiness once. The first list, and the first after the query or the custom list was
+    changed, can't be compared with anything.
 
     Raises:
-        ListError: the list is refused; the message says by how much and what to do. `ShrunkError` if the same
-            answer, given again by the next pull, will be believed.
+        ListError: the list is refused; the message says why and what to do. `HeldBackError` if the same, said again
+            by the next pull, will be believed.
     """
-    if not admitted:
+    if not size:
         raise ListError(
             "nothing is left of the list once private, reserved and allowlisted addresses are cut out of it"
         )
     if accept or baseline is None or not baseline.size or baseline.fingerprint != fingerprint:
         return
-    if admitted > baseline.size * max_growth:
+    if size > baseline.size * max_growth:
         raise ListError(
-            f"the list grew from {baseline.size} to {admitted} entries, more than {max_growth:g} times; if that is "
-            "right, take it once with 'sikkerguard pull --accept' or raise SIKKER_MAX_GROWTH"
+            f"the list grew from {baseline.size} to {size} entries, more than {max_growth:g} times; if that is right, "
+            "take it once with 'sikkerguard pull --accept' or raise SIKKER_MAX_GROWTH"
         )
-    if admitted < baseline.size * SMALLEST_SHARE and not baseline.shrunk:
-        raise ShrunkError(
-            f"the list shrank from {baseline.size} to {admitted} entries, to less than a tenth; it is taken if the "
-            "next pull says the same, or now with 'sikkerguard pull --accept'"
+    if size < baseline.size * SMALLEST_SHARE and baseline.held_back != _SHRUNK:
+        raise HeldBackError(
+            f"the list shrank from {baseline.size} to {size} entries, to less than a tenth; it is taken if the next "
+            "pull says the same, or now with 'sikkerguard pull --accept'",
+            _SHRUNK,
         )
-
-
-class ShrunkError(ListError):
-    """The list is suspiciously small; the next one in a row that is as small will be taken."""
+    if baseline.terminated and not terminated and baseline.held_back != _CUT_OFF:
+        raise HeldBackError(
+            "the list ends in the middle of a line, as one that was cut off does; it is taken if the next pull ends "
+            "so too, or now with 'sikkerguard pull --accept'",
+            _CUT_OFF,
+        )

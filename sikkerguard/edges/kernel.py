@@ -11,19 +11,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Blocklist, Family, Networks, Prefix
+from sikkerguard.core.model import Blocklist, Family, Hits, Networks, Prefix
 from sikkerguard.core.names import loading, set_names
 from sikkerguard.core.plan import (
     CreateSets,
-    DesiredFamily,
     FillAllow,
     FillCommitted,
     ObservedFamily,
     Operation,
     PlaceJump,
     WriteChain,
+    desired_state,
     diff,
 )
+from sikkerguard.core.ranges import canonical
 from sikkerguard.edges.chains import Chains
 from sikkerguard.edges.ipset import SetKind, Sets
 from sikkerguard.errors import KernelError
@@ -55,22 +56,8 @@ def usable_families() -> tuple[Family, ...]:
     return tuple(Family) if Path("/proc/net/if_inet6").exists() else (Family.V4,)
 
 
-def desired_state(
-    families: Sequence[Family], blocklist: Blocklist, allowlist: Allowlist
-) -> dict[Family, DesiredFamily]:
-    """What is to lie in the kernel when this list is committed."""
-    return {
-        family: DesiredFamily(
-            singles=len(blocklist.of(family)) - len(blocklist.of(family).ranges),
-            ranges=len(blocklist.of(family).ranges),
-            allow=allowlist.prefixes(family),
-        )
-        for family in families
-    }
-
-
 class Kernel:
-    """All that is done to the kernel. `committed` and the allowlist are remembered only once they lie there."""
+    """All that is done to the kernel. What it believes to be committed, it believes only once that lies there."""
 
     def __init__(self, families: Sequence[Family] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.families = tuple(families or usable_families())
@@ -78,6 +65,8 @@ class Kernel:
         self._chains = Chains()
         self._clock = clock
         self._renewed_at: float | None = None
+        self._committed = Blocklist()
+        self._candidate = Blocklist()
 
     def close(self) -> None:
         """Let go of the sockets; nothing in the kernel changes."""
@@ -98,15 +87,40 @@ class Kernel:
             observed[family] = ObservedFamily(sets, allow, rules, jumps)
         return observed
 
-    def settle(self, blocklist: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
-        """Make the kernel hold this verified list, without a trial and without a gap; says what had to be done."""
-        operations = diff(desired_state(self.families, blocklist, allowlist), self.observe())
+    def adopt(self, verified: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
+        """Begin with a list that passed its trial earlier: end whatever a process that died was in the middle of,
+        and make the kernel hold the list, without a gap where it blocks already. Says what had to be done."""
+        self._discard_leftovers()
+        if not self._holds(verified):
+            for family in self.families:
+                if self._sets.header(set_names(family).singles) is not None:
+                    self._fill_committed(family, verified)
+        self._committed = verified
+        return self.settle(allowlist)
+
+    def settle(self, allowlist: Allowlist) -> tuple[Operation, ...]:
+        """Make the kernel hold the committed list and this allowlist, whatever someone else did to it. Says what had
+        to be done."""
+        desired = desired_state(self.families, self._committed, allowlist)
+        operations = diff(desired, self.observe())
         for operation in operations:
-            self._execute(operation, blocklist)
+            self._execute(operation)
         return operations
 
-    def discard_leftovers(self) -> None:
-        """End whatever a process that died was in the middle of; the committed list is not touched."""
+    def read_committed(self) -> Blocklist:
+        """The list that the kernel blocks by now, whoever put it there; empty where there is none."""
+        networks = {family: Networks(family) for family in Family}
+        for family in self.families:
+            names = set_names(family)
+            singles = (entry.address for entry in self._sets.entries(names.singles, family))
+            ranges = (
+                Prefix(int.from_bytes(entry.address, "big"), entry.length)
+                for entry in self._sets.entries(names.ranges, family)
+            )
+            networks[family] = canonical(family, singles, ranges)
+        return Blocklist(networks[Family.V4], networks[Family.V6])
+
+    def _discard_leftovers(self) -> None:
         present = set(self._sets.names())
         wanted = {name for family in self.families for name in set_names(family).all()}
         for family in self.families:
@@ -122,7 +136,7 @@ class Kernel:
                 if header is not None and header.entries:
                     self._empty(family, name, kind)
 
-    def holds(self, blocklist: Blocklist) -> bool:
+    def _holds(self, blocklist: Blocklist) -> bool:
         """Whether the committed sets hold this list: by their counts and a sample of their entries."""
         for family in self.families:
             names, networks = set_names(family), blocklist.of(family)
@@ -138,6 +152,7 @@ class Kernel:
 
     def stage(self, blocklist: Blocklist) -> None:
         """Load a candidate beside the committed list and read it back. No packet meets it yet."""
+        self._candidate = blocklist
         for family in self.families:
             names, networks = set_names(family), blocklist.of(family)
             self._load(names.new_singles, _SINGLES, _only_singles(networks))
@@ -165,9 +180,18 @@ class Kernel:
         """
         self.renew_trial()
         for family in self.families:
+            names, networks = set_names(family), self._candidate.of(family)
+            for name, part in (
+                (names.new_singles, _only_singles(networks)),
+                (names.new_ranges, _only_ranges(networks)),
+            ):
+                if disagreement := self._disagreement(name, part):
+                    raise KernelError(f"another program changed the set {name} during the trial: it {disagreement}")
+        for family in self.families:
             names = set_names(family)
             self._sets.swap(names.singles, names.new_singles)
             self._sets.swap(names.ranges, names.new_ranges)
+        self._committed = self._candidate
         self._end_trial()
 
     def rollback(self) -> None:
@@ -202,11 +226,25 @@ class Kernel:
         totals = [self._chains.counters(family) for family in self.families]
         return sum(packets for packets, _ in totals), sum(octets for _, octets in totals)
 
-    def entry_packets(self, family: Family, prefix: Prefix) -> int:
-        """How many packets this entry of the committed list matched since the list was loaded."""
+    def hits(self) -> list[Hits]:
+        """The kernel's counts for each source, protocol and port that was dropped within the last hour."""
+        return [
+            Hits(family, entry.address, entry.protocol, entry.port, entry.packets, entry.bytes)
+            for family in self.families
+            for entry in self._sets.entries(set_names(family).hits, family)
+        ]
+
+    def packets_from(self, family: Family, address: int) -> int:
+        """How many packets the entry that blocks this address matched since its list was loaded."""
         names = set_names(family)
-        name = names.singles if prefix.length == family.bits else names.ranges
-        return self._sets.packets(name, family, prefix)
+        single = Prefix(address, family.bits)
+        if self._sets.contains(names.singles, family, address.to_bytes(family.size, "big")):
+            return self._sets.packets(names.singles, family, single)
+        for entry in self._sets.entries(names.ranges, family):
+            prefix = Prefix(int.from_bytes(entry.address, "big"), entry.length)
+            if prefix.first <= address <= prefix.last(family):
+                return entry.packets
+        return 0
 
     def blocks(self, family: Family, address: int) -> bool:
         """Whether a packet from this address is dropped now: the chain is in its place, a committed set matches,
@@ -222,7 +260,7 @@ class Kernel:
             and not self._sets.contains(names.allow, family, packed)
         )
 
-    def _execute(self, operation: Operation, blocklist: Blocklist) -> None:
+    def _execute(self, operation: Operation) -> None:
         match operation:
             case CreateSets(family, missing):
                 for name in missing:
@@ -231,13 +269,16 @@ class Kernel:
             case FillAllow(family, prefixes):
                 self._fill_allow(family, prefixes)
             case FillCommitted(family):
-                names, networks = set_names(family), blocklist.of(family)
-                self._load(names.singles, _SINGLES, _only_singles(networks))
-                self._load(names.ranges, _RANGES, _only_ranges(networks))
+                self._fill_committed(family, self._committed)
             case WriteChain(family, rules):
                 self._chains.write(family, rules)
             case PlaceJump(family):
                 self._chains.place_jump(family)
+
+    def _fill_committed(self, family: Family, blocklist: Blocklist) -> None:
+        names, networks = set_names(family), blocklist.of(family)
+        self._load(names.singles, _SINGLES, _only_singles(networks))
+        self._load(names.ranges, _RANGES, _only_ranges(networks))
 
     def _fill_allow(self, family: Family, wanted: frozenset[Prefix]) -> None:
         name = set_names(family).allow
@@ -302,6 +343,7 @@ class Kernel:
 
     def _end_trial(self) -> None:
         self._renewed_at = None
+        self._candidate = Blocklist()
         for family in self.families:
             self._sets.flush(set_names(family).trial)
         for family in self.families:

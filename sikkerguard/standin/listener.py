@@ -78,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._read(length, keep=True), None
         if length > _DRAINED_BYTES:
             self.close_connection = True
-        self._read(min(length, _DRAINED_BYTES), keep=False)
+        else:
+            self._read(length, keep=False)
         return b"", error_answer(413, f"The body is larger than {limit} bytes")
 
     def _read(self, length: int, *, keep: bool) -> bytes:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 DEMO_KEY = "sk_free_demo"
 
 _CONTROL_BYTES = 64 << 20
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.01
+"""How long `stop` may have to wait for the accepting thread, which wakes as often."""
 
 
 class Standin:
@@ -79,9 +80,7 @@ class Standin:
                     f"The stand-in can't listen on {self._address} port {self._port}: {reason}."
                 ) from error
             self._port = listener.server_address[1]
-            thread = threading.Thread(
-                target=listener.serve_forever, args=(_POLL_SECONDS,), name="standin", daemon=True
-            )
+            thread = threading.Thread(target=listener.serve_forever, args=(_POLL_SECONDS,), name="standin", daemon=True)
             thread.start()
             self._running = listener, thread
 

@@ -164,8 +164,6 @@ def _bomb(wire: Wire, fault: GzipBomb) -> None:
         piece = packer.compress(_BLOCK[: fault.unpacked - start])
         if piece:
             wire.chunk(piece)
-        if wire.stopping.is_set():
-            return
     wire.chunk(packer.flush())
     wire.chunk(b"")
 
@@ -173,6 +171,4 @@ def _bomb(wire: Wire, fault: GzipBomb) -> None:
 def _endless(wire: Wire, fault: Endless) -> None:
     wire.head(200, (("Content-Type", fault.content_type), _CHUNKED))
     for start in range(0, fault.cap, len(_BLOCK)):
-        if wire.stopping.is_set():
-            return
         wire.chunk(_BLOCK[: fault.cap - start])

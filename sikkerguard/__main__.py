@@ -1,0 +1,32 @@
+"""Where the process begins and its exit code is decided: 0 fine, 1 failed, 2 wrong use or configuration."""
+
+from __future__ import annotations
+
+import sys
+
+from sikkerguard.errors import ConfigError, SikkerGuardError
+
+FAILED, WRONG_USE = 1, 2
+
+
+def main() -> int:
+    """Run the command line's command. The answer is the exit code; every error is a sentence on standard error."""
+    from sikkerguard import cli
+
+    try:
+        return cli.run(sys.argv[1:])
+    except ConfigError as error:
+        for complaint in error.complaints:
+            print(f"sikkerguard: {complaint}", file=sys.stderr)
+        return WRONG_USE
+    except SikkerGuardError as error:
+        print(f"sikkerguard: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; it wants no more words on any stream.
+        sys.stderr.close()
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

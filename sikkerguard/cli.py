@@ -1,0 +1,144 @@
+"""The words of the command line, and which edges each command is wired to. Commands import what they need when they
+run, so that `--help` and `config` touch nothing, and a start blocks before it has read all of the library."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sikkerguard import config as configuration
+from sikkerguard.errors import ConfigError
+from sikkerguard.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sikkerguard.config import Config
+
+_BLOCKED = 3
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command; the answer is the exit code.
+
+    Raises:
+        SikkerGuardError: whatever kept the command from its end.
+    """
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sikkerguard",
+        description="Keeps known attackers out, and never locks you out.",
+        epilog="Settings are read from SIKKER_* variables and from /etc/sikkerguard/sikkerguard.env.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from this file")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, action: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=words)
+        added.set_defaults(command=action)
+        return added
+
+    add("run", _run, "protect this host until stopped")
+    status = add("status", _status, "show what the running service does")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    check = add("check", _check, "say whether an address is blocked, and why (exit code 3 if it is)")
+    check.add_argument("address")
+    check.add_argument("--json", action="store_true", help="as JSON")
+    pull = add("pull", _pull, "have the running service pull the list now")
+    pull.add_argument("--accept", action="store_true", help="take the list once, however much it grew or shrank")
+    add("health", _health, "exit with 0 if the running service is healthy")
+    add("config", _config, "print the settings in force, the key masked")
+    add("cleanup", _cleanup, "remove everything of SikkerGuard from the kernel")
+    demo = add("demo", _demo, "start a stand-in for SikkerAPI, for trying things out")
+    from sikkerguard.standin import command as standin
+
+    standin.add_arguments(demo)
+    add("version", _version, "print the version")
+    return parser
+
+
+def _settings(options: argparse.Namespace, *, need_key: bool) -> Config:
+    return configuration.load(os.environ, options.config, need_key=need_key)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sikkerguard import running
+
+    def reread() -> Config:
+        return _settings(options, need_key=True)
+
+    return running.run(reread(), reread)
+
+
+def _config(options: argparse.Namespace) -> int:
+    problem: ConfigError | None = None
+    try:
+        settings = _settings(options, need_key=True)
+    except ConfigError as error:
+        # What is in force is worth seeing also where only the key is missing.
+        problem = error
+        try:
+            settings = _settings(options, need_key=False)
+        except ConfigError:
+            raise problem from None
+    for name, value in configuration.in_force(settings):
+        print(f"{name}={value}")
+    if problem is not None:
+        raise problem
+    return 0
+
+
+def _cleanup(options: argparse.Namespace) -> int:
+    from sikkerguard.edges.kernel import Kernel
+
+    kernel = Kernel()
+    try:
+        kernel.remove()
+    finally:
+        kernel.close()
+    print("Nothing of SikkerGuard is left in the kernel.")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from sikkerguard import asking
+
+    return asking.status(_settings(options, need_key=False), as_json=options.json)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from sikkerguard import asking
+
+    return asking.health(_settings(options, need_key=False))
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from sikkerguard import asking
+
+    return asking.pull(_settings(options, need_key=False), accept=options.accept)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from sikkerguard import checking
+
+    found = checking.check(_settings(options, need_key=False), options.address)
+    print(found.as_json() if options.json else found.as_text())
+    return _BLOCKED if found.blocked else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from sikkerguard.standin import command as standin
+
+    return standin.run(options)
+
+
+def _version(options: argparse.Namespace) -> int:
+    print(f"sikkerguard {VERSION}")
+    return 0

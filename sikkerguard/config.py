@@ -1,0 +1,330 @@
+"""Environment and files to one frozen `Config`, or to every complaint at once, each naming its variable."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sikkerguard.core.model import AllowEntry, parse_prefix
+from sikkerguard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+DEFAULT_FILE = Path("/etc/sikkerguard/sikkerguard.env")
+DEFAULT_KEY_FILE = Path("/etc/sikkerguard/api-key")
+# The name under which a systemd credential holds the key (systemd.exec(5), LoadCredential=).
+CREDENTIAL = "sikker_api_key"
+
+_DURATION = re.compile(r"([0-9]+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SHORTEST_INTERVAL = 10.0
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+_LOG_SOURCES = ("auto", "journald", "kmsg")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_PRINTABLE_KEY = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings, checked. Durations are in seconds."""
+
+    api_key: str = field(default="", repr=False)
+    api_url: str = "https://api.sikkerapi.com"
+    score_min: int = 50
+    pull_interval: float = 86400.0
+    report_enabled: bool = True
+    report_interval: float = 1800.0
+    report_spoofable: bool = False
+    whitelist: tuple[AllowEntry, ...] = ()
+    dry_run: bool = False
+    port_map: Mapping[int, str] = field(default_factory=dict)
+    custom_blacklist: Path | None = None
+    max_growth: float = 2.0
+    health_host: str = "127.0.0.1"
+    health_port: int = 8080
+    state_dir: Path = Path("/var/lib/sikkerguard")
+    log_source: str = "auto"
+    log_level: str = "info"
+
+
+# Each variable, the field that it fills, and what it is for. SIKKER_API_KEY_FILE fills the same field as the key.
+VARIABLES = {
+    "SIKKER_API_KEY": "api_key",
+    "SIKKER_API_KEY_FILE": "api_key",
+    "SIKKER_API_URL": "api_url",
+    "SIKKER_SCORE_MIN": "score_min",
+    "SIKKER_PULL_INTERVAL": "pull_interval",
+    "SIKKER_REPORT_ENABLED": "report_enabled",
+    "SIKKER_REPORT_INTERVAL": "report_interval",
+    "SIKKER_REPORT_SPOOFABLE": "report_spoofable",
+    "SIKKER_WHITELIST": "whitelist",
+    "SIKKER_DRY_RUN": "dry_run",
+    "SIKKER_PORT_MAP": "port_map",
+    "SIKKER_CUSTOM_BLACKLIST": "custom_blacklist",
+    "SIKKER_MAX_GROWTH": "max_growth",
+    "SIKKER_HEALTH_ADDRESS": "health_address",
+    "SIKKER_STATE_DIR": "state_dir",
+    "SIKKER_LOG_SOURCE": "log_source",
+    "SIKKER_LOG_LEVEL": "log_level",
+}
+
+
+def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: bool = True) -> Config:
+    """Read the settings: the environment first, then what `file` says of variables that it leaves open.
+
+    `file` is read in the syntax of systemd's EnvironmentFile=; without one, the default file counts if it exists.
+    Variables set to nothing count as not set. `need_key` is False for commands that never speak to the API.
+
+    Raises:
+        ConfigError: with one sentence for each fault.
+    """
+    complaints: list[str] = []
+    settings = _read_file(file, complaints)
+    settings.update({name: value for name, value in environment.items() if name.startswith("SIKKER_")})
+    settings = {name: value.strip() for name, value in settings.items() if value.strip()}
+    for name in sorted(settings.keys() - VARIABLES.keys()):
+        near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)
+        complaints.append(f"{name} is not a variable of SikkerGuard; the nearest is {near[0]}.")
+    values: dict[str, object] = {}
+    for name, reader in _READERS.items():
+        if name in settings:
+            try:
+                values.update(reader(settings[name]))
+            except (ValueError, OSError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                complaints.append(f"{name}: {reason}.")
+    key = _find_key(settings, environment, complaints)
+    if key:
+        values["api_key"] = key
+    elif need_key and not complaints:
+        complaints.append(
+            "SIKKER_API_KEY is not set; put your key there, or into the file that SIKKER_API_KEY_FILE names."
+        )
+    if complaints:
+        raise ConfigError(complaints)
+    return Config(**values)  # type: ignore[arg-type]
+
+
+def in_force(config: Config) -> list[tuple[str, str]]:
+    """Every variable with its value in force, as it would be written; the key is masked."""
+    shown = {f.name: getattr(config, f.name) for f in fields(config)}
+    shown["api_key"] = _masked(config.api_key)
+    shown["health_address"] = f"{_bracketed(config.health_host)}:{config.health_port}"
+    lines = []
+    for variable, name in VARIABLES.items():
+        if variable != "SIKKER_API_KEY_FILE":
+            lines.append((variable, _written(name, shown[name])))
+    return lines
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name.endswith("_interval") and isinstance(value, float):
+        unit = next(unit for unit in "dhms" if not value % _SECONDS[unit])
+        return f"{value / _SECONDS[unit]:.0f}{unit}"
+    if name == "whitelist" and isinstance(value, tuple):
+        return ",".join(str(entry).partition(" ")[0] for entry in value)
+    if name == "port_map" and isinstance(value, dict):
+        return ",".join(f"{port}={service}" for port, service in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
+
+
+def _masked(key: str) -> str:
+    """The tier's prefix, which is no secret and helps to tell keys apart, and nothing else."""
+    if not key:
+        return "(not set)"
+    prefix = re.match(r"sk_[a-z]+_", key)
+    return f"{prefix[0] if prefix else ''}********"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _read_file(file: Path | None, complaints: list[str]) -> dict[str, str]:
+    path = file or DEFAULT_FILE
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if file is not None:
+            complaints.append(f"{path}: there is no such file.")
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        complaints.append(f"{path} can't be read: {error}.")
+        return {}
+    settings: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.strip()
+        if not content or content[0] in "#;":
+            continue
+        name, equals, value = content.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name.startswith("SIKKER_"):
+            complaints.append(f"{path}, line {number}: not of the form SIKKER_...=value.")
+            continue
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        settings[name] = value
+    return settings
+
+
+def _find_key(settings: Mapping[str, str], environment: Mapping[str, str], complaints: list[str]) -> str:
+    if "SIKKER_API_KEY" in settings and "SIKKER_API_KEY_FILE" in settings:
+        complaints.append("SIKKER_API_KEY and SIKKER_API_KEY_FILE are both set; keep one of them.")
+        return ""
+    if "SIKKER_API_KEY" in settings:
+        return _checked_key("SIKKER_API_KEY", settings["SIKKER_API_KEY"], complaints)
+    places = []
+    if "SIKKER_API_KEY_FILE" in settings:
+        places = [Path(settings["SIKKER_API_KEY_FILE"])]
+    else:
+        if "CREDENTIALS_DIRECTORY" in environment:
+            places.append(Path(environment["CREDENTIALS_DIRECTORY"]) / CREDENTIAL)
+        places.append(DEFAULT_KEY_FILE)
+    for path in places:
+        try:
+            return _checked_key(str(path), path.read_text("utf-8").strip(), complaints)
+        except FileNotFoundError:
+            if "SIKKER_API_KEY_FILE" in settings:
+                complaints.append(f"SIKKER_API_KEY_FILE: there is no file {path}.")
+        except (OSError, UnicodeDecodeError) as error:
+            complaints.append(f"SIKKER_API_KEY_FILE: {path} can't be read: {error}.")
+    return ""
+
+
+def _checked_key(name: str, key: str, complaints: list[str]) -> str:
+    # It goes into a header: a space or control character there is at best a mistake of copying. It is not shown.
+    if key and not _PRINTABLE_KEY.fullmatch(key):
+        complaints.append(f"{name}: the key has a space or another character that no key has.")
+        return ""
+    return key
+
+
+def _number(text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit()) or not low <= int(text[:9]) <= high:
+        raise ValueError(f"{text!r} is not a number from {low} to {high}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if not match or len(match[1]) > 8:
+        raise ValueError(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
+    seconds = float(int(match[1]) * _SECONDS[match[2]])
+    if seconds < _SHORTEST_INTERVAL:
+        raise ValueError(f"{text!r} is shorter than {_SHORTEST_INTERVAL:g} seconds")
+    return seconds
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() in _TRUE
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text.lower()
+
+    return read
+
+
+def _growth(text: str) -> float:
+    try:
+        growth = float(text)
+    except ValueError:
+        growth = 0.0
+    if not 1 < growth <= 1000:
+        raise ValueError(f"{text!r} is not a number over 1, such as 2.0")
+    return growth
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ValueError(f"{text!r} is not an address that begins with https://")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("it may name neither a user, nor a query, nor a fragment")
+    if parts.port == 0:
+        raise ValueError("port 0 can't be connected to")
+    return text.rstrip("/")
+
+
+def _whitelist(text: str) -> tuple[AllowEntry, ...]:
+    entries, faults = [], []
+    for item in text.replace(",", " ").split():
+        try:
+            family, prefix = parse_prefix(item)
+            if not prefix.length:
+                raise ValueError("would allow every address there is")
+            entries.append(AllowEntry(family, prefix, "SIKKER_WHITELIST"))
+        except ValueError as error:
+            faults.append(f"{item!r}: {error}")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return tuple(entries)
+
+
+def _port_map(text: str) -> Mapping[int, str]:
+    from sikkerguard.core.ports import parse_port_map  # a table of 390 ports, needed where one is mapped
+
+    return parse_port_map(text)
+
+
+def _custom_blacklist(text: str) -> Path:
+    path = Path(text)
+    with path.open("rb"):
+        return path
+
+
+def _absolute(text: str) -> Path:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path")
+    return Path(text)
+
+
+def _health_address(text: str) -> dict[str, object]:
+    host, colon, port_text = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        local = bool(colon) and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ValueError(f"{text!r} is not a local address and port, such as 127.0.0.1:8080")
+    return {"health_host": host, "health_port": _number(port_text, 1, 65535)}
+
+
+def _field(name: str, read: Callable[[str], object]) -> Callable[[str], dict[str, object]]:
+    return lambda text: {name: read(text)}
+
+
+_READERS: dict[str, Callable[[str], dict[str, object]]] = {
+    "SIKKER_API_URL": _field("api_url", _url),
+    "SIKKER_SCORE_MIN": _field("score_min", lambda text: _number(text, 1, 100)),
+    "SIKKER_PULL_INTERVAL": _field("pull_interval", _duration),
+    "SIKKER_REPORT_ENABLED": _field("report_enabled", _boolean),
+    "SIKKER_REPORT_INTERVAL": _field("report_interval", _duration),
+    "SIKKER_REPORT_SPOOFABLE": _field("report_spoofable", _boolean),
+    "SIKKER_WHITELIST": _field("whitelist", _whitelist),
+    "SIKKER_DRY_RUN": _field("dry_run", _boolean),
+    "SIKKER_PORT_MAP": _field("port_map", _port_map),
+    "SIKKER_CUSTOM_BLACKLIST": _field("custom_blacklist", _custom_blacklist),
+    "SIKKER_MAX_GROWTH": _field("max_growth", _growth),
+    "SIKKER_HEALTH_ADDRESS": _health_address,
+    "SIKKER_STATE_DIR": _field("state_dir", _absolute),
+    "SIKKER_LOG_SOURCE": _field("log_source", _one_of(_LOG_SOURCES)),
+    "SIKKER_LOG_LEVEL": _field("log_level", _one_of(_LOG_LEVELS)),
+}

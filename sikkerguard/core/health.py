@@ -1,0 +1,84 @@
+"""Whether the service is healthy, and what it says of itself."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core.schedule import duration_text
+from sikkerguard.version import VERSION
+
+if TYPE_CHECKING:
+    from sikkerguard.core.model import State
+
+# The kernel is looked at every 5 s; six times that without a good look is no longer a busy host.
+STALLED_SECONDS = 30.0
+# So many pull intervals without a new list, and the list is called old.
+_OLD_INTERVALS = 3
+
+
+def reasons(state: State, now: float, monotonic: float, pull_interval: float) -> tuple[str, ...]:
+    """Why the service is not healthy, a sentence each; empty when it is. Times in seconds, Unix and monotonic."""
+    found = []
+    if not state.protecting:
+        failure = state.last_pull.failure if state.last_pull else ""
+        found.append("No list is in force yet" + (f": {failure}." if failure else "; the first pull is under way."))
+    elif state.verified_at is not None and now - state.verified_at > _OLD_INTERVALS * pull_interval:
+        age = duration_text(now - state.verified_at)
+        failure = state.last_pull.failure if state.last_pull else "no pull has ended yet"
+        found.append(f"The list in force is {age} old: {failure}.")
+    if state.trouble:
+        found.append(state.trouble)
+    if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:
+        found.append(f"The kernel was last seen to be right {duration_text(monotonic - state.settled_at)} ago.")
+    return tuple(found)
+
+
+def status(state: State, now: float, unhealthy: tuple[str, ...]) -> dict[str, Any]:
+    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds."""
+    return {
+        "status": "starting" if not state.protecting and state.last_pull is None else "degraded" if unhealthy else "ok",
+        "version": VERSION,
+        "reasons": list(unhealthy),
+        "dryRun": state.dry_run,
+        "uptime": round(now - state.started_at),
+        "blockedIps": state.blocked_v4 + state.blocked_v6,
+        "blockedV4": state.blocked_v4,
+        "blockedV6": state.blocked_v6,
+        "listVerified": _iso(state.verified_at),
+        "lastPull": _iso(state.last_pull.at if state.last_pull else None),
+        "lastPullError": (state.last_pull.failure or None) if state.last_pull else None,
+        "nextPull": _iso(state.next_pull_at),
+        "pulls": state.pulls,
+        "quotaRemaining": state.quota_remaining,
+        # Nothing is reported yet; the key is there so that readers can rely on it.
+        "lastReport": None,
+        "allowlist": state.allowlist,
+        "onTrial": state.on_trial,
+        "repairs": state.repairs,
+        "lastRepair": state.last_repair or None,
+        "droppedPackets": state.dropped_packets,
+        "droppedBytes": state.dropped_bytes,
+    }
+
+
+def sentence(state: State, now: float) -> str:
+    """The state in one sentence, for `systemctl status`."""
+    if not state.protecting:
+        failure = state.last_pull.failure if state.last_pull else ""
+        return f"No list yet: {failure}" if failure else "Starting: the first pull is under way"
+    parts = [f"Blocking {state.blocked_v4 + state.blocked_v6:,} addresses"]
+    if state.last_pull and state.last_pull.failure:
+        parts.append(f"last pull failed: {state.last_pull.failure}")
+    elif state.verified_at is not None:
+        parts.append(f"list of {duration_text(now - state.verified_at)} ago")
+    if state.next_pull_at is not None:
+        parts.append(f"next pull in {duration_text(state.next_pull_at - now)}")
+    parts.append(f"{state.dropped_packets:,} packets dropped")
+    return "; ".join(parts)
+
+
+def _iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,53 @@
+"""When to do it again. Time and chance are passed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sikkerguard.errors import FetchError, ListError, SikkerGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HOUR = 3600.0
+# Seconds to the first new try, doubled with each further failure, and the longest pause, by what went wrong.
+_UNREACHABLE = (5.0, _HOUR)  # a line that is down comes back at any moment
+_QUOTA_USED_UP = (15 * 60.0, 6 * _HOUR)  # where the server did not say when to come again
+_KEY_REFUSED = (_HOUR, 24 * _HOUR)  # only a person can mend it, and SIGHUP tells us that one did
+_LIST_REFUSED = (15 * 60.0, 6 * _HOUR)  # a new list may be right; asking costs quota
+_OURS = (60.0, _HOUR)  # the kernel refused, or the self-test failed
+_LONGEST_WISH = 26 * _HOUR  # quotas are reset at midnight UTC: no honest Retry-After is longer than a day
+# Shares by which pauses differ, so that a thousand servers don't come at the same second.
+_RETRY_JITTER, _INTERVAL_JITTER = 0.25, 0.05
+
+
+def next_pull(interval: float, chance: Callable[[], float]) -> float:
+    """Seconds until the next pull after one that went well. `chance` gives numbers from 0 to 1."""
+    return interval * (1 + _INTERVAL_JITTER * (2 * chance() - 1))
+
+
+def next_try(error: SikkerGuardError, failures: int, chance: Callable[[], float]) -> float:
+    """Seconds until a pull that failed is tried again; `failures` is how many failed in a row, this one included."""
+    if isinstance(error, FetchError) and error.retry_after is not None:
+        # Never earlier than asked for, and not all at once when the hour has come.
+        wish = min(error.retry_after, _LONGEST_WISH)
+        return max(wish, 1.0) + 60 * chance()
+    first, longest = _pause(error)
+    pause = min(first * 2 ** min(failures - 1, 30), longest)
+    return float(pause * (1 + _RETRY_JITTER * (2 * chance() - 1)))
+
+
+def _pause(error: SikkerGuardError) -> tuple[float, float]:
+    if isinstance(error, FetchError):
+        if not error.retryable:
+            return _KEY_REFUSED
+        return _QUOTA_USED_UP if error.quota else _UNREACHABLE
+    return _LIST_REFUSED if isinstance(error, ListError) else _OURS
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time as people say it: `45s`, `12m`, `22h`, `3d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size or (seconds >= size and unit != "d"):
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"

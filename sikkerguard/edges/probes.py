@@ -1,0 +1,214 @@
+"""The self-test's eyes: does the gateway answer, does DNS resolve, does the API take a connection?
+
+Each probe sends its own packets and waits for the answer to just these: a cache can't answer for a resolver that was
+cut off. What is done about a result is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core.model import Family, Gateway, Outcome, ProbeResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+# Three tries, so that one lost packet on a busy line is not taken for a lock-out.
+_TRIES = 3
+_ANSWER_SECONDS = 1.0
+_CONNECT_SECONDS = 4.0
+
+_ECHO = {Family.V4: (8, 0), Family.V6: (128, 129)}  # request and reply: RFC 792, RFC 4443
+_DNS_PORT = 53
+# Answers that show a working resolver: NOERROR and NXDOMAIN (RFC 1035, section 4.1.1).
+_RESOLVED = (0, 3)
+# linux/neighbour.h: the entry has no address, or the neighbour did not answer when asked.
+_NEIGHBOUR_LOST = 0x01 | 0x20
+_NEIGHBOUR_UNASKED = 0x00 | 0x40
+
+
+class Probes:
+    """Runs every probe at once. The callables say where to look at that moment."""
+
+    def __init__(
+        self,
+        gateways: Callable[[], Iterable[Gateway]],
+        resolvers: Callable[[], Iterable[str]],
+        api_host: str,
+        api_port: int,
+    ) -> None:
+        self._gateways = gateways
+        self._resolvers = resolvers
+        self._api_host = api_host
+        self._api_port = api_port
+
+    async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
+        """The findings, in a fixed order: gateways, resolvers, the API."""
+        gateways = await asyncio.to_thread(lambda: tuple(self._gateways()))
+        checks: list[Awaitable[ProbeResult]] = []
+        for gateway in gateways:
+            checks.append(_ping(gateway))
+        for resolver in self._resolvers():
+            checks.append(_query(resolver, self._api_host))
+        checks.append(_connect(tuple(api_addresses), self._api_port))
+        results = list(await asyncio.gather(*checks))
+        # Asked last: it was the ping that made the kernel look for its neighbour.
+        for gateway in gateways:
+            results.append(await asyncio.to_thread(_neighbour, gateway))
+        return tuple(results)
+
+
+async def _ping(gateway: Gateway) -> ProbeResult:
+    name = f"gateway {gateway.address} by ping"
+    try:
+        connection = _ping_socket(gateway)
+    except OSError as error:
+        return ProbeResult(name, Outcome.ABSENT, f"can't be pinged: {error.strerror}")
+    loop = asyncio.get_running_loop()
+    try:
+        for sequence in range(_TRIES):
+            token = secrets.token_bytes(16)
+            request, reply = _ECHO[gateway.family]
+            try:
+                await loop.sock_sendall(connection, _echo(gateway.family, request, sequence, token))
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    while not _is_reply(gateway.family, await loop.sock_recv(connection, 2048), reply, token):
+                        pass
+            except (TimeoutError, OSError):
+                continue
+            return ProbeResult(name, Outcome.PASSED, "answered")
+    finally:
+        connection.close()
+    return ProbeResult(name, Outcome.FAILED, f"did not answer {_TRIES} pings")
+
+
+def _ping_socket(gateway: Gateway) -> socket.socket:
+    """A socket for pings: the kind that needs no privilege where the host allows it, else a raw one."""
+    protocol = socket.IPPROTO_ICMP if gateway.family is Family.V4 else socket.IPPROTO_ICMPV6
+    try:
+        connection = socket.socket(gateway.family.number, socket.SOCK_DGRAM, protocol)
+    except PermissionError:
+        connection = socket.socket(gateway.family.number, socket.SOCK_RAW, protocol)
+    connection.setblocking(False)
+    try:
+        if gateway.family is Family.V4:
+            connection.connect((gateway.address, 0))
+        else:
+            scope = gateway.interface if gateway.address.startswith("fe80:") else 0
+            connection.connect((gateway.address, 0, 0, scope))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _echo(family: Family, kind: int, sequence: int, token: bytes) -> bytes:
+    """An echo request. The kernel computes ICMPv6's checksum by itself, and ICMP's only on unprivileged sockets."""
+    identifier = os.getpid() & 0xFFFF
+    packet = struct.pack("!BBHHH", kind, 0, 0, identifier, sequence) + token
+    if family is Family.V6:
+        return packet
+    total = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!BBHHH", kind, 0, ~total & 0xFFFF, identifier, sequence) + token
+
+
+def _is_reply(family: Family, packet: bytes, kind: int, token: bytes) -> bool:
+    # A raw IPv4 socket hands the IP header over too; unprivileged and IPv6 ones do not.
+    offset = (packet[0] & 0x0F) * 4 if family is Family.V4 and packet[0] >> 4 == 4 else 0
+    return len(packet) > offset and packet[offset] == kind and packet.endswith(token)
+
+
+def _neighbour(gateway: Gateway) -> ProbeResult:
+    """What the kernel's neighbour table says of the gateway; where ICMP is filtered this is the only word of it."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    name = f"gateway {gateway.address} by neighbour table"
+    try:
+        with IPRoute() as netlink:
+            entries: list[Any] = [
+                entry
+                for entry in netlink.get_neighbours(family=gateway.family.number)
+                if entry.get_attr("NDA_DST") == gateway.address
+            ]
+    except (NetlinkError, OSError) as error:
+        return ProbeResult(name, Outcome.ABSENT, f"the table can't be read: {error}")
+    states = [entry["state"] for entry in entries]
+    if not states or all(state == _NEIGHBOUR_UNASKED for state in states):
+        return ProbeResult(name, Outcome.ABSENT, "has no entry")
+    if all(state & _NEIGHBOUR_LOST for state in states):
+        return ProbeResult(name, Outcome.FAILED, "is no longer reachable")
+    return ProbeResult(name, Outcome.PASSED, "is reachable")
+
+
+async def _query(resolver: str, host: str) -> ProbeResult:
+    name = f"DNS by {resolver}"
+    loop = asyncio.get_running_loop()
+    family = Family.V6 if ":" in resolver else Family.V4
+    with socket.socket(family.number, socket.SOCK_DGRAM) as connection:
+        connection.setblocking(False)
+        for _ in range(_TRIES):
+            question = _question(host)
+            try:
+                connection.connect((resolver, _DNS_PORT))
+                await loop.sock_sendall(connection, question)
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    while (code := _response_code(question, await loop.sock_recv(connection, 4096))) is None:
+                        pass
+            except (TimeoutError, OSError):
+                continue
+            if code in _RESOLVED:
+                return ProbeResult(name, Outcome.PASSED, "resolves")
+    return ProbeResult(name, Outcome.FAILED, f"did not resolve in {_TRIES} tries")
+
+
+def _question(host: str) -> bytes:
+    """A query for the address of a name that nobody asked for before (RFC 1035, section 4.1).
+
+    A local cache would answer for the API's own name long after its upstream was cut off. An API given by its address
+    has no domain; then the root's name servers are asked for.
+    """
+    header = struct.pack("!HHHHHH", secrets.randbits(16), 0x0100, 1, 0, 0, 0)
+    labels = host.rstrip(".").split(".")
+    if ":" in host or labels[-1].isdigit():
+        return header + b"\0" + struct.pack("!HH", 2, 1)
+    encoded = [label.encode("idna") for label in (f"probe-{secrets.token_hex(6)}", *labels)]
+    return header + b"".join(bytes([len(label)]) + label for label in encoded) + b"\0" + struct.pack("!HH", 1, 1)
+
+
+def _response_code(question: bytes, answer: bytes) -> int | None:
+    """The response code of an answer to this question, or None for any other packet."""
+    if len(answer) < 12 or answer[:2] != question[:2] or not answer[2] & 0x80:
+        return None
+    return answer[3] & 0x0F
+
+
+async def _connect(addresses: tuple[str, ...], port: int) -> ProbeResult:
+    if not addresses:
+        return ProbeResult("API", Outcome.FAILED, "its name does not resolve")
+    attempts = [asyncio.ensure_future(_connects(address, port)) for address in addresses]
+    try:
+        for attempt in asyncio.as_completed(attempts):
+            if await attempt:
+                return ProbeResult("API", Outcome.PASSED, "takes connections")
+    finally:
+        for pending in attempts:
+            pending.cancel()
+    return ProbeResult("API", Outcome.FAILED, f"does not take connections at {', '.join(addresses)} port {port}")
+
+
+async def _connects(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(address, port)
+    except (TimeoutError, OSError):
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,243 @@
+"""SikkerAPI over HTTP: the only importer of httpx. What a list means is none of its business."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from sikkerguard.errors import FetchError
+from sikkerguard.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+
+LARGEST_BODY = 64 << 20
+USER_AGENT = f"SikkerGuard/{VERSION}"
+
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_MOST_REDIRECTS = 5
+# Pieces handed on are about this large: enough to make each worth a thread's while, little enough to stay flat.
+_PIECE = 256 << 10
+_SLOWEST = 1024  # bytes a second, over ...
+_SLOW_SECONDS = 15.0  # ... this long
+_LONGEST_PULL = 300.0
+_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the answer said of the day's quota, where it did; in requests."""
+
+    limit: int | None
+    remaining: int | None
+
+
+class _Bearer(httpx.Auth):
+    """The key as a header. Being an `Auth`, it keeps a .netrc from putting something else in its place."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        yield request
+
+
+class SikkerApi:
+    """A client of the API at `url` with this key. `transport` and `clock` (seconds) are for tests to put in."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._auth = _Bearer(key)
+        self._transport = transport
+        self._clock = clock
+
+    async def addresses(self) -> tuple[str, ...]:
+        """The addresses that the API's name stands for now; empty where it does not resolve."""
+        parts = urlsplit(self._url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=1)
+        except OSError:
+            return ()
+        return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+    async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
+        """Fetch the blacklist and hand its bytes to `sink`, unpacked, piece by piece.
+
+        Raises:
+            FetchError: the list could not be had, or not whole. What `sink` raises passes through.
+        """
+        query = {"plaintext": "true", "scoreMinimum": str(score_min)}
+        url = httpx.URL(f"{self._url}/v1/key/blacklist", params=query)
+        started = self._clock()
+        try:
+            async with (
+                asyncio.timeout(_LONGEST_PULL),
+                httpx.AsyncClient(
+                    timeout=_TIMEOUT,
+                    transport=self._transport,
+                    headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
+                ) as client,
+            ):
+                return await self._follow(client, url, sink, started)
+        except TimeoutError as error:
+            raise FetchError(f"SikkerAPI took longer than {_LONGEST_PULL:g} s for the list", retryable=True) from error
+        except httpx.TimeoutException as error:
+            raise FetchError(f"SikkerAPI did not answer in time ({_reason(error)})", retryable=True) from error
+        except httpx.RemoteProtocolError as error:
+            raise FetchError(
+                f"SikkerAPI's answer broke off or is not HTTP ({_reason(error)})", retryable=True
+            ) from error
+        except httpx.TransportError as error:
+            raise FetchError(f"SikkerAPI can't be reached ({_reason(error)})", retryable=True) from error
+
+    async def _follow(
+        self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]], started: float
+    ) -> Quota:
+        origin = (url.scheme, url.host, url.port)
+        for _ in range(_MOST_REDIRECTS):
+            async with client.stream("GET", url, auth=self._auth) as response:
+                if response.has_redirect_location:
+                    url = response.url.join(response.headers["Location"])
+                    if (url.scheme, url.host, url.port) != origin:
+                        raise FetchError(
+                            f"SikkerAPI redirects to {url.scheme}://{url.host}, where the key must not go; check "
+                            "SIKKER_API_URL",
+                            retryable=False,
+                        )
+                    continue
+                _check_status(response)
+                await self._receive(response, sink, started)
+                return _quota(response.headers)
+        raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
+
+    async def _receive(
+        self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]], started: float
+    ) -> None:
+        unpacked = 0
+        async for piece in _gathered(_unpacked(self._paced(response, started), response.headers)):
+            unpacked += len(piece)
+            if unpacked > LARGEST_BODY:
+                raise _too_large()
+            await sink(piece)
+
+    async def _paced(self, response: httpx.Response, started: float) -> AsyncIterator[bytes]:
+        """The body as it comes, unless it is too much or comes too slowly: a limit for one read alone would let a
+        server that sends a byte now and then hold us for hours."""
+        received = 0
+        async for piece in response.aiter_raw():
+            received += len(piece)
+            if received > LARGEST_BODY:
+                raise _too_large()
+            seconds = self._clock() - started
+            if seconds > _SLOW_SECONDS and received < seconds * _SLOWEST:
+                raise FetchError(
+                    f"SikkerAPI sent {received} bytes in {seconds:.0f} s, which is too slow to wait for", retryable=True
+                )
+            yield piece
+
+
+def _check_status(response: httpx.Response) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status == 401:
+        raise FetchError("SikkerAPI does not know this key (401); check SIKKER_API_KEY", retryable=False)
+    if status == 403:
+        raise FetchError(
+            "SikkerAPI refuses this key (403): it is disabled or has expired; renew it and set SIKKER_API_KEY",
+            retryable=False,
+        )
+    if status == 429:
+        raise FetchError(
+            "SikkerAPI says that the day's quota is used up (429)",
+            retryable=True,
+            retry_after=_retry_after(response.headers),
+            quota=True,
+        )
+    raise FetchError(
+        f"SikkerAPI answered {status} {response.reason_phrase}".rstrip(),
+        retryable=status in _RETRYABLE,
+        retry_after=_retry_after(response.headers),
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `Retry-After` or else from `X-RateLimit-Reset` (Unix seconds)."""
+    text = headers.get("Retry-After", "")
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    reset = headers.get("X-RateLimit-Reset", "")
+    if reset.isascii() and reset.isdigit():
+        return max(0.0, float(reset[:12]) - time.time())
+    return None
+
+
+def _quota(headers: Mapping[str, str]) -> Quota:
+    def number(*names: str) -> int | None:
+        for name in names:
+            text = headers.get(name, "")
+            if text.isascii() and text.isdigit():
+                return int(text[:12])
+        return None
+
+    return Quota(
+        limit=number("X-RateLimit-Limit", "X-Daily-Limit"),
+        remaining=number("X-RateLimit-Remaining", "X-Daily-Remaining"),
+    )
+
+
+async def _unpacked(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """The body without its content coding, never more of it at once than a piece: a bomb goes off in small bangs."""
+    coding = headers.get("Content-Encoding", "identity").strip().lower()
+    if coding == "identity":
+        async for piece in pieces:
+            yield piece
+        return
+    if coding not in ("gzip", "x-gzip"):
+        raise FetchError(f"SikkerAPI's answer is packed as {coding!r}, which was not asked for", retryable=True)
+    unpacker: Any = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        async for piece in pieces:
+            left = piece
+            while left and not unpacker.eof:
+                yield unpacker.decompress(left, _PIECE)
+                left = unpacker.unconsumed_tail
+    except zlib.error as error:
+        raise FetchError(f"SikkerAPI's answer can't be unpacked ({error})", retryable=True) from error
+    if not unpacker.eof:
+        raise FetchError("SikkerAPI's packed answer broke off before its end", retryable=True)
+
+
+async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in larger pieces."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        if len(held) >= _PIECE:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+def _too_large() -> FetchError:
+    return FetchError(f"SikkerAPI's answer is larger than {LARGEST_BODY >> 20} MiB", retryable=True)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,297 @@
+"""What this host must never be cut off from: gateways, resolvers, its own addresses, the peers of SSH sessions.
+
+And word that any of it changed: netlink tells of addresses and routes, inotify of the resolvers' files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import re
+import socket
+import struct
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core.model import AllowEntry, Family, Gateway, parse_prefix
+from sikkerguard.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+log = logging.getLogger(__name__)
+
+RESOLVER_FILES = (
+    Path("/etc/resolv.conf"),
+    # The real upstreams of systemd-resolved; /etc/resolv.conf then names only its stub, 127.0.0.53.
+    Path("/run/systemd/resolve/resolv.conf"),
+)
+_SSH_PORT = 22
+_SSHD_CONFIG = Path("/etc/ssh/sshd_config")
+# `Port 2222`, `ListenAddress 192.0.2.1:2222`, `ListenAddress [2001:db8::1]:2222`; an address alone keeps the port.
+_SSHD_PORT = re.compile(
+    r"\s*(?:Port[\s=]+([0-9]{1,5})|ListenAddress[\s=]+(?:[^\s:]+|\[[^\s\]]+\]):([0-9]{1,5}))(?:\s|$)", re.IGNORECASE
+)
+_SESSIONS = Path("/run/systemd/sessions")
+_PAM_SERVICES = ("sshd", "common-session", "system-auth", "password-auth")
+# Kernel's include/net/tcp_states.h, as /proc/net/tcp prints it.
+_ESTABLISHED = "01"
+# rtnetlink(7): addresses and routes of both families.
+_GROUPS = 0x10 | 0x40 | 0x100 | 0x400
+# inotify(7): written and closed, moved in, made, removed.
+_WATCHED = 0x8 | 0x80 | 0x100 | 0x200
+
+
+def gateways() -> tuple[Gateway, ...]:
+    """The default gateways of every table and family, in the kernel's order, each once.
+
+    Raises:
+        KernelError: the routes can't be read.
+    """
+    found: dict[Gateway, None] = {}
+    with _routes() as netlink:
+        for family in Family:
+            for route in netlink.get_routes(family=family.number):
+                if not route["dst_len"]:
+                    found.update((gateway, None) for gateway in _next_hops(family, route))
+    return tuple(found)
+
+
+def own_addresses() -> tuple[tuple[Family, str], ...]:
+    """The host's addresses on every interface.
+
+    Raises:
+        KernelError: the addresses can't be read.
+    """
+    found: dict[tuple[Family, str], None] = {}
+    with _routes() as netlink:
+        for family in Family:
+            for message in netlink.get_addr(family=family.number):
+                # IFA_LOCAL is our end; IFA_ADDRESS is the peer's on point-to-point links (rtnetlink(7)).
+                address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+                if address:
+                    found[family, address] = None
+    return tuple(found)
+
+
+def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
+    """The name servers that these files name, without zone and without loopback, each once (resolv.conf(5))."""
+    found: dict[str, None] = {}
+    for path in files:
+        with suppress(OSError):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                words = line.split()
+                if len(words) > 1 and words[0] == "nameserver":
+                    found[words[1].partition("%")[0]] = None
+    return tuple(found)
+
+
+def ssh_peers(root: Path = Path("/")) -> tuple[str, ...]:
+    """The addresses at the far end of established SSH sessions.
+
+    Where logind keeps a record of every session that logged in, a connection counts only with such a record: someone
+    who is still guessing passwords has an established connection too, and must not be let off the list by it.
+    """
+    connected = _peers_of_ports(root, _ssh_ports(root))
+    logged_in = _logged_in(root)
+    return tuple(sorted(connected if logged_in is None else connected & logged_in))
+
+
+def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tuple[AllowEntry, ...]:
+    """All that is allowed because of where this host stands, in order of discovery; entries may be there twice for
+    different reasons.
+
+    Raises:
+        KernelError: routes or addresses can't be read; then nothing new may be blocked.
+    """
+    texts = [
+        *((gateway.address, "default gateway") for gateway in gateways()),
+        *((address, "resolver") for address in resolvers()),
+        *((address, "own address") for _, address in own_addresses()),
+        *((address, "SikkerAPI") for address in api_addresses),
+        *((address, "SSH session") for address in ssh_peers()),
+    ]
+    entries: dict[AllowEntry, None] = {}
+    for text, reason in texts:
+        with suppress(ValueError):  # a resolver's line may hold anything; what is no address can't be blocked either
+            entries[AllowEntry(*parse_prefix(text), reason)] = None
+    return (*entries, *whitelist)
+
+
+class ChangeWatch:
+    """Calls `changed` in the event loop soon after an address, a route or a resolver's file changed."""
+
+    def __init__(self, changed: Callable[[], None], files: Iterable[Path] = RESOLVER_FILES) -> None:
+        self._changed = changed
+        self._files = tuple(files)
+        self._netlink: socket.socket | None = None
+        self._inotify = -1
+
+    def start(self) -> None:
+        """Begin to watch; to be called in the event loop. What can't be watched is logged and left to polling."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._netlink = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+            self._netlink.setblocking(False)
+            self._netlink.bind((0, _GROUPS))
+            loop.add_reader(self._netlink, self._drain_netlink)
+        except OSError as error:
+            log.warning("Changes of addresses and routes are seen by polling only: %s.", error)
+        try:
+            self._inotify = _inotify(self._directories())
+            loop.add_reader(self._inotify, self._drain_inotify)
+        except OSError as error:
+            log.warning("Changes of resolvers are seen by polling only: %s.", error)
+
+    def stop(self) -> None:
+        """End watching."""
+        loop = asyncio.get_running_loop()
+        if self._netlink is not None:
+            loop.remove_reader(self._netlink)
+            self._netlink.close()
+            self._netlink = None
+        if self._inotify >= 0:
+            loop.remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+
+    def _directories(self) -> set[str]:
+        """Where the files lie, links followed too: a file that is replaced is a new file, its directory is not."""
+        places = {file.parent for file in self._files} | {file.resolve().parent for file in self._files}
+        return {str(place) for place in places if place.is_dir()}
+
+    def _drain_netlink(self) -> None:
+        assert self._netlink is not None
+        try:
+            while self._netlink.recv(65536):
+                pass
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            # ENOBUFS: more changed than fits into the buffer. That something changed is all that we want to know.
+            log.debug("netlink events were lost: %s", error)
+        self._changed()
+
+    def _drain_inotify(self) -> None:
+        names = {file.name.encode() for file in self._files} | {file.resolve().name.encode() for file in self._files}
+        events = os.read(self._inotify, 65536)
+        offset, relevant = 0, False
+        while offset < len(events):
+            _watch, _mask, _cookie, length = struct.unpack_from("iIII", events, offset)
+            relevant |= events[offset + 16 : offset + 16 + length].rstrip(b"\0") in names
+            offset += 16 + length
+        if relevant:
+            self._changed()
+
+
+def _inotify(directories: Iterable[str]) -> int:
+    """A descriptor that tells of changes in these directories. Debian has no package for this that is kept up on both
+    of its releases, and it is two calls."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    for directory in directories:
+        if libc.inotify_add_watch(descriptor, directory.encode(), _WATCHED) < 0:
+            error = ctypes.get_errno()
+            os.close(descriptor)
+            raise OSError(error, os.strerror(error), directory)
+    return descriptor
+
+
+@contextmanager
+def _routes() -> Iterator[Any]:
+    """An rtnetlink socket whose errors are ours."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as netlink:
+            yield netlink
+    except (NetlinkError, OSError) as error:
+        raise KernelError(f"routes and addresses can't be read: {error}") from error
+
+
+def _next_hops(family: Family, route: Any) -> Iterator[Gateway]:
+    hops = route.get_attr("RTA_MULTIPATH") or [route]
+    for hop in hops:
+        interface = hop.get("oif") or hop.get_attr("RTA_OIF") or 0
+        address = hop.get_attr("RTA_GATEWAY")
+        if address:
+            yield Gateway(family, address, interface)
+        via = hop.get_attr("RTA_VIA")
+        if via:
+            # An IPv4 route by way of an IPv6 neighbour, or the reverse (RFC 5549).
+            yield Gateway(Family.V6 if ":" in via["addr"] else Family.V4, via["addr"], interface)
+
+
+def _ssh_ports(root: Path) -> set[int]:
+    """The ports on which sshd listens: Port and ListenAddress of sshd_config(5), 22 if none is named."""
+    ports = set()
+    config = root / _SSHD_CONFIG.relative_to("/")
+    for path in [config, *sorted(config.with_name("sshd_config.d").glob("*.conf"))]:
+        with suppress(OSError):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                match = _SSHD_PORT.match(line)
+                if match:
+                    ports.add(int(match[1] or match[2]))
+    return ports or {_SSH_PORT}
+
+
+def _peers_of_ports(root: Path, ports: set[int]) -> set[str]:
+    """The far ends of established connections to these local ports, from the tables of proc_net_tcp."""
+    wanted = {f"{port:04X}" for port in ports}
+    peers = set()
+    for name in ("proc/net/tcp", "proc/net/tcp6"):
+        with suppress(OSError), (root / name).open("r") as table:
+            for line in table:
+                fields = line.split(None, 4)
+                if len(fields) == 5 and fields[3] == _ESTABLISHED and fields[1].rpartition(":")[2] in wanted:
+                    peers.add(_address_of(fields[2].rpartition(":")[0]))
+    return peers
+
+
+def _address_of(digits: str) -> str:
+    """An address as the kernel prints it in /proc/net/tcp: 32-bit words in the host's byte order."""
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    packed = struct.pack(f"={len(words)}I", *words)
+    if len(packed) == Family.V4.size:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if packed.startswith(bytes(10) + b"\xff\xff"):
+        # An IPv4 peer of a socket that takes both families.
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def _logged_in(root: Path) -> set[str] | None:
+    """The far ends of the SSH sessions that logind knows, or None where logind does not hear of all of them."""
+    pam = [root / "etc/pam.d" / service for service in _PAM_SERVICES]
+    sessions = root / _SESSIONS.relative_to("/")
+    if not sessions.is_dir() or not any(_mentions(path, "pam_systemd.so") for path in pam):
+        return None
+    hosts = set()
+    for path in sessions.iterdir():
+        with suppress(OSError):
+            fields = dict(line.partition("=")[::2] for line in path.read_text("utf-8", errors="replace").splitlines())
+            if fields.get("REMOTE") == "1":
+                host = fields.get("REMOTE_HOST", "").partition("%")[0]
+                try:
+                    parse_prefix(host)
+                except ValueError:
+                    # UseDNS made a name of it: which connection it stands for can't be told.
+                    return None
+                hosts.add(host)
+    return hosts
+
+
+def _mentions(path: Path, word: str) -> bool:
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(word in line.partition("#")[0] for line in lines)

@@ -1,0 +1,87 @@
+"""Wiring for `sikkerguard run`: edges, signals, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sikkerguard import logs
+from sikkerguard.edges.dryrun import DryRunKernel
+from sikkerguard.edges.notify import Notifier
+from sikkerguard.edges.store import Store
+from sikkerguard.edges.web import Web
+from sikkerguard.service import Edges, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sikkerguard.config import Config
+    from sikkerguard.core.faces import ApiFace, KernelFace, ProbesFace
+
+
+def run(config: Config, reread: Callable[[], Config]) -> int:
+    """Protect until a signal says stop; the answer is the exit code.
+
+    Raises:
+        SikkerGuardError: the service could not start, or could not remove all of its rules.
+    """
+    logs.begin(config.log_level)
+    store = Store(config.state_dir)
+    if not config.dry_run:
+        store.prepare()
+    try:
+        asyncio.run(_run(config, reread, store))
+    finally:
+        store.close()
+    return 0
+
+
+async def _run(config: Config, reread: Callable[[], Config], store: Store) -> None:
+    from sikkerguard.edges import surroundings
+
+    service = Service(
+        config,
+        Edges(
+            kernel=_kernel(config),
+            store=store,
+            notifier=Notifier(os.environ),
+            detect=surroundings.detect,
+            make_api=_api,
+            make_probes=_probes,
+            make_watch=surroundings.ChangeWatch,
+        ),
+        reread,
+    )
+    web = Web(config.health_host, config.health_port, service.health, service.status)
+    web.bind()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    await service.run(web)
+
+
+def _kernel(config: Config) -> KernelFace:
+    if config.dry_run:
+        return DryRunKernel()
+    from sikkerguard.edges.kernel import Kernel
+
+    return Kernel()
+
+
+def _api(config: Config) -> ApiFace:
+    from sikkerguard.edges.sikkerapi import SikkerApi  # httpx, once the cached list blocks
+
+    return SikkerApi(config.api_url, config.api_key)
+
+
+def _probes(config: Config) -> ProbesFace:
+    from sikkerguard.edges import surroundings
+    from sikkerguard.edges.probes import Probes
+
+    parts = urlsplit(config.api_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Probes(surroundings.gateways, surroundings.resolvers, parts.hostname or "", port)

@@ -1,0 +1,414 @@
+"""The service: the cycle and its tasks, from the first rule to the last one taken away.
+
+Every edge is passed in. One task pulls, one keeps the kernel as it should be and follows the host, one shows what was
+blocked; the owner's thread alone touches netfilter, and its progress is what feeds the watchdog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core import health
+from sikkerguard.core.model import Allowlist, Attempt, Blocklist, State
+from sikkerguard.core.parse import merge_content
+from sikkerguard.core.policy import Baseline, HeldBackError, admit, always_allowed
+from sikkerguard.core.schedule import duration_text, next_pull, next_try
+from sikkerguard.core.tally import Tally
+from sikkerguard.cycle import Cycle, InForce, Owner
+from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from sikkerguard.config import Config
+    from sikkerguard.core.faces import ApiFace, KernelFace, NotifierFace, ProbesFace, StoreFace, WatchFace, WebFace
+    from sikkerguard.core.model import AllowEntry, VerifiedList
+    from sikkerguard.core.plan import Operation
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
+_SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
+_COUNT_SECONDS = 1.0  # how often counters are read: the first hit of a source shows within this time
+# These can't change under a running service: sockets are open and files locked by them.
+_FIXED = {
+    "dry_run": "SIKKER_DRY_RUN",
+    "health_host": "SIKKER_HEALTH_ADDRESS",
+    "health_port": "SIKKER_HEALTH_ADDRESS",
+    "state_dir": "SIKKER_STATE_DIR",
+    "log_level": "SIKKER_LOG_LEVEL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """All that the service needs from outside. `detect` gets the whitelist and the API's addresses and gives what is
+    allowed; `make_api` and `make_probes` are asked again when the configuration changes; `make_watch` gets what to
+    call when the surroundings changed."""
+
+    kernel: KernelFace
+    store: StoreFace
+    notifier: NotifierFace
+    detect: Callable[[Iterable[AllowEntry], Iterable[str]], tuple[AllowEntry, ...]]
+    make_api: Callable[[Config], ApiFace]
+    make_probes: Callable[[Config], ProbesFace]
+    make_watch: Callable[[Callable[[], None]], WatchFace]
+
+
+class Service:
+    """`run` is its whole life; `stop` and `reload` may be called by signal handlers of the loop."""
+
+    def __init__(self, config: Config, edges: Edges, reread: Callable[[], Config]) -> None:
+        self._config = config
+        self._edges = edges
+        self._reread = reread
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="netfilter")
+        self._owner = Owner(self._executor)
+        self._api: ApiFace | None = None
+        self._in_force: InForce | None = None
+        self._allowlist = Allowlist()
+        self._api_addresses: tuple[str, ...] = ()
+        self._failures = 0
+        self._stopped = asyncio.Event()
+        self._work_wanted = asyncio.Event()
+        self._pull_wanted = self._readmission_wanted = False
+        self._surroundings_changed = asyncio.Event()
+        self._following = asyncio.Lock()
+        self._tally = Tally(config.port_map)
+        self._ready = False
+        self.state = State(started_at=time.time(), dry_run=config.dry_run)
+
+    def stop(self) -> None:
+        """Have `run` come to its end."""
+        self._stopped.set()
+
+    def reload(self) -> None:
+        """Read the configuration again, and pull now."""
+        try:
+            fresh = self._reread()
+        except ConfigError as error:
+            log.error("The new configuration is not used, the one before it stays: %s", "; ".join(error.complaints))
+        else:
+            self._take_config(fresh)
+        self._pull_wanted = True
+        self._work_wanted.set()
+
+    def health(self) -> tuple[str, ...]:
+        """Why the service is not healthy; empty when it is."""
+        return health.reasons(self.state, time.time(), time.monotonic(), self._config.pull_interval)
+
+    def status(self) -> dict[str, Any]:
+        """What `/status` shows."""
+        return health.status(self.state, time.time(), self.health())
+
+    async def run(self, web: WebFace) -> None:
+        """Protect until `stop`, then take everything of ours away.
+
+        If it ends by an error instead, what is committed in the kernel goes on blocking, for the next start to adopt.
+
+        Raises:
+            KernelError: the kernel can't be used at all, or not everything could be removed at the end.
+        """
+        tasks: set[asyncio.Task[None]] = set()
+        watch = self._edges.make_watch(self._surroundings_changed.set)
+        try:
+            await self._begin()
+            await web.start()
+            watch.start()
+            for work in (self._pull_forever(), self._look_forever(), self._count_forever()):
+                tasks.add(asyncio.create_task(work))
+            await self._until_stopped(tasks)
+        finally:
+            self._edges.notifier.stopping()
+            watch.stop()
+            await web.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                if self._stopped.is_set():
+                    await self._owner.run(self._edges.kernel.remove)
+                    log.info("Stopped: nothing of ours is left in the kernel.")
+            finally:
+                await self._owner.run(self._edges.kernel.close)
+                self._executor.shutdown(wait=True)
+
+    async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> None:
+        stopped = asyncio.create_task(self._stopped.wait())
+        done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for task in done & tasks:
+            task.result()  # none of them ends by itself: what ended one is a defect, and is raised here
+
+    async def _begin(self) -> None:
+        """Block by the cached list, or by what a process that died left in the kernel, before anything else."""
+        cached = await asyncio.to_thread(self._load_cached)
+        kept = self._edges.store.load_allowlist()
+        self._api_addresses = tuple(
+            str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
+        )
+        self._allowlist = await self._owner.run(self._detected)
+        if cached is not None:
+            listed = merge_content([source.content for source in cached.sources])
+            admission = admit(listed, self._allowlist)
+            self._in_force = InForce(cached, listed, admission)
+            blocklist = admission.blocklist
+        else:
+            blocklist = await self._owner.run(self._edges.kernel.read_committed)
+        await self._owner.run(self._edges.kernel.adopt, blocklist, self._allowlist)
+        log.info("Safety whitelist: %s", self._allowlist.summary())
+        self._change(settled_at=time.monotonic(), allowlist=self._allowlist.summary())
+        if len(blocklist):
+            self._show(blocklist, cached.verified_at if cached else None)
+            age = f"from the cache, verified {duration_text(time.time() - cached.verified_at)} ago" if cached else ""
+            log.info("%s (%s)", self._blocking(blocklist), age or "found in the kernel, left by an earlier run")
+        self._tally.begin(await self._owner.run(self._edges.kernel.hits))
+        self._say_ready()
+        self._save_allowlist()
+
+    def _load_cached(self) -> VerifiedList | None:
+        try:
+            return self._edges.store.load_list()
+        except ListError as error:
+            log.error("%s.", error)
+            return None
+
+    def _detected(self) -> Allowlist:
+        return Allowlist((*always_allowed(), *self._edges.detect(self._config.whitelist, self._api_addresses)))
+
+    # Pulling
+
+    async def _pull_forever(self) -> None:
+        next_at = time.monotonic()
+        while True:
+            self._work_wanted.clear()
+            if self._readmission_wanted:
+                self._readmission_wanted = False
+                await self._attempt(self._readmit(), pull=False)
+            elif self._pull_wanted or time.monotonic() >= next_at:
+                self._pull_wanted = False
+                pause = await self._attempt(self._pull(), pull=True)
+                next_at = time.monotonic() + pause
+                self._change(next_pull_at=time.time() + pause)
+            self._edges.notifier.status(health.sentence(self.state, time.time()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, next_at - time.monotonic())):
+                    await self._work_wanted.wait()
+
+    async def _attempt(self, work: Coroutine[Any, Any, None], *, pull: bool) -> float:
+        """Do it; what goes wrong is said in one line, with what stays protected and when it is tried again. Gives the
+        seconds until then."""
+        try:
+            await work
+        except SikkerGuardError as error:
+            self._failures += 1
+            pause = next_try(error, self._failures, random.random)
+            if isinstance(error, HeldBackError):
+                self._remember_pull(error.sign)
+            self._report_failure(error, pause)
+            if pull:
+                self._change(last_pull=Attempt(time.time(), str(error)), pulls=self.state.pulls + 1)
+            return pause
+        self._failures = 0
+        if pull:
+            self._change(last_pull=Attempt(time.time(), ""), pulls=self.state.pulls + 1)
+        return next_pull(self._config.pull_interval, random.random)
+
+    def _report_failure(self, error: SikkerGuardError, pause: float) -> None:
+        if self._in_force is not None:
+            entries = len(self._in_force.admitted.blocklist)
+            age = duration_text(time.time() - self._in_force.verified.verified_at)
+            stays = f"the list verified {age} ago ({entries} entries) stays in force"
+        else:
+            stays = "no list is in force yet" if not self.state.protecting else "what the kernel blocks stays"
+        log.error("%s; %s; next try in %s", error, stays, duration_text(pause))
+
+    async def _pull(self) -> None:
+        config = self._config
+        if self._api is None:
+            self._api = self._edges.make_api(config)
+        self._api_addresses = await self._api.addresses() or self._api_addresses
+        await self._follow_host()
+        cycle = self._cycle(config)
+        pulled = await cycle.pull(config, self._api)
+        in_force = await cycle.put_in_force(
+            pulled,
+            self._allowlist,
+            self._baseline(),
+            max_growth=config.max_growth,
+            accept=not config.dry_run and self._edges.store.take_acceptance(),
+            api_addresses=self._api_addresses,
+        )
+        self._change(quota_remaining=pulled.quota_remaining)
+        self._remember_pull("")
+        self._committed(in_force)
+
+    async def _readmit(self) -> None:
+        if self._in_force is None:
+            return
+        in_force = await self._cycle(self._config).readmit(self._in_force, self._allowlist, self._api_addresses)
+        self._committed(in_force)
+
+    def _cycle(self, config: Config) -> Cycle:
+        return Cycle(
+            self._edges.kernel,
+            self._owner,
+            self._edges.make_probes(config),
+            on_trial=lambda running: self._change(on_trial=running),
+        )
+
+    def _baseline(self) -> Baseline | None:
+        if self._in_force is None:
+            return None
+        verified = self._in_force.verified
+        held_back = str(self._edges.store.load_pulls().get("heldBack", ""))
+        return Baseline(verified.size, verified.fingerprint, verified.terminated, held_back)
+
+    def _committed(self, in_force: InForce) -> None:
+        self._in_force = in_force
+        blocklist = in_force.admitted.blocklist
+        self._show(blocklist, in_force.verified.verified_at)
+        log.info("%s", self._blocking(blocklist))
+        if not self._config.dry_run:
+            try:
+                self._edges.store.save_list(in_force.verified)
+            except OSError as error:
+                log.error(
+                    "The list is in force but could not be kept on disk (%s); after a reboot, protection waits "
+                    "for a new pull. Make room or mend the state directory.",
+                    error,
+                )
+        self._say_ready()
+
+    def _blocking(self, blocklist: Blocklist) -> str:
+        return f"{'Dry run: would be blocking' if self._config.dry_run else 'Blocking'} {len(blocklist)} IPs"
+
+    def _remember_pull(self, held_back: str) -> None:
+        if self._config.dry_run:
+            return
+        try:
+            self._edges.store.save_pulls({"heldBack": held_back})
+        except OSError as error:
+            log.warning("The state directory can't be written (%s); a list held back twice will not be taken.", error)
+
+    # Keeping the kernel as it should be
+
+    async def _look_forever(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._surroundings_changed.wait()
+                await asyncio.sleep(_SETTLE_SECONDS)
+            self._surroundings_changed.clear()
+            try:
+                await self._follow_host()
+                operations = await self._owner.run(self._edges.kernel.settle, self._allowlist)
+                dropped = await self._owner.run(self._edges.kernel.dropped)
+            except KernelError as error:
+                self._say_trouble(f"{error}; tried again every {_LOOK_SECONDS:g} s.")
+                continue
+            self._repaired(operations)
+            self._change(settled_at=time.monotonic(), trouble="", dropped_packets=dropped[0], dropped_bytes=dropped[1])
+            self._edges.notifier.alive()
+
+    def _say_trouble(self, trouble: str) -> None:
+        if trouble != self.state.trouble:
+            log.error("%s", trouble)
+        self._change(trouble=trouble)
+
+    def _repaired(self, operations: tuple[Operation, ...]) -> None:
+        if not operations:
+            return
+        what = "; ".join(operation.describe().partition("\n")[0].rstrip(":") for operation in operations)
+        log.warning("Someone changed our rules; repaired: %s", what)
+        self._change(repairs=self.state.repairs + 1, last_repair=what)
+
+    async def _follow_host(self) -> None:
+        """Allow what the host has become, and block again what it no longer is."""
+        # One at a time: of two that look at different moments, the older look might otherwise have the last word.
+        async with self._following:
+            await self._follow_host_alone()
+
+    async def _follow_host_alone(self) -> None:
+        allowlist = await self._owner.run(self._detected)
+        if allowlist == self._allowlist:
+            return
+        await self._owner.run(self._edges.kernel.allow, allowlist)
+        changed = set(allowlist.entries) ^ set(self._allowlist.entries)
+        log.info("Safety whitelist: %s", allowlist.summary())
+        for entry in sorted(changed, key=str):
+            log.debug("Safety whitelist: %s %s", "now with" if entry in allowlist.entries else "without", entry)
+        self._allowlist = allowlist
+        self._change(allowlist=allowlist.summary())
+        self._save_allowlist()
+        if self._in_force is not None and any(
+            self._in_force.listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
+            for entry in changed
+        ):
+            self._readmission_wanted = True
+            self._work_wanted.set()
+
+    def _save_allowlist(self) -> None:
+        if self._config.dry_run:
+            return
+        try:
+            self._edges.store.save_allowlist(self._allowlist)
+        except OSError as error:
+            log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
+
+    # Showing what was blocked
+
+    async def _count_forever(self) -> None:
+        counted = -1
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            try:
+                packets, octets = await self._owner.run(self._edges.kernel.dropped)
+                self._change(dropped_packets=packets, dropped_bytes=octets)
+                if packets == counted:
+                    lines = self._tally.due(time.monotonic())
+                else:
+                    counted = packets
+                    lines = self._tally.take(await self._owner.run(self._edges.kernel.hits), time.monotonic())
+            except KernelError as error:
+                log.debug("counters can't be read now: %s", error)  # the look that repairs says it aloud
+                continue
+            for line in lines:
+                log.info("%s", line)
+
+    # Beginning, changing, ending
+
+    def _take_config(self, fresh: Config) -> None:
+        for name, variable in _FIXED.items():
+            if getattr(fresh, name) != getattr(self._config, name):
+                log.warning("The new %s takes effect with the next start only.", variable)
+        self._config = replace(fresh, **{name: getattr(self._config, name) for name in _FIXED})
+        self._tally.port_map = self._config.port_map
+        self._api = None
+        self._failures = 0
+        self._surroundings_changed.set()
+        log.info("The configuration was read again.")
+
+    def _show(self, blocklist: Blocklist, verified_at: float | None) -> None:
+        self._change(
+            blocked_v4=len(blocklist.v4), blocked_v6=len(blocklist.v6), verified_at=verified_at, protecting=True
+        )
+
+    def _say_ready(self) -> None:
+        """READY means that rules are live: with the first list that is, and not before."""
+        sentence = health.sentence(self.state, time.time())
+        if self.state.protecting and not self._ready:
+            self._ready = True
+            self._edges.notifier.ready(sentence)
+        else:
+            self._edges.notifier.status(sentence)
+
+    def _change(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
