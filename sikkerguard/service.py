@@ -119,8 +119,8 @@ class Service:
         tasks: set[asyncio.Task[None]] = set()
         watch = self._edges.make_watch(self._surroundings_changed.set)
         try:
-            await self._begin()
             await web.start()
+            await self._begin()
             watch.start()
             for work in (self._pull_forever(), self._look_forever(), self._count_forever()):
                 tasks.add(asyncio.create_task(work))
@@ -149,17 +149,15 @@ class Service:
 
     async def _begin(self) -> None:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else."""
-        cached = await asyncio.to_thread(self._load_cached)
         kept = self._edges.store.load_allowlist()
         self._api_addresses = tuple(
             str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
         )
         self._allowlist = await self._owner.run(self._detected)
-        if cached is not None:
-            listed = merge_content([source.content for source in cached.sources])
-            admission = admit(listed, self._allowlist)
-            self._in_force = InForce(cached, listed, admission)
-            blocklist = admission.blocklist
+        self._in_force = await asyncio.to_thread(self._load_cached)
+        cached = self._in_force.verified if self._in_force else None
+        if self._in_force is not None:
+            blocklist = self._in_force.admitted.blocklist
         else:
             blocklist = await self._owner.run(self._edges.kernel.read_committed)
         await self._owner.run(self._edges.kernel.adopt, blocklist, self._allowlist)
@@ -173,12 +171,16 @@ class Service:
         self._say_ready()
         self._save_allowlist()
 
-    def _load_cached(self) -> VerifiedList | None:
+    def _load_cached(self) -> InForce | None:
         try:
-            return self._edges.store.load_list()
+            verified = self._edges.store.load_list()
         except ListError as error:
             log.error("%s.", error)
             return None
+        if verified is None:
+            return None
+        listed = merge_content([source.content for source in verified.sources])
+        return InForce(verified, listed, admit(listed, self._allowlist))
 
     def _detected(self) -> Allowlist:
         return Allowlist((*always_allowed(), *self._edges.detect(self._config.whitelist, self._api_addresses)))
@@ -233,10 +235,11 @@ class Service:
     async def _pull(self) -> None:
         config = self._config
         if self._api is None:
-            self._api = self._edges.make_api(config)
+            # In a thread, as are the probes: what they import takes a while to read.
+            self._api = await asyncio.to_thread(self._edges.make_api, config)
         self._api_addresses = await self._api.addresses() or self._api_addresses
         await self._follow_host()
-        cycle = self._cycle(config)
+        cycle = await self._cycle(config)
         pulled = await cycle.pull(config, self._api)
         in_force = await cycle.put_in_force(
             pulled,
@@ -248,19 +251,19 @@ class Service:
         )
         self._change(quota_remaining=pulled.quota_remaining)
         self._remember_pull("")
-        self._committed(in_force)
+        await self._committed(in_force)
 
     async def _readmit(self) -> None:
         if self._in_force is None:
             return
-        in_force = await self._cycle(self._config).readmit(self._in_force, self._allowlist, self._api_addresses)
-        self._committed(in_force)
+        cycle = await self._cycle(self._config)
+        await self._committed(await cycle.readmit(self._in_force, self._allowlist, self._api_addresses))
 
-    def _cycle(self, config: Config) -> Cycle:
+    async def _cycle(self, config: Config) -> Cycle:
         return Cycle(
             self._edges.kernel,
             self._owner,
-            self._edges.make_probes(config),
+            await asyncio.to_thread(self._edges.make_probes, config),
             on_trial=lambda running: self._change(on_trial=running),
         )
 
@@ -271,14 +274,14 @@ class Service:
         held_back = str(self._edges.store.load_pulls().get("heldBack", ""))
         return Baseline(verified.size, verified.fingerprint, verified.terminated, held_back)
 
-    def _committed(self, in_force: InForce) -> None:
+    async def _committed(self, in_force: InForce) -> None:
         self._in_force = in_force
         blocklist = in_force.admitted.blocklist
         self._show(blocklist, in_force.verified.verified_at)
         log.info("%s", self._blocking(blocklist))
         if not self._config.dry_run:
             try:
-                self._edges.store.save_list(in_force.verified)
+                await asyncio.to_thread(self._edges.store.save_list, in_force.verified)
             except OSError as error:
                 log.error(
                     "The list is in force but could not be kept on disk (%s); after a reboot, protection waits "

@@ -57,7 +57,7 @@ class Chains:
             else:
                 table.create_chain(CHAIN)
             for rule in rules:
-                self._chain(table, CHAIN).append_rule(self._built(family, rule))
+                self._chain(table, CHAIN).append_rule(_built(table, rule))
         with self._translated(family, "read"):
             found = self._raw_rules(self._refreshed(family))
         if [rule.target.name for rule in found] != [rule.target.name for rule in rules]:
@@ -68,11 +68,9 @@ class Chains:
 
     def place_jump(self, family: Family) -> None:
         """Put one jump to our chain at the top of the hook, and take away any other, in one step."""
-        import iptc
-
         with self._changing(family) as table:
             self._delete_jumps(table)
-            jump = (iptc.Rule if family is Family.V4 else iptc.Rule6)()
+            jump = table.create_rule()
             jump.in_interface = "!lo"
             jump.create_target(CHAIN)
             self._chain(table, HOOK).insert_rule(jump)
@@ -105,8 +103,8 @@ class Chains:
             import iptc
 
             mend_option_stride()
-            kind = iptc.Table if family is Family.V4 else iptc.Table6
-            self._tables[family] = kind(TABLE, autocommit=False)
+            kinds = (iptc.Table, iptc.Rule) if family is Family.V4 else (iptc.Table6, iptc.Rule6)
+            self._tables[family] = _only_table(*kinds)
         return self._tables[family]
 
     def _refreshed(self, family: Family) -> Any:
@@ -200,15 +198,6 @@ class Chains:
         while jumps := self._jumps(table):
             chain.delete_rule(table.create_rule(jumps[0][1], chain))
 
-    def _built(self, family: Family, rule: Rule) -> Any:
-        import iptc
-
-        built = (iptc.Rule if family is Family.V4 else iptc.Rule6)()
-        for match in rule.matches:
-            _set_options(built.create_match(match.name), match)
-        _set_options(built.create_target(rule.target.name), rule.target)
-        return built
-
     def _rules(self, family: Family, table: Any) -> tuple[Rule, ...]:
         found = self._raw_rules(table)
         read_back, written = self._read_back.get(family, ((), ()))
@@ -219,6 +208,26 @@ class Chains:
             Rule(tuple(_extension(match) for match in rule.matches), _extension(rule.target))
             for rule in self._chain(table, CHAIN).rules
         )
+
+
+def _only_table(table_kind: Any, rule_kind: Any) -> Any:
+    """Our table, whose rules know of no other.
+
+    To see whether a target is a chain, the library's rules look into every table there is. Looking makes the kernel
+    set that table up, and a nat table that nobody had brings connection tracking of every packet with it.
+    """
+    rule = type("OurRule", (rule_kind,), {"tables": property(lambda _: [table])})
+    kind = type("OurTable", (table_kind,), {"create_rule": lambda _, entry=None, chain=None: rule(entry, chain)})
+    table = kind(TABLE, autocommit=False)
+    return table
+
+
+def _built(table: Any, rule: Rule) -> Any:
+    built = table.create_rule()
+    for match in rule.matches:
+        _set_options(built.create_match(match.name), match)
+    _set_options(built.create_target(rule.target.name), rule.target)
+    return built
 
 
 def _set_options(built: Any, extension: Extension) -> None:

@@ -218,11 +218,10 @@ class NetlinkSets:
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
         """How many packets matched this entry of the set since it was put there; 0 if there is none."""
         address = prefix.first.to_bytes(family.size, "big")
-        wanted = _address(family, address)
         total = 0
         for message in self._dump(name):
             # Decoding a million entries to find one would take seconds; most messages are passed over unread.
-            if wanted in message:
+            if address in message:
                 total += sum(
                     entry.packets
                     for kind, value in _attributes(message)

@@ -62,6 +62,8 @@ class SikkerApi:
     ) -> None:
         self._url = url
         self._auth = _Bearer(key)
+        # Reading the certificates of all authorities takes a while: once, and not in the event loop.
+        self._tls = httpx.create_ssl_context() if url.startswith("https:") and transport is None else True
         self._transport = transport
         self._clock = clock
 
@@ -90,6 +92,7 @@ class SikkerApi:
                 httpx.AsyncClient(
                     timeout=_TIMEOUT,
                     transport=self._transport,
+                    verify=self._tls,
                     headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
                 ) as client,
             ):

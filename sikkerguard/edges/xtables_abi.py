@@ -1,81 +1,87 @@
-"""Makes python-iptables fit the iptables that is installed.
+"""Makes python-iptables fit the iptables that is installed, and safe to keep in a process that lives for months.
 
-python-iptables (1.0.1 to 1.2.0) mirrors the C structures of libxtables. One of them grew: `struct xt_option_entry`
-got a last member `base` between iptables 1.8.9 and 1.8.11 (include/xtables.h), while the library's version stayed 12.
-An extension's options are an array of it, so against the newer iptables python-iptables finds an extension's first
-option and no further one: `LOG: no such parameter log-prefix`. The other structures that it mirrors (xtables_match,
-xtables_target, xtables_globals, xt_option_call, xt_fcheck_call) are laid out alike in both.
+Each function here mends one defect of python-iptables 1.0.1 to 1.2.0, does nothing on a second call, and is to be
+called before the first rule is built or read; `mend` calls all of them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 from sikkerguard.errors import KernelError
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
-# Wider than any entry yet (48 and 56 bytes on 64 bits), so that the second entry lies in the part with pointers.
-_PROBE_WORDS = 16
+# 128 bytes on 64 bits: wider than an entry of options has ever been (48 bytes, then 56), so that the second entry of
+# the table that is measured lies among the words that are filled in.
+_FILLED_WORDS = 16
+_REMEDY = "no rule was changed; install iptables and python-iptables from one release of the distribution"
+
+
+def mend() -> None:
+    """Mend all that is known. Raises `KernelError` where python-iptables and iptables can't be made to fit."""
+    mend_option_stride()
+    mend_scratch_memory()
+    mend_refusal()
 
 
 def mend_option_stride() -> None:
     """Make python-iptables step from option to option as the loaded libxtables does.
 
-    To be called before the first rule is built or read; another call, or one with an older iptables, changes nothing.
-    Raises `KernelError` when the two fit neither as they are nor mended.
+    An extension's options are an array of `struct xt_option_entry`, which ends in `min, max` up to iptables 1.8.9 and
+    in `min, max, base` in 1.8.11 (include/xtables.h), while the library's version stayed 12. python-iptables knows the
+    former, so that with the latter it finds an extension's first option and no other: `LOG: no such parameter
+    log-prefix`. The other structures that it mirrors have one layout in both.
     """
     import iptc.xtables
 
     mirror = iptc.xtables
     stride = measured_stride(mirror)
-    if stride == ctypes.sizeof(mirror.xt_option_entry):
+    known = ctypes.sizeof(mirror.xt_option_entry)
+    if stride == known:
         return
     grown = _with_base(mirror.xt_option_entry)
     if stride != ctypes.sizeof(grown):
         raise KernelError(
-            f"the options of this iptables' extensions lie {stride or 'an unknown number of'} bytes apart, where "
-            f"{ctypes.sizeof(mirror.xt_option_entry)} or {ctypes.sizeof(grown)} are known, so that python-iptables "
-            "can't be used with it; no rule was changed; install the iptables and python-iptables of one release"
+            f"the options of this iptables' extensions lie {stride or 'an unknown number of'} bytes apart, and only "
+            f"{known} and {ctypes.sizeof(grown)} are known: python-iptables can't be used with it; {_REMEDY}"
         )
     _walk_with(mirror, grown)
 
 
 def measured_stride(mirror: Any) -> int:
-    """The bytes from one option to the next, as the loaded libxtables counts them; 0 where it can't be told.
+    """The bytes from one option to the next, as the loaded libxtables counts them; 0 where that can't be told.
 
-    libxtables turns a table of options into one for getopt (`xtables_options_xfrm`) by taking name after name until
-    one is NULL. It is given a table each of whose words points at itself, so the second name that it takes tells how
-    far it stepped. It takes the names as they are, and were they followed, each points into the table.
+    Its `xtables_options_xfrm` (libxtables/xtoptions.c) makes a table for getopt out of a table of options, by copying
+    one name after the other until one is NULL. It is given a table in which each word is its own address, so that the
+    second name tells how far it stepped. No extension is loaded, and no memory is read but what was allocated for this.
     """
-    table = (ctypes.c_void_p * (4 * _PROBE_WORDS))()
+    table = (ctypes.c_void_p * (4 * _FILLED_WORDS))()
     start = ctypes.addressof(table)
-    for word in range(_PROBE_WORDS):
+    for word in range(_FILLED_WORDS):
         table[word] = start + word * _WORD
-    turned = _turned_for_getopt(mirror, table)
-    try:
-        second = ctypes.c_void_p.from_address(turned + ctypes.sizeof(mirror.option)).value
-    finally:
-        _free(turned)
-    return second - start if second else 0
+    getopt_table = _made_for_getopt(mirror, table)
+    second_name = ctypes.c_void_p.from_address(getopt_table + ctypes.sizeof(mirror.option)).value
+    _free(getopt_table)
+    return second_name - start if second_name else 0
 
 
-def _turned_for_getopt(mirror: Any, table: ctypes.Array[ctypes.c_void_p]) -> int:
-    """The address of the getopt table made of this one; it ends in an empty option and is the caller's to free."""
+def _made_for_getopt(mirror: Any, table: ctypes.Array[ctypes.c_void_p]) -> int:
+    """The address of the getopt table made of this one; it ends in an empty option, and the caller is to free it."""
     try:
-        turn = ctypes.CDLL(mirror._lib_xtables._name).xtables_options_xfrm
+        make = ctypes.CDLL(mirror._lib_xtables._name).xtables_options_xfrm
     except AttributeError as error:
         raise KernelError(
-            f"this iptables does not tell how its extensions' options are laid out ({error}), so that python-iptables "
-            "can't be used with it; no rule was changed; install the iptables and python-iptables of one release"
+            f"this iptables does not tell how its extensions' options are laid out ({error}): python-iptables can't "
+            f"be used with it; {_REMEDY}"
         ) from error
-    turn.restype = ctypes.c_void_p
-    no_options = mirror.option()
-    offset = ctypes.c_uint()
-    turned = turn(ctypes.byref(no_options), None, table, ctypes.byref(offset))
-    if not turned:
-        raise KernelError("libxtables had no memory for a table of options; no rule was changed")
-    return int(turned)
+    make.restype = ctypes.c_void_p
+    no_options, offset = mirror.option(), ctypes.c_uint()
+    made = make(ctypes.byref(no_options), None, table, ctypes.byref(offset))
+    if not made:
+        raise KernelError("libxtables got no memory for a table of options; no rule was changed")
+    return int(made)
 
 
 def _free(address: int) -> None:
@@ -84,35 +90,68 @@ def _free(address: int) -> None:
     free(ctypes.c_void_p(address))
 
 
-def _with_base(entry: type[ctypes.Structure]) -> type[ctypes.Structure]:
-    """`struct xt_option_entry` of iptables 1.8.11, which ends in `unsigned int min, max, base`."""
-
-    class Grown(entry):  # type: ignore[valid-type, misc]
-        _fields_ = (("base", ctypes.c_uint),)
-
-    return Grown
+def _with_base(entry: Any) -> Any:
+    """`struct xt_option_entry` with `unsigned int base` at its end, as in iptables 1.8.11."""
+    return type(entry)("xt_option_entry", (entry,), {"_fields_": [("base", ctypes.c_uint)]})
 
 
-def _walk_with(mirror: Any, grown: type[ctypes.Structure]) -> None:
+def _walk_with(mirror: Any, grown: Any) -> None:
     """Have the two functions of python-iptables that walk an array of options see it as one of `grown`.
 
-    The pointers to it in the other structures keep their type: their size does not depend on it, and ctypes does not
-    let a structure that is in use be changed.
+    The pointers to it in the other structures can keep their type: they are as long as before, and ctypes does not let
+    a structure change once another refers to it.
     """
-    known = mirror.xt_option_entry
-    owner = mirror.xtables
+    known, owner, to_grown = mirror.xt_option_entry, mirror.xtables, ctypes.POINTER(grown)
     look_up, check = owner._option_lookup, owner._options_fcheck
-    to_grown = ctypes.POINTER(grown)
 
     def option_lookup(self: Any, entries: Any, name: bytes) -> Any:
         found = look_up(self, ctypes.cast(entries, to_grown), name)
-        # The caller stores it as a pointer to the structure that it knows.
+        # The caller stores a pointer to it, of the type that it knows.
         return None if found is None else known.from_address(ctypes.addressof(found))
 
     def options_fcheck(self: Any, name: bytes, given: int, entries: Any) -> None:
         check(self, name, given, ctypes.cast(entries, to_grown))
 
-    owner._option_lookup = option_lookup
-    owner._options_fcheck = options_fcheck
-    # Nothing reads this name again but `mend_option_stride`, which finds that all fits.
+    owner._option_lookup, owner._options_fcheck = option_lookup, options_fcheck
+    # Only a second call reads this name: to find that all fits.
     mirror.xt_option_entry = grown
+
+
+def mend_scratch_memory() -> None:
+    """Keep the memory that a match's extension writes to while its options are read.
+
+    An extension with a `udata_size` (hashlimit; include/xtables.h: "per-extension private scratch area") gets the
+    address of a buffer that python-iptables drops on the spot, so that each `--hashlimit-upto` writes four bytes into
+    whatever Python object came to lie there. Here each extension has one buffer, for good.
+    """
+    import iptc
+
+    if hasattr(iptc.Match.reset, "__wrapped__"):
+        return
+    buffers: dict[int, ctypes.Array[ctypes.c_ubyte]] = {}
+    drop_buffer = iptc.Match.reset
+
+    @functools.wraps(drop_buffer)
+    def reset(match: Any) -> None:
+        drop_buffer(match)
+        extension = match._module
+        if not extension.udata_size:
+            return
+        buffer = buffers.setdefault(ctypes.addressof(extension), (ctypes.c_ubyte * extension.udata_size)())
+        ctypes.memset(buffer, 0, extension.udata_size)
+        extension.udata = ctypes.cast(buffer, ctypes.c_void_p)
+
+    iptc.Match.reset = reset
+
+
+def mend_refusal() -> None:
+    """Let an extension that refuses an option (a set that does not exist) go back without a way through Python.
+
+    libxtables has such a refusal end in `exit_err`, which must not return. python-iptables does that with a `longjmp`
+    out of a Python function. The interpreter goes on counting that function as running, so that the thread ends in a
+    `RecursionError` after some hundred refusals. The C function that jumps does as well on its own.
+    """
+    import iptc.xtables
+
+    mirror = iptc.xtables
+    mirror._xt_globals.exit_err = ctypes.cast(mirror._throw, type(mirror._xt_globals.exit_err))

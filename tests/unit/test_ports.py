@@ -278,9 +278,7 @@ def test_of_equals_the_lowest_port_decides_then_the_protocol() -> None:
     assert category_of_source({("UDP", 389): 1, ("tcp", 389): 1}) == "brute_force"
 
 
-@given(
-    st.dictionaries(st.tuples(st.sampled_from(["TCP", "UDP"]), st.integers(1, 200)), st.integers(1, 3), min_size=1)
-)
+@given(st.dictionaries(st.tuples(st.sampled_from(["TCP", "UDP"]), st.integers(1, 200)), st.integers(1, 3), min_size=1))
 def test_the_order_of_ports_does_not_matter(packets: dict[tuple[str, int], int]) -> None:
     assert category_of_source(packets) == category_of_source(dict(reversed(packets.items())))
 

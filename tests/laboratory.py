@@ -1,0 +1,300 @@
+"""A laboratory of network namespaces: a protected host, and an internet with its gateway, resolver, API and attackers.
+
+    internet 198.51.100.1, .53, .80 ──veth── 198.51.100.10 host 10.77.0.1 ──veth── 10.77.0.2 inner
+             2001:db8:1::1                   2001:db8:1::10     fd77::1            fd77::2
+
+Nothing outside the namespaces made here is changed. The internet takes any address that is asked for as its own, so
+that a packet of any listed source is a real packet of a real socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+GATEWAY, RESOLVER, API = "198.51.100.1", "198.51.100.53", "198.51.100.80"
+HOST, INNER = "198.51.100.10", "10.77.0.2"
+GATEWAY_V6, HOST_V6, INNER_V6 = "2001:db8:1::1", "2001:db8:1::10", "fd77::2"
+
+_Result = TypeVar("_Result")
+_CLONE_NEWNET = 0x40000000
+
+
+def command(*words: str, check: bool = True, text: str | None = None, timeout: float = 60.0) -> str:
+    """Run a program and give its standard output."""
+    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def wait_for(what: str, condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
+    """Poll until the condition is true, and give its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+@dataclass
+class Namespace:
+    """A network namespace of our own making."""
+
+    name: str
+
+    def run(self, *words: str, check: bool = True, text: str | None = None, timeout: float = 60.0) -> str:
+        """Run a program inside."""
+        return command("ip", "netns", "exec", self.name, *words, check=check, text=text, timeout=timeout)
+
+    def start(self, words: Sequence[str], environment: Mapping[str, str], **options: object) -> subprocess.Popen[bytes]:
+        """Start a program inside; `ip` becomes the program, so that signals reach it."""
+        entered = ["ip", "netns", "exec", self.name, *words]
+        return subprocess.Popen(entered, env=dict(environment), **options)  # type: ignore[call-overload,no-any-return]
+
+    def inside(self, action: Callable[[], _Result]) -> _Result:
+        """Call this in a thread that has entered the namespace: sockets belong to where they were made."""
+        outcome: list[_Result] = []
+        failure: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                with Path(f"/run/netns/{self.name}").open("rb") as handle:
+                    libc = ctypes.CDLL(None, use_errno=True)
+                    if libc.setns(handle.fileno(), _CLONE_NEWNET):
+                        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                outcome.append(action())
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+                failure.append(error)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return outcome[0]
+
+
+@dataclass
+class Laboratory:
+    """The three namespaces, wired. Use `laboratory()` to make one."""
+
+    host: Namespace
+    internet: Namespace
+    inner: Namespace
+    owned: set[str] = field(default_factory=set)
+
+    def own(self, address: str) -> str:
+        """Have the internet answer to this address too."""
+        if address not in self.owned:
+            length = 128 if ":" in address else 32
+            extra = ("nodad",) if ":" in address else ()
+            self.internet.run("ip", "addr", "add", f"{address}/{length}", "dev", "lo", *extra)
+            self.owned.add(address)
+        return address
+
+    def own_many(self, addresses: Sequence[str]) -> None:
+        """The same for many, in one go."""
+        fresh = [address for address in addresses if address not in self.owned]
+        lines = "".join(
+            f"addr add {address}/{128 if ':' in address else 32} dev lo{' nodad' if ':' in address else ''}\n"
+            for address in fresh
+        )
+        self.internet.run("ip", "-batch", "-", text=lines)
+        self.owned.update(fresh)
+
+    def passes(self, source: str, target: str = "", tries: int = 1) -> bool:
+        """Whether a packet from this source reaches the host (or another target) and its answer comes back."""
+        self.own(source)
+        if not target:
+            target = HOST_V6 if ":" in source else HOST
+        return any(self.internet.inside(lambda: _ping(source, target)) for _ in range(tries))
+
+    def sets(self) -> str:
+        """`ipset save` of the host."""
+        return self.host.run("ipset", "save")
+
+    def rules(self) -> str:
+        """Every rule of the host that any tool shows, without counters and the moments of printing."""
+        texts = []
+        for tool in ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-save", "ip6tables-save"):
+            for line in self.host.run(tool).splitlines():
+                if not line.startswith("#"):
+                    texts.append(f"{tool}: {line.partition(' [')[0] if line.startswith(':') else line}")
+        return "\n".join(texts)
+
+    def everything(self) -> str:
+        """Rules and sets as the stock tools print them, but for counters, to compare before and after."""
+        return self.rules() + "\n" + self.sets()
+
+
+class Resolver:
+    """A name server: it knows one name, `api.example.net`, and says of every other that there is none."""
+
+    NAME = "api.example.net"
+
+    def __init__(self, namespace: Namespace, address: str = RESOLVER) -> None:
+        self._socket = namespace.inside(lambda: self._bound(address))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.questions = 0
+
+    @staticmethod
+    def _bound(address: str) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        bound.bind((address, 53))
+        return bound
+
+    def __enter__(self) -> Resolver:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # shutdown wakes the thread that waits for a question; close alone would not.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                question, asker = self._socket.recvfrom(2048)
+            except OSError:
+                return
+            if not question:
+                return
+            self.questions += 1
+            wanted = b"".join(bytes([len(label)]) + label.encode() for label in self.NAME.split(".")) + b"\0"
+            known = question[12 : 12 + len(wanted)].lower() == wanted
+            kind = question[12 + len(wanted) : 14 + len(wanted)] if known else b""
+            if known and kind == b"\0\1":
+                answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton(API)
+                head = question[:2] + b"\x81\x80\0\1\0\1\0\0\0\0"
+                reply = head + question[12 : 16 + len(wanted)] + answer
+            else:
+                code = 0 if known else 3
+                end = question.index(b"\0", 12) + 5
+                reply = question[:2] + bytes([0x81, 0x80 | code]) + b"\0\1\0\0\0\0\0\0" + question[12:end]
+            with contextlib.suppress(OSError):
+                self._socket.sendto(reply, asker)
+
+
+def _ping(source: str, target: str) -> bool:
+    """One UDP packet to the host's echo, or one ping: a ping needs nobody to listen."""
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    protocol = socket.IPPROTO_ICMPV6 if ":" in source else socket.IPPROTO_ICMP
+    token = secrets.token_bytes(16)
+    request, reply = (128, 129) if ":" in source else (8, 0)
+    body = struct.pack("!BBHHH", request, 0, 0, 7, 1) + token
+    if family == socket.AF_INET:
+        total = sum(struct.unpack(f"!{len(body) // 2}H", body))
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        body = struct.pack("!BBHHH", request, 0, ~total & 0xFFFF, 7, 1) + token
+    with socket.socket(family, socket.SOCK_RAW, protocol) as connection:
+        connection.bind((source, 0))
+        deadline = time.monotonic() + 0.5
+        connection.sendto(body, (target, 0))
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            try:
+                packet = connection.recv(2048)
+            except TimeoutError:
+                return False
+            offset = (packet[0] & 15) * 4 if family == socket.AF_INET else 0
+            if packet[offset] == reply and packet.endswith(token):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def laboratory() -> Iterator[Laboratory]:
+    """Make the namespaces, and take them away whatever happens."""
+    tag = f"sg{secrets.token_hex(3)}"
+    names = [f"{tag}-{role}" for role in ("host", "internet", "inner")]
+    resolver = Path(f"/etc/netns/{names[0]}")
+    try:
+        for name in names:
+            command("ip", "netns", "add", name)
+        resolver.mkdir(parents=True)
+        (resolver / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        host, internet, inner = (Namespace(name) for name in names)
+        _wire(host, internet, inner)
+        yield Laboratory(host, internet, inner)
+    finally:
+        for name in names:
+            with contextlib.suppress(AssertionError):
+                command("ip", "netns", "del", name)
+        with contextlib.suppress(FileNotFoundError):
+            (resolver / "resolv.conf").unlink()
+            resolver.rmdir()
+            resolver.parent.rmdir() if not any(resolver.parent.iterdir()) else None
+
+
+def _wire(host: Namespace, internet: Namespace, inner: Namespace) -> None:
+    for namespace in (host, internet, inner):
+        namespace.run("ip", "link", "set", "lo", "up")
+        # Addresses are to be usable at once: nobody else has them here.
+        namespace.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
+    command(
+        "ip", "link", "add", "wan", "netns", host.name, "type", "veth", "peer", "name", "lan", "netns", internet.name
+    )
+    command("ip", "link", "add", "lan", "netns", host.name, "type", "veth", "peer", "name", "wan", "netns", inner.name)
+    host.run(
+        "ip",
+        "-batch",
+        "-",
+        text=f"""\
+addr add {HOST}/24 dev wan
+addr add {HOST_V6}/64 dev wan nodad
+addr add 10.77.0.1/24 dev lan
+addr add fd77::1/64 dev lan nodad
+link set wan up
+link set lan up
+route add default via {GATEWAY}
+route add default via {GATEWAY_V6}
+""",
+    )
+    internet.run(
+        "ip",
+        "-batch",
+        "-",
+        text=f"""\
+addr add {GATEWAY}/24 dev lan
+addr add {RESOLVER}/24 dev lan
+addr add {API}/24 dev lan
+addr add {GATEWAY_V6}/64 dev lan nodad
+link set lan up
+route add 10.77.0.0/24 via {HOST}
+route add fd77::/64 via {HOST_V6}
+""",
+    )
+    inner.run(
+        "ip",
+        "-batch",
+        "-",
+        text=f"""\
+addr add {INNER}/24 dev wan
+addr add {INNER_V6}/64 dev wan nodad
+link set wan up
+route add default via 10.77.0.1
+route add default via fd77::1
+""",
+    )
+    host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
