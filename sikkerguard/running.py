@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sikkerguard.core.faces import ApiFace, KernelFace, ProbesFace
 
 
-def run(config: Config, reread: Callable[[], Config]) -> int:
-    """Protect until a signal says stop; the answer is the exit code.
+def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], Edges] = lambda edges: edges) -> int:
+    """Protect until a signal says stop; the answer is the exit code. `adjust` may put other edges in place of some.
 
     Raises:
         SikkerGuardError: the service could not start, or could not remove all of its rules.
@@ -33,28 +33,25 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     if not config.dry_run:
         store.prepare()
     try:
-        asyncio.run(_run(config, reread, store))
+        asyncio.run(_run(config, reread, store, adjust))
     finally:
         store.close()
     return 0
 
 
-async def _run(config: Config, reread: Callable[[], Config], store: Store) -> None:
+async def _run(config: Config, reread: Callable[[], Config], store: Store, adjust: Callable[[Edges], Edges]) -> None:
     from sikkerguard.edges import surroundings
 
-    service = Service(
-        config,
-        Edges(
-            kernel=_kernel(config),
-            store=store,
-            notifier=Notifier(os.environ),
-            detect=surroundings.detect,
-            make_api=_api,
-            make_probes=_probes,
-            make_watch=surroundings.ChangeWatch,
-        ),
-        reread,
+    edges = Edges(
+        kernel=_kernel(config),
+        store=store,
+        notifier=Notifier(os.environ),
+        detect=surroundings.detect,
+        make_api=_api,
+        make_probes=_probes,
+        make_watch=surroundings.ChangeWatch,
     )
+    service = Service(config, adjust(edges), reread)
     web = Web(config.health_host, config.health_port, service.health, service.status)
     web.bind()
     loop = asyncio.get_running_loop()

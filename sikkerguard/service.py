@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace, KernelFace, NotifierFace, ProbesFace, StoreFace, WatchFace, WebFace
-    from sikkerguard.core.model import AllowEntry, VerifiedList
+    from sikkerguard.core.model import AllowEntry
     from sikkerguard.core.plan import Operation
 
 log = logging.getLogger(__name__)

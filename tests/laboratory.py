@@ -41,7 +41,7 @@ def command(*words: str, check: bool = True, text: str | None = None, timeout: f
     return done.stdout
 
 
-def wait_for(what: str, condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
+def wait_for(what: str, condition: Callable[[], _Result | None], seconds: float = 10.0) -> _Result:
     """Poll until the condition is true, and give its value."""
     deadline = time.monotonic() + seconds
     while True:

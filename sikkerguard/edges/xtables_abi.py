@@ -1,7 +1,7 @@
 """Makes python-iptables fit the iptables that is installed, and safe to keep in a process that lives for months.
 
-Each function here mends one defect of python-iptables 1.0.1 to 1.2.0, does nothing on a second call, and is to be
-called before the first rule is built or read; `mend` calls all of them.
+Each `mend_...` mends one defect of python-iptables 1.0.1 to 1.2.0; `mend` calls all of them. They are to be called
+before the first rule is built or read, and calling them again changes nothing more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def mend() -> None:
     mend_option_stride()
     mend_scratch_memory()
     mend_refusal()
+    mend_table_lookup()
 
 
 def mend_option_stride() -> None:
@@ -155,3 +156,19 @@ def mend_refusal() -> None:
 
     mirror = iptc.xtables
     mirror._xt_globals.exit_err = ctypes.cast(mirror._throw, type(mirror._xt_globals.exit_err))
+
+
+def mend_table_lookup() -> None:
+    """Let a rule look for the chain that it jumps to in the tables that are open, and open no other.
+
+    python-iptables asks every table there is whether it has a chain of the target's name. To be asked, filter, nat,
+    mangle and security are opened, which makes the kernel create them and lead packets through them.
+    """
+    import iptc
+
+    iptc.Rule.tables = _opened(iptc.Table)
+    iptc.Rule6.tables = _opened(iptc.Table6)
+
+
+def _opened(kind: Any) -> property:
+    return property(lambda _: list(kind._cache.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +172,23 @@ def test_refusals_leave_nothing_behind(mirror: Any) -> None:
     import iptc
 
     match = iptc.Rule().create_match("hashlimit")
-    for _ in range(2 * sys.getrecursionlimit()):
-        with pytest.raises(iptc.XTablesError):
-            match.set_parameter("hashlimit-upto", ["rubbish"])
+
+    def refuse_often() -> None:
+        for _ in range(2 * sys.getrecursionlimit()):
+            with pytest.raises(iptc.XTablesError):
+                match.set_parameter("hashlimit-upto", ["rubbish"])
+
+    # In a thread of its own, since it is the thread that would be out of stack afterwards.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(refuse_often).result()
+
+
+def test_no_table_is_opened_to_make_a_target(mirror: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import iptc
+
+    def refuse(table: Any) -> None:
+        raise AssertionError(f"{table.name} was opened")
+
+    for rule, table in ((iptc.Rule, iptc.Table), (iptc.Rule6, iptc.Table6)):
+        monkeypatch.setattr(table, "refresh", refuse)
+        assert rule().create_target("SET").name == "SET"
