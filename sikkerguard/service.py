@@ -175,7 +175,8 @@ class Service:
         try:
             verified = self._edges.store.load_list()
         except ListError as error:
-            log.error("%s.", error)
+            sentence = str(error)
+            log.error("%s.", sentence[:1].upper() + sentence[1:])
             return None
         if verified is None:
             return None
@@ -230,7 +231,8 @@ class Service:
             stays = f"the list verified {age} ago ({entries} entries) stays in force"
         else:
             stays = "no list is in force yet" if not self.state.protecting else "what the kernel blocks stays"
-        log.error("%s; %s; next try in %s", error, stays, duration_text(pause))
+        sentence = str(error)
+        log.error("%s; %s; next try in %s.", sentence[:1].upper() + sentence[1:], stays, duration_text(pause))
 
     async def _pull(self) -> None:
         config = self._config

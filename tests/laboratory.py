@@ -33,9 +33,15 @@ _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
 
 
-def command(*words: str, check: bool = True, text: str | None = None, timeout: float = 60.0) -> str:
-    """Run a program and give its standard output."""
-    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+def command(
+    *words: str,
+    check: bool = True,
+    text: str | None = None,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program and give its standard output; `text` is its standard input, `env` its environment if not ours."""
+    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=timeout, check=False, env=env)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout
@@ -59,9 +65,17 @@ class Namespace:
 
     name: str
 
-    def run(self, *words: str, check: bool = True, text: str | None = None, timeout: float = 60.0) -> str:
+    def run(
+        self,
+        *words: str,
+        check: bool = True,
+        text: str | None = None,
+        timeout: float = 60.0,
+        env: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a program inside."""
-        return command("ip", "netns", "exec", self.name, *words, check=check, text=text, timeout=timeout)
+        entered = ("ip", "netns", "exec", self.name, *words)
+        return command(*entered, check=check, text=text, timeout=timeout, env=env)
 
     def start(self, words: Sequence[str], environment: Mapping[str, str], **options: object) -> subprocess.Popen[bytes]:
         """Start a program inside; `ip` becomes the program, so that signals reach it."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
+_PIECE = 16384
+
+
 class Family(Enum):
     """An address family: `bits` of an address, `size` of it in bytes, `floor`, the shortest prefix length that a
     list may block (design, section 4), and `number`, the family's constant in the kernel."""
@@ -95,10 +98,12 @@ class Networks:
     def __len__(self) -> int:
         return len(self.singles) // self.family.size + len(self.ranges)
 
-    def packed_singles(self) -> list[bytes]:
-        """The single addresses, each as packed bytes."""
+    def single_pieces(self) -> Iterator[list[bytes]]:
+        """The single addresses, each packed, in lists of some thousand: as objects they take ten times the room."""
         size = self.family.size
-        return [self.singles[at : at + size] for at in range(0, len(self.singles), size)]
+        for start in range(0, len(self.singles), _PIECE * size):
+            piece = self.singles[start : start + _PIECE * size]
+            yield [piece[at : at + size] for at in range(0, len(piece), size)]
 
     def single_positions(self, first: int, last: int) -> tuple[int, int]:
         """The half-open span of positions of the singles from address `first` to address `last`."""
@@ -131,7 +136,8 @@ class Networks:
 
     def texts(self) -> Iterator[str]:
         """Every entry as text: the singles, then the ranges."""
-        yield from map(socket.inet_ntop, repeat(self.family.number), self.packed_singles())
+        for piece in self.single_pieces():
+            yield from map(socket.inet_ntop, repeat(self.family.number), piece)
         for prefix in self.ranges:
             yield to_text(self.family, prefix)
 

@@ -17,7 +17,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Blocklist, Family, Prefix, parse_prefix
-from sikkerguard.core.ranges import canonical
+from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Parsed:
 class _Collector:
     """Gathers entries and rejected lines; the only mutable thing here, and it never leaves this module."""
 
-    v4: list[bytes] = field(default_factory=list)
-    v6: list[bytes] = field(default_factory=list)
+    v4: Sorter = field(default_factory=lambda: Sorter(Family.V4))
+    v6: Sorter = field(default_factory=lambda: Sorter(Family.V6))
     v4_ranges: list[Prefix] = field(default_factory=list)
     v6_ranges: list[Prefix] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -61,19 +61,24 @@ class _Collector:
         """Take each line. Plain IPv4 addresses, nearly all of a list, go through one C loop; a line that it
         can't take ends the loop, is read by itself, and the loop goes on behind it."""
         remaining = iter(lines)
+        v4: list[bytes] = []
+        v6: list[bytes] = []
         while True:
-            before = len(self.v4)
+            before = len(v4)
             try:
-                self.v4.extend(map(socket.inet_pton, repeat(Family.V4.number), remaining))
+                v4.extend(map(socket.inet_pton, repeat(Family.V4.number), remaining))
             except (OSError, ValueError):
-                self.line_number += len(self.v4) - before + 1
-                self.add_line(lines[len(lines) - length_hint(remaining) - 1])
+                self.line_number += len(v4) - before + 1
+                self.add_line(lines[len(lines) - length_hint(remaining) - 1], v4, v6)
             else:
-                self.line_number += len(self.v4) - before
-                return
+                self.line_number += len(v4) - before
+                break
+        self.v4.add(v4)
+        self.v6.add(v6)
 
-    def add_line(self, line: str) -> str | None:
-        """Take one line of any kind; the answer is the reason why it was rejected, or None."""
+    def add_line(self, line: str, v4: list[bytes], v6: list[bytes]) -> str | None:
+        """Take one line of any kind, a single address into one of the lists; the answer is the reason why it was
+        rejected, or None."""
         text = line.partition("#")[0].strip(" \t")
         if not text:
             return None
@@ -85,7 +90,7 @@ class _Collector:
             return self.reject(str(error), text)
         if prefix.length == family.bits:
             packed = prefix.first.to_bytes(family.size, "big")
-            (self.v4 if family is Family.V4 else self.v6).append(packed)
+            (v4 if family is Family.V4 else v6).append(packed)
         else:
             (self.v4_ranges if family is Family.V4 else self.v6_ranges).append(prefix)
         return None
@@ -97,7 +102,7 @@ class _Collector:
         return reason
 
     def entries(self) -> int:
-        return len(self.v4) + len(self.v6) + len(self.v4_ranges) + len(self.v6_ranges)
+        return self.v4.count + self.v6.count + len(self.v4_ranges) + len(self.v6_ranges)
 
     def parsed(self, terminated: bool) -> Parsed:
         content = Blocklist(
@@ -171,12 +176,16 @@ def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
     """
     collector = _Collector()
     skipped: list[str] = []
+    v4: list[bytes] = []
+    v6: list[bytes] = []
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     for number, line in enumerate(text.split("\n"), start=1):
         collector.line_number = number
-        reason = collector.add_line(line.partition(";")[0].strip())
+        reason = collector.add_line(line.partition(";")[0].strip(), v4, v6)
         if reason:
             skipped.append(f"{name}, line {number}: {line.strip()[:60]!r} is skipped: {reason}")
+    collector.v4.add(v4)
+    collector.v6.add(v6)
     return collector.parsed(terminated=True), tuple(skipped)
 
 
@@ -187,10 +196,11 @@ def merge_content(contents: Iterable[Blocklist]) -> Blocklist:
         return parts[0]
     merged = {}
     for family in Family:
-        networks = [part.of(family) for part in parts]
-        merged[family] = canonical(
-            family,
-            (packed for part in networks for packed in part.packed_singles()),
-            (prefix for part in networks for prefix in part.ranges),
-        )
+        sorter = Sorter(family)
+        prefixes: list[Prefix] = []
+        for part in parts:
+            for piece in part.of(family).single_pieces():
+                sorter.add(piece)
+            prefixes += part.of(family).ranges
+        merged[family] = canonical(family, sorter, prefixes)
     return Blocklist(merged[Family.V4], merged[Family.V6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Family, Interval, Networks, Prefix
@@ -49,11 +50,10 @@ def subtract(interval: Interval, holes: Sequence[Interval]) -> list[Interval]:
     return left
 
 
-def canonical(family: Family, singles: Iterable[bytes], prefixes: Iterable[Prefix]) -> Networks:
-    """Sort, drop what is there twice, join neighbouring ranges, and drop singles that a range covers.
+def canonical(family: Family, singles: Sorter, prefixes: Iterable[Prefix]) -> Networks:
+    """Drop what is there twice, join neighbouring ranges, and drop singles that a range covers.
 
-    `singles` are packed addresses in any order. Single addresses stay single: the kernel finds them with one
-    look-up, whatever their number.
+    Single addresses stay single: the kernel finds them with one look-up, whatever their number.
     """
     ranges: list[Prefix] = []
     extra: list[bytes] = []
@@ -63,28 +63,50 @@ def canonical(family: Family, singles: Iterable[bytes], prefixes: Iterable[Prefi
                 extra.append(prefix.first.to_bytes(family.size, "big"))
             else:
                 ranges.append(prefix)
-    networks = Networks(family, _sorted_blob(family, singles, extra), tuple(ranges))
+    if extra:
+        singles.add(extra)
+    networks = Networks(family, singles.blob(), tuple(ranges))
     covered = [Interval(prefix.first, prefix.last(family)) for prefix in ranges]
     return Networks(family, without_singles(networks, covered)[0], networks.ranges)
 
 
-def _sorted_blob(family: Family, *groups: Iterable[bytes]) -> bytes:
-    """Packed addresses in any order, as one ascending blob with each of them once.
+class Sorter:
+    """Packed addresses in any order, taken in pieces, to one ascending blob with each of them once.
 
-    They are dealt into one bucket for each first byte (IPv4) or first four bytes (IPv6, where most addresses
-    share the first two), so that no single call into the interpreter's core is long: the threads that serve
-    health requests get their turn in between.
+    Each piece is sorted and dealt into one bucket for each first byte (IPv4) or first four bytes (IPv6, where most
+    addresses share the first two). So memory holds packed bytes and no million of objects, and no single call into the
+    interpreter's core is long: the threads that serve health requests get their turn in between.
     """
-    buckets: dict[bytes, list[bytes]] = {}
-    width = 1 if family is Family.V4 else 4
-    for group in groups:
-        for packed in group:
-            head = packed[:width]
-            if head in buckets:
-                buckets[head].append(packed)
-            else:
-                buckets[head] = [packed]
-    return b"".join(b"".join(sorted(set(buckets[head]))) for head in sorted(buckets))
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._width = 1 if family is Family.V4 else 4
+        self._buckets: dict[bytes, bytearray] = {}
+        self.count = 0
+
+    def add(self, packed: list[bytes]) -> None:
+        """Take a piece of some thousand addresses; the list is sorted in place."""
+        packed.sort()
+        self.count += len(packed)
+        width = self._width
+        behind = b"\xff" * (self._family.size - width)
+        start = 0
+        while start < len(packed):
+            head = packed[start][:width]
+            end = bisect_right(packed, head + behind, lo=start)
+            self._buckets.setdefault(head, bytearray()).extend(b"".join(packed[start:end]))
+            start = end
+
+    def blob(self) -> bytes:
+        """All of them, ascending, each once."""
+        size = self._family.size
+        sorted_buckets = []
+        for head in sorted(self._buckets):
+            bucket = bytes(self._buckets[head])
+            addresses = [bucket[at : at + size] for at in range(0, len(bucket), size)]
+            addresses.sort()
+            sorted_buckets.append(b"".join(dict.fromkeys(addresses)))
+        return b"".join(sorted_buckets)
 
 
 def without_singles(networks: Networks, holes: Iterable[Interval]) -> tuple[bytes, int]:
@@ -124,7 +146,11 @@ def cut(networks: Networks, holes: Iterable[Interval]) -> tuple[Networks, int]:
                 else:
                     ranges.append(piece)
     if extra:
-        singles = _sorted_blob(family, Networks(family, singles).packed_singles(), extra)
+        sorter = Sorter(family)
+        for group in Networks(family, singles).single_pieces():
+            sorter.add(group)
+        sorter.add(extra)
+        singles = sorter.blob()
     return Networks(family, singles, tuple(ranges)), removed
 
 

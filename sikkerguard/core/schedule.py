@@ -15,7 +15,7 @@ _UNREACHABLE = (5.0, _HOUR)  # a line that is down comes back at any moment
 _QUOTA_USED_UP = (15 * 60.0, 6 * _HOUR)  # where the server did not say when to come again
 _KEY_REFUSED = (_HOUR, 24 * _HOUR)  # only a person can mend it, and SIGHUP tells us that one did
 _LIST_REFUSED = (15 * 60.0, 6 * _HOUR)  # a new list may be right; asking costs quota
-_OURS = (60.0, _HOUR)  # the kernel refused, or the self-test failed
+_OURS = (5 * 60.0, 6 * _HOUR)  # the kernel refused, or the self-test failed
 _LONGEST_WISH = 26 * _HOUR  # quotas are reset at midnight UTC: no honest Retry-After is longer than a day
 # Shares by which pauses differ, so that a thousand servers don't come at the same second.
 _RETRY_JITTER, _INTERVAL_JITTER = 0.25, 0.05

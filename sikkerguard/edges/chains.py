@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sikkerguard.core.model import Family
 from sikkerguard.core.names import CHAIN, HOOK, TABLE
 from sikkerguard.core.plan import Extension, Rule
-from sikkerguard.edges.xtables_abi import mend_option_stride
+from sikkerguard.edges.xtables_abi import mend
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Chains:
         with self._translated(family, "read"):
             table = self._refreshed(family)
             rules = self._rules(family, table) if table.is_chain(CHAIN) else None
-            return rules, tuple(position for position, _ in self._jumps(table))
+            return rules, self._jumps(table)
 
     def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
         """Make the chain consist of these rules, whatever it was, in one step, and read it back."""
@@ -57,7 +57,7 @@ class Chains:
             else:
                 table.create_chain(CHAIN)
             for rule in rules:
-                self._chain(table, CHAIN).append_rule(_built(table, rule))
+                self._chain(table, CHAIN).append_rule(_built(family, rule))
         with self._translated(family, "read"):
             found = self._raw_rules(self._refreshed(family))
         if [rule.target.name for rule in found] != [rule.target.name for rule in rules]:
@@ -70,7 +70,7 @@ class Chains:
         """Put one jump to our chain at the top of the hook, and take away any other, in one step."""
         with self._changing(family) as table:
             self._delete_jumps(table)
-            jump = table.create_rule()
+            jump = _new_rule(family)
             jump.in_interface = "!lo"
             jump.create_target(CHAIN)
             self._chain(table, HOOK).insert_rule(jump)
@@ -95,16 +95,19 @@ class Chains:
             table = self._refreshed(family)
             if not table.is_chain(CHAIN):
                 return 0, 0
-            packets, octets = self._chain(table, CHAIN).rules[-1].get_counters()
-            return int(packets), int(octets)
+            # The last rule, not decoded: this is asked every second.
+            entry = last = table.first_rule(CHAIN)
+            while entry:
+                entry, last = table.next_rule(entry), entry
+            return (int(last.counters.pcnt), int(last.counters.bcnt)) if last else (0, 0)
 
     def _table(self, family: Family) -> Any:
         if family not in self._tables:
             import iptc
 
-            mend_option_stride()
-            kinds = (iptc.Table, iptc.Rule) if family is Family.V4 else (iptc.Table6, iptc.Rule6)
-            self._tables[family] = _only_table(*kinds)
+            mend()
+            kind = iptc.Table if family is Family.V4 else iptc.Table6
+            self._tables[family] = kind(TABLE, autocommit=False)
         return self._tables[family]
 
     def _refreshed(self, family: Family) -> Any:
@@ -182,21 +185,22 @@ class Chains:
                 error.strerror,
             )
 
-    def _jumps(self, table: Any) -> list[tuple[int, Any]]:
-        """Position and entry of each rule of the hook that jumps to our chain. Other rules are not decoded, since
-        they may use extensions that are not installed."""
+    def _jumps(self, table: Any) -> tuple[int, ...]:
+        """The positions of the hook's rules that jump to our chain. Other rules are not decoded, since they may use
+        extensions that are not installed."""
         found = []
         entry, position = table.first_rule(HOOK), 0
         while entry:
             if table.get_target(entry) == CHAIN.encode():
-                found.append((position, entry))
+                found.append(position)
             entry, position = table.next_rule(entry), position + 1
-        return found
+        return tuple(found)
 
     def _delete_jumps(self, table: Any) -> None:
-        chain = self._chain(table, HOOK)
-        while jumps := self._jumps(table):
-            chain.delete_rule(table.create_rule(jumps[0][1], chain))
+        # By position, the last one first: deleting by content would take the first rule that is equal.
+        for position in reversed(self._jumps(table)):
+            if table._iptc.iptc_delete_num_entry(HOOK.encode(), position, table._handle) != 1:
+                raise ValueError(f"the jump at position {position} could not be deleted: {table.strerror()}")
 
     def _rules(self, family: Family, table: Any) -> tuple[Rule, ...]:
         found = self._raw_rules(table)
@@ -210,20 +214,16 @@ class Chains:
         )
 
 
-def _only_table(table_kind: Any, rule_kind: Any) -> Any:
-    """Our table, whose rules know of no other.
+def _new_rule(family: Family) -> Any:
+    import iptc
 
-    To see whether a target is a chain, the library's rules look into every table there is. Looking makes the kernel
-    set that table up, and a nat table that nobody had brings connection tracking of every packet with it.
-    """
-    rule = type("OurRule", (rule_kind,), {"tables": property(lambda _: [table])})
-    kind = type("OurTable", (table_kind,), {"create_rule": lambda _, entry=None, chain=None: rule(entry, chain)})
-    table = kind(TABLE, autocommit=False)
-    return table
+    return iptc.Rule() if family is Family.V4 else iptc.Rule6()
 
 
-def _built(table: Any, rule: Rule) -> Any:
-    built = table.create_rule()
+def _built(family: Family, rule: Rule) -> Any:
+    # All options of a match are set before the next one is made: the library gives options of a later match of the
+    # same kind to the wrong one otherwise.
+    built = _new_rule(family)
     for match in rule.matches:
         _set_options(built.create_match(match.name), match)
     _set_options(built.create_target(rule.target.name), rule.target)

@@ -14,7 +14,7 @@ from sikkerguard.edges.ipset_netlink import Entry, NetlinkSets, SetHeader, encod
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from sikkerguard.core.model import Family, Prefix
 
@@ -84,18 +84,18 @@ class Sets:
         self,
         name: str,
         family: Family,
-        singles: Sequence[bytes] = (),
+        singles: bytes = b"",
         ranges: Iterable[Prefix] = (),
         timeout: int | None = None,
     ) -> None:
-        """Add packed addresses and ranges; those that are there already have their time limit renewed."""
+        """Add packed addresses in a row, and ranges; those that are there already have their time limit renewed."""
         _check_name(name)
         self._netlink.add(name, family, encode_batches(family, singles, ranges, timeout))
 
     def delete(self, name: str, family: Family, ranges: Iterable[Prefix]) -> None:
         """Take these ranges out; those that are not there are passed over."""
         _check_name(name)
-        self._netlink.delete(name, family, encode_batches(family, (), ranges))
+        self._netlink.delete(name, family, encode_batches(family, b"", ranges))
 
     def header(self, name: str) -> SetHeader | None:
         """The set's header, or None where there is no such set."""

@@ -18,7 +18,7 @@ from sikkerguard.core.model import Family, Prefix
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 _NETLINK_NETFILTER = 12
@@ -100,29 +100,29 @@ def _frames(family: Family, suffix: bytes) -> tuple[bytes, bytes]:
 
 
 def encode_batches(
-    family: Family, singles: Sequence[bytes], ranges: Iterable[Prefix] = (), timeout: int | None = None
+    family: Family, singles: bytes, ranges: Iterable[Prefix] = (), timeout: int | None = None
 ) -> Iterator[bytes]:
     """The bodies of ADT attributes, each with a good thousand entries, ready for `NetlinkSets.add`.
 
-    `singles` are packed addresses; ranges are grouped by prefix length, since entries with equal attributes can
-    be joined at once. `timeout` is in seconds.
+    `singles` are packed addresses in a row; ranges are grouped by prefix length, since entries with equal attributes
+    can be joined at once. `timeout` is in seconds.
     """
     seconds = b"" if timeout is None else _attribute(_DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
-    yield from _joined(singles, *_frames(family, seconds))
-    by_length: dict[int, list[bytes]] = {}
+    yield from _joined(family.size, singles, *_frames(family, seconds))
+    by_length: dict[int, bytearray] = {}
     for prefix in ranges:
-        by_length.setdefault(prefix.length, []).append(prefix.first.to_bytes(family.size, "big"))
+        by_length.setdefault(prefix.length, bytearray()).extend(prefix.first.to_bytes(family.size, "big"))
     for length, addresses in by_length.items():
-        yield from _joined(addresses, *_frames(family, _attribute(_DATA_CIDR, bytes([length])) + seconds))
+        frames = _frames(family, _attribute(_DATA_CIDR, bytes([length])) + seconds)
+        yield from _joined(family.size, bytes(addresses), *frames)
 
 
-def _joined(addresses: Sequence[bytes], before: bytes, behind: bytes) -> Iterator[bytes]:
-    if not addresses:
-        return
+def _joined(size: int, addresses: bytes, before: bytes, behind: bytes) -> Iterator[bytes]:
     between = behind + before
-    batch = min(_BATCH, _LONGEST_ATTRIBUTE // (len(between) + len(addresses[0])))
-    for start in range(0, len(addresses), batch):
-        yield before + between.join(addresses[start : start + batch]) + behind
+    step = size * min(_BATCH, _LONGEST_ATTRIBUTE // (len(between) + size))
+    for start in range(0, len(addresses), step):
+        batch = addresses[start : start + step]
+        yield before + between.join([batch[at : at + size] for at in range(0, len(batch), size)]) + behind
 
 
 class NetlinkSets:

@@ -24,7 +24,7 @@ from sikkerguard.core.plan import (
     desired_state,
     diff,
 )
-from sikkerguard.core.ranges import canonical
+from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.edges.chains import Chains
 from sikkerguard.edges.ipset import SetKind, Sets
 from sikkerguard.errors import KernelError
@@ -112,7 +112,8 @@ class Kernel:
         networks = {family: Networks(family) for family in Family}
         for family in self.families:
             names = set_names(family)
-            singles = (entry.address for entry in self._sets.entries(names.singles, family))
+            singles = Sorter(family)
+            singles.add([entry.address for entry in self._sets.entries(names.singles, family)])
             ranges = (
                 Prefix(int.from_bytes(entry.address, "big"), entry.length)
                 for entry in self._sets.entries(names.ranges, family)
@@ -292,7 +293,7 @@ class Kernel:
         """Fill a fresh set, read it back, and swap it in under this name."""
         fresh = self._fresh(name, kind, networks.family, len(networks))
         try:
-            self._sets.add(fresh, networks.family, networks.packed_singles(), networks.ranges)
+            self._sets.add(fresh, networks.family, networks.singles, networks.ranges)
             disagreement = self._disagreement(fresh, networks)
             if disagreement:
                 raise KernelError(f"set {name} was loaded but {disagreement}; it is discarded")

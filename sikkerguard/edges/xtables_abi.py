@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sikkerguard.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 # 128 bytes on 64 bits: wider than an entry of options has ever been (48 bytes, then 56), so that the second entry of
@@ -25,6 +28,7 @@ def mend() -> None:
     mend_scratch_memory()
     mend_refusal()
     mend_table_lookup()
+    mend_interface_mask()
 
 
 def mend_option_stride() -> None:
@@ -172,3 +176,26 @@ def mend_table_lookup() -> None:
 
 def _opened(kind: Any) -> property:
     return property(lambda _: list(kind._cache.values()))
+
+
+def mend_interface_mask() -> None:
+    """Have an IPv6 rule compare the whole name of an interface.
+
+    iptables sets each byte of the name's mask to 255 (libxtables/xtables.c, xtables_parse_interface), python-iptables
+    to 1 in `Rule6`. The kernel compares under the mask (ifname_compare_aligned), so only the lowest bit of each letter
+    counts: bond0, tun0, tap0, virbr0 and every veth pass for lo, and `! -i lo` does not take their packets.
+    """
+    import iptc
+
+    kind = iptc.Rule6
+    kind.in_interface = property(kind.get_in_interface, _with_whole_mask(kind.set_in_interface, "iniface_mask"))
+    kind.out_interface = property(kind.get_out_interface, _with_whole_mask(kind.set_out_interface, "outiface_mask"))
+
+
+def _with_whole_mask(set_interface: Callable[[Any, str], None], mask: str) -> Callable[[Any, str], None]:
+    def set_with_whole_mask(rule: Any, name: str) -> None:
+        set_interface(rule, name)
+        packet = rule.entry.ipv6
+        setattr(packet, mask, b"\xff" * len(getattr(packet, mask)))
+
+    return set_with_whole_mask

@@ -14,7 +14,7 @@ import pytest
 from sikkerguard.edges.xtables_abi import measured_stride, mend, mend_option_stride
 from sikkerguard.errors import KernelError
 
-# The last one named is the last of the extension's table (iptables 1.8.9 and 1.8.11, extensions/libxt_*.c).
+# Options of each that iptables 1.8.9 and 1.8.11 both have (extensions/libxt_*.c), from all over its table.
 MATCHES = {
     "limit": ["limit", "limit-burst"],
     "hashlimit": [
@@ -192,3 +192,14 @@ def test_no_table_is_opened_to_make_a_target(mirror: Any, monkeypatch: pytest.Mo
     for rule, table in ((iptc.Rule, iptc.Table), (iptc.Rule6, iptc.Table6)):
         monkeypatch.setattr(table, "refresh", refuse)
         assert rule().create_target("SET").name == "SET"
+
+
+@pytest.mark.parametrize(("name", "compared"), [("lo", 3), ("!lo", 3), ("veth+", 4), ("a-name-of-15-ch", 16)])
+def test_the_whole_name_of_an_interface_is_compared_in_both_families(mirror: Any, name: str, compared: int) -> None:
+    import iptc
+
+    old, new = iptc.Rule(), iptc.Rule6()
+    for rule, packet in ((old, old.entry.ip), (new, new.entry.ipv6)):
+        rule.in_interface = rule.out_interface = name
+        assert packet.iniface_mask == packet.outiface_mask == b"\xff" * compared
+        assert packet.iniface == packet.outiface == name.strip("!+").encode()

@@ -1,0 +1,229 @@
+"""How long it takes to protect: from the start to blocking, and from a list's bytes to the committed set.
+
+Run as root: `.venv/bin/python -m bench.pull [ENTRIES]`. Everything happens in network namespaces of its own. The same
+list is loaded by `ipset restore` too, in turn with ours and in the same run, so that the ratio means something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sikkerguard.config import Config
+from sikkerguard.core.model import Allowlist, Blocklist, Family, ListedSource, Outcome, ProbeResult, VerifiedList
+from sikkerguard.core.policy import always_allowed
+from sikkerguard.core.ranges import Sorter, canonical
+from sikkerguard.cycle import Cycle, Owner
+from sikkerguard.edges.kernel import Kernel
+from sikkerguard.edges.store import Store
+from sikkerguard.standin.faults import Canned
+from sikkerguard.standin.server import DEMO_KEY, Standin
+from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+_ROUNDS = 3
+_CACHED = 5000
+_MILLION = 1_000_000
+
+
+def addresses(count: int) -> list[str]:
+    """So many different public addresses, the same ones each time."""
+    chance = random.Random(1)
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(chance.randrange(11 << 24, 100 << 24))
+    return [socket.inet_ntoa(number.to_bytes(4, "big")) for number in found]
+
+
+class Bytes:
+    """An API whose answer is here already: the network is not what is measured."""
+
+    remaining = None
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def addresses(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Bytes:
+        """Hand the body on in the pieces that the real client makes."""
+        for start in range(0, len(self._body), 256 << 10):
+            await sink(self._body[start : start + (256 << 10)])
+        return self
+
+
+class Passing:
+    """Self-tests that pass at once: they are not measured."""
+
+    async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
+        """One test, passed."""
+        return (ProbeResult("nothing", Outcome.PASSED, "was asked"),)
+
+
+async def committed(body: bytes) -> float:
+    """Seconds from a list's bytes to the committed set, self-test excluded."""
+    with ThreadPoolExecutor(1) as executor:
+        kernel, owner = Kernel(), Owner(executor)
+        allowlist = Allowlist(always_allowed())
+        await owner.run(kernel.adopt, Blocklist(), allowlist)
+        cycle = Cycle(kernel, owner, Passing())
+        started = time.perf_counter()
+        pulled = await cycle.pull(Config(), Bytes(body))
+        await cycle.put_in_force(pulled, allowlist, None, max_growth=2, accept=False, api_addresses=())
+        seconds = time.perf_counter() - started
+        await owner.run(kernel.remove)
+        await owner.run(kernel.close)
+    return seconds
+
+
+def restored(lines: list[str]) -> float:
+    """Seconds that `ipset restore` takes for the same entries, from a file that is ready for it."""
+    size = 1 << (len(lines) // 2 - 1).bit_length()
+    text = f"create peer hash:ip hashsize {size} maxelem {2 * len(lines)} counters\n"
+    text += "".join(f"add peer {line}\n" for line in lines)
+    started = time.perf_counter()
+    subprocess.run(["ipset", "restore"], input=text, text=True, check=True)
+    seconds = time.perf_counter() - started
+    subprocess.run(["ipset", "destroy", "peer"], check=True)
+    return seconds
+
+
+def inside(count: int) -> None:
+    """What is measured in a namespace with nothing but a loopback: loading."""
+    lines = addresses(count)
+    body = "".join(f"{line}\n" for line in lines).encode()
+    ours, theirs = [], []
+    for _ in range(_ROUNDS):
+        ours.append(asyncio.run(committed(body)))
+        theirs.append(restored(lines))
+    print(f"{count:,} addresses, bytes to committed set:  {_spread(ours)}")
+    print(f"  ipset restore of the same, nothing parsed, admitted, read back or tried:  {_spread(theirs)}")
+    print(f"  ratio of the best: {min(theirs) / min(ours):.1f} times as fast")
+    print(
+        f"  largest resident memory of all rounds: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"best {min(seconds):.2f} s, worst {max(seconds):.2f} s of {len(seconds)}"
+
+
+def cached(state: Path, lines: list[str]) -> None:
+    """Leave a verified list in the state directory, as a service that ran before did."""
+    state.mkdir(mode=0o700, exist_ok=True)
+    sorter = Sorter(Family.V4)
+    sorter.add([socket.inet_aton(line) for line in lines])
+    networks = canonical(Family.V4, sorter, [])
+    source = ListedSource("SikkerAPI", Blocklist(v4=networks), time.time())
+    Store(state).save_list(VerifiedList((source,), time.time(), "", len(networks)))
+
+
+def start_to_blocking(lab: Laboratory, state: Path, environment: dict[str, str]) -> float:
+    """Seconds from exec to the jump in its place, which is put there last; asking for it costs some of them."""
+    started = time.perf_counter()
+    process = lab.host.start([sys.executable, "-m", "sikkerguard", "run"], environment, stderr=subprocess.DEVNULL)
+    jump = ("iptables-legacy", "-t", "raw", "-S", "PREROUTING")
+    wait_for("the jump", lambda: "SIKKERGUARD" in lab.host.run(*jump))
+    seconds = time.perf_counter() - started
+    process.send_signal(signal.SIGTERM)
+    process.wait(10)
+    return seconds
+
+
+class HealthPoll(threading.Thread):
+    """Asks /healthz again and again, and keeps the longest answer."""
+
+    def __init__(self, lab: Laboratory) -> None:
+        super().__init__()
+        self._lab = lab
+        self.done = threading.Event()
+        self.longest = 0.0
+        self.answers = 0
+
+    def run(self) -> None:
+        """Ask until done."""
+        self._lab.host.inside(self._poll)
+
+    def _poll(self) -> None:
+        while not self.done.wait(0.002):
+            started = time.perf_counter()
+            connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=5)
+            try:
+                connection.request("GET", "/healthz")
+                connection.getresponse().read()
+            finally:
+                connection.close()
+            self.longest = max(self.longest, time.perf_counter() - started)
+            self.answers += 1
+
+
+def health_during_pull(lab: Laboratory, standin: Standin, environment: dict[str, str], body: bytes) -> None:
+    """The longest answer of /healthz while a running service pulls and commits the list."""
+    process = lab.host.start([sys.executable, "-m", "sikkerguard", "run"], environment, stderr=subprocess.DEVNULL)
+    status_words = (sys.executable, "-m", "sikkerguard", "status", "--json")
+    wait_for("a first pull", lambda: '"pulls": 1' in lab.host.run(*status_words, check=False, env=environment))
+    standin.clear_faults()
+    standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
+    poll = HealthPoll(lab)
+    poll.start()
+    started = time.perf_counter()
+    lab.host.run(sys.executable, "-m", "sikkerguard", "pull", "--accept", env=environment)
+    seconds = time.perf_counter() - started
+    poll.done.set()
+    poll.join()
+    status = Path(f"/proc/{process.pid}/status").read_text("ascii")
+    memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    print(
+        f"`sikkerguard pull` of that list with transfer and both self-tests: {seconds:.2f} s; /healthz meanwhile: "
+        f"{poll.answers} answers, the longest {poll.longest * 1000:.0f} ms; resident afterwards {int(memory) >> 10} MiB"
+    )
+    started = time.perf_counter()
+    process.terminate()
+    process.wait(30)
+    print(f"stop with it: {time.perf_counter() - started:.2f} s, sets left: {lab.sets() or 'none'}")
+
+
+def main() -> int:
+    """Measure all of it, once as a namespace of its own, once in a laboratory."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else _MILLION
+    if "--inside" in sys.argv:
+        inside(count)
+        return 0
+    print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}", flush=True)
+    subprocess.run(["unshare", "-n", sys.executable, "-m", "bench.pull", str(count), "--inside"], check=True)
+    lines = addresses(count)
+    with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as directory:
+        state = Path(directory) / "state"
+        environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+        environment["SIKKER_STATE_DIR"] = str(state)
+        cached(state, lines[:_CACHED])
+        standin = Standin(API, 80)
+        lab.internet.inside(standin.start)
+        small = "".join(f"{line}\n" for line in lines[:_CACHED]).encode()
+        standin.fault("blacklist", Canned(body=small, content_type="text/plain"), times=100)
+        starts = [start_to_blocking(lab, state, environment) for _ in range(2 * _ROUNDS)]
+        print(f"exec to blocking, {_CACHED:,} cached entries:  {_spread(starts)}")
+        health_during_pull(lab, standin, environment, "".join(f"{line}\n" for line in lines).encode())
+        standin.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
