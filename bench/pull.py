@@ -86,7 +86,7 @@ async def committed(body: bytes) -> float:
         cycle = Cycle(kernel, owner, Passing())
         started = time.perf_counter()
         pulled = await cycle.pull(Config(), Bytes(body))
-        await cycle.put_in_force(pulled, allowlist, None, max_growth=2, accept=False, api_addresses=())
+        await cycle.put_in_force(pulled, allowlist, None, None, max_growth=2, accept=False, api_addresses=())
         seconds = time.perf_counter() - started
         await owner.run(kernel.remove)
         await owner.run(kernel.close)

@@ -258,6 +258,10 @@ def _url(text: str) -> str:
         raise ValueError("it may name neither a user, nor a query, nor a fragment")
     if parts.port == 0:
         raise ValueError("port 0 can't be connected to")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{parts.hostname!r} is not the name of a host") from None
     return text.rstrip("/")
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from sikkerguard.core.history import carried
 from sikkerguard.core.model import Admission, ListedSource, VerifiedList
 from sikkerguard.core.parse import ApiParser, Parsed, merge_content, read_custom
 from sikkerguard.core.policy import Baseline, admit, allowed_though_listed, describe_removed, guard
@@ -111,13 +112,14 @@ class Cycle:
         self,
         pulled: Pulled,
         allowlist: Allowlist,
+        before: InForce | None,
         baseline: Baseline | None,
         *,
         max_growth: float,
         accept: bool,
         api_addresses: tuple[str, ...],
     ) -> InForce:
-        """Admit a list, try it, and commit it.
+        """Admit a list, try it, and commit it. `before` is what is in force now, for the sake of its history.
 
         Raises:
             ListError: it is refused before it touches the kernel.
@@ -132,7 +134,11 @@ class Cycle:
         for sentence in allowed_though_listed(pulled.listed, allowlist):
             log.warning("%s", sentence)
         await self._try(admission.blocklist, api_addresses)
-        verified = VerifiedList(pulled.sources, time.time(), pulled.fingerprint, size, pulled.terminated)
+        earlier = before.verified.sources if before else ()
+        sources = await asyncio.to_thread(
+            lambda: tuple(generation for source in pulled.sources for generation in carried(earlier, source))
+        )
+        verified = VerifiedList(sources, time.time(), pulled.fingerprint, size, pulled.terminated)
         return InForce(verified, pulled.listed, admission)
 
     async def readmit(self, in_force: InForce, allowlist: Allowlist, api_addresses: tuple[str, ...]) -> InForce:

@@ -39,3 +39,9 @@ class KernelError(SikkerGuardError):
 
 class SelfTestError(SikkerGuardError):
     """The host lost a connection that it had before the trial."""
+
+
+def as_sentence(error: Exception) -> str:
+    """The error's message with a capital at its beginning; the full stop is the caller's."""
+    message = str(error)
+    return message[:1].upper() + message[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace, KernelFace, ProbesFace
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], Edges] = lambda edges: edges) -> int:
     """Protect until a signal says stop; the answer is the exit code. `adjust` may put other edges in place of some.
@@ -29,6 +32,8 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
         SikkerGuardError: the service could not start, or could not remove all of its rules.
     """
     logs.begin(config.log_level)
+    if config.api_url.startswith("http:"):
+        log.warning("SIKKER_API_URL does not begin with https: the key goes over the network as anyone can read it.")
     store = Store(config.state_dir)
     if not config.dry_run:
         store.prepare()

@@ -21,8 +21,9 @@ from sikkerguard.core.parse import merge_content
 from sikkerguard.core.policy import Baseline, HeldBackError, admit, always_allowed
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
 from sikkerguard.core.tally import Tally
+from sikkerguard.counting import count_forever
 from sikkerguard.cycle import Cycle, InForce, Owner
-from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError
+from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError, as_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
 _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
-_COUNT_SECONDS = 1.0  # how often counters are read: the first hit of a source shows within this time
 # These can't change under a running service: sockets are open and files locked by them.
 _FIXED = {
     "dry_run": "SIKKER_DRY_RUN",
@@ -122,7 +122,8 @@ class Service:
             await web.start()
             await self._begin()
             watch.start()
-            for work in (self._pull_forever(), self._look_forever(), self._count_forever()):
+            counting = count_forever(self._edges.kernel, self._owner, self._tally, self._count)
+            for work in (self._pull_forever(), self._look_forever(), counting):
                 tasks.add(asyncio.create_task(work))
             await self._until_stopped(tasks)
         finally:
@@ -175,8 +176,7 @@ class Service:
         try:
             verified = self._edges.store.load_list()
         except ListError as error:
-            sentence = str(error)
-            log.error("%s.", sentence[:1].upper() + sentence[1:])
+            log.error("%s.", as_sentence(error))
             return None
         if verified is None:
             return None
@@ -194,12 +194,13 @@ class Service:
             self._work_wanted.clear()
             if self._readmission_wanted:
                 self._readmission_wanted = False
-                await self._attempt(self._readmit(), pull=False)
-            elif self._pull_wanted or time.monotonic() >= next_at:
+                # If it fails, the next pull is what tries again, so it comes no later than that.
+                pause = await self._attempt(self._readmit(), pull=False)
+                next_at = min(next_at, time.monotonic() + pause)
+            if self._pull_wanted or time.monotonic() >= next_at:
                 self._pull_wanted = False
-                pause = await self._attempt(self._pull(), pull=True)
-                next_at = time.monotonic() + pause
-                self._change(next_pull_at=time.time() + pause)
+                next_at = time.monotonic() + await self._attempt(self._pull(), pull=True)
+            self._change(next_pull_at=time.time() + next_at - time.monotonic())
             self._edges.notifier.status(health.sentence(self.state, time.time()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, next_at - time.monotonic())):
@@ -213,8 +214,8 @@ class Service:
         except SikkerGuardError as error:
             self._failures += 1
             pause = next_try(error, self._failures, random.random)
-            if isinstance(error, HeldBackError):
-                self._remember_pull(error.sign)
+            if isinstance(error, ListError):
+                self._remember_pull(error.sign if isinstance(error, HeldBackError) else "")
             self._report_failure(error, pause)
             if pull:
                 self._change(last_pull=Attempt(time.time(), str(error)), pulls=self.state.pulls + 1)
@@ -231,8 +232,7 @@ class Service:
             stays = f"the list verified {age} ago ({entries} entries) stays in force"
         else:
             stays = "no list is in force yet" if not self.state.protecting else "what the kernel blocks stays"
-        sentence = str(error)
-        log.error("%s; %s; next try in %s.", sentence[:1].upper() + sentence[1:], stays, duration_text(pause))
+        log.error("%s; %s; next try in %s.", as_sentence(error), stays, duration_text(pause))
 
     async def _pull(self) -> None:
         config = self._config
@@ -246,6 +246,7 @@ class Service:
         in_force = await cycle.put_in_force(
             pulled,
             self._allowlist,
+            self._in_force,
             self._baseline(),
             max_growth=config.max_growth,
             accept=not config.dry_run and self._edges.store.take_acceptance(),
@@ -315,12 +316,11 @@ class Service:
             try:
                 await self._follow_host()
                 operations = await self._owner.run(self._edges.kernel.settle, self._allowlist)
-                dropped = await self._owner.run(self._edges.kernel.dropped)
             except KernelError as error:
-                self._say_trouble(f"{error}; tried again every {_LOOK_SECONDS:g} s.")
+                self._say_trouble(f"{as_sentence(error)}; tried again every {_LOOK_SECONDS:g} s.")
                 continue
             self._repaired(operations)
-            self._change(settled_at=time.monotonic(), trouble="", dropped_packets=dropped[0], dropped_bytes=dropped[1])
+            self._change(settled_at=time.monotonic(), trouble="")
             self._edges.notifier.alive()
 
     def _say_trouble(self, trouble: str) -> None:
@@ -368,27 +368,7 @@ class Service:
         except OSError as error:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
-    # Showing what was blocked
-
-    async def _count_forever(self) -> None:
-        counted = -1
-        while True:
-            await asyncio.sleep(_COUNT_SECONDS)
-            try:
-                packets, octets = await self._owner.run(self._edges.kernel.dropped)
-                self._change(dropped_packets=packets, dropped_bytes=octets)
-                if packets == counted:
-                    lines = self._tally.due(time.monotonic())
-                else:
-                    counted = packets
-                    lines = self._tally.take(await self._owner.run(self._edges.kernel.hits), time.monotonic())
-            except KernelError as error:
-                log.debug("counters can't be read now: %s", error)  # the look that repairs says it aloud
-                continue
-            for line in lines:
-                log.info("%s", line)
-
-    # Beginning, changing, ending
+    # Changing what is known and told
 
     def _take_config(self, fresh: Config) -> None:
         for name, variable in _FIXED.items():
@@ -414,6 +394,9 @@ class Service:
             self._edges.notifier.ready(sentence)
         else:
             self._edges.notifier.status(sentence)
+
+    def _count(self, packets: int, octets: int) -> None:
+        self._change(dropped_packets=packets, dropped_bytes=octets)
 
     def _change(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)

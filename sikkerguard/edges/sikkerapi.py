@@ -105,8 +105,10 @@ class SikkerApi:
             raise FetchError(
                 f"SikkerAPI's answer broke off or is not HTTP ({_reason(error)})", retryable=True
             ) from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, OSError) as error:
             raise FetchError(f"SikkerAPI can't be reached ({_reason(error)})", retryable=True) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FetchError(f"SikkerAPI's answer can't be followed ({_reason(error)})", retryable=True) from error
 
     async def _follow(
         self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]], started: float
