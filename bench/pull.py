@@ -10,8 +10,6 @@ import asyncio
 import http.client
 import os
 import random
-import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 _ROUNDS = 3
 _CACHED = 5000
@@ -117,7 +116,6 @@ def inside(count: int) -> None:
     print(f"  ipset restore of the same, nothing parsed, admitted, read back or tried:  {_spread(theirs)}")
     print(f"  ratio of the best: {min(theirs) / min(ours):.1f} times as fast")
     print(
-        f"  largest resident memory of all rounds: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
     )
 
 
@@ -135,16 +133,24 @@ def cached(state: Path, lines: list[str]) -> None:
     Store(state).save_list(VerifiedList((source,), time.time(), "", len(networks)))
 
 
+@contextmanager
+def service(lab: Laboratory, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The service in the laboratory's host, ended in any case."""
+    process = lab.host.start([sys.executable, "-m", "sikkerguard", "run"], environment, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def start_to_blocking(lab: Laboratory, state: Path, environment: dict[str, str]) -> float:
     """Seconds from exec to the jump in its place, which is put there last; asking for it costs some of them."""
     started = time.perf_counter()
-    process = lab.host.start([sys.executable, "-m", "sikkerguard", "run"], environment, stderr=subprocess.DEVNULL)
-    jump = ("iptables-legacy", "-t", "raw", "-S", "PREROUTING")
-    wait_for("the jump", lambda: "SIKKERGUARD" in lab.host.run(*jump))
-    seconds = time.perf_counter() - started
-    process.send_signal(signal.SIGTERM)
-    process.wait(10)
-    return seconds
+    with service(lab, environment):
+        jump = ("iptables-legacy", "-t", "raw", "-S", "PREROUTING")
+        wait_for("the jump", lambda: "SIKKERGUARD" in lab.host.run(*jump))
+        return time.perf_counter() - started
 
 
 class HealthPoll(threading.Thread):
@@ -176,27 +182,28 @@ class HealthPoll(threading.Thread):
 
 def health_during_pull(lab: Laboratory, standin: Standin, environment: dict[str, str], body: bytes) -> None:
     """The longest answer of /healthz while a running service pulls and commits the list."""
-    process = lab.host.start([sys.executable, "-m", "sikkerguard", "run"], environment, stderr=subprocess.DEVNULL)
-    status_words = (sys.executable, "-m", "sikkerguard", "status", "--json")
-    wait_for("a first pull", lambda: '"pulls": 1' in lab.host.run(*status_words, check=False, env=environment))
-    standin.clear_faults()
-    standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
-    poll = HealthPoll(lab)
-    poll.start()
-    started = time.perf_counter()
-    lab.host.run(sys.executable, "-m", "sikkerguard", "pull", "--accept", env=environment)
-    seconds = time.perf_counter() - started
-    poll.done.set()
-    poll.join()
-    status = Path(f"/proc/{process.pid}/status").read_text("ascii")
-    memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-    print(
-        f"`sikkerguard pull` of that list with transfer and both self-tests: {seconds:.2f} s; /healthz meanwhile: "
-        f"{poll.answers} answers, the longest {poll.longest * 1000:.0f} ms; resident afterwards {int(memory) >> 10} MiB"
-    )
-    started = time.perf_counter()
-    process.terminate()
-    process.wait(30)
+    with service(lab, environment) as process:
+        status_words = (sys.executable, "-m", "sikkerguard", "status", "--json")
+        wait_for("a first pull", lambda: '"pulls": 1' in lab.host.run(*status_words, check=False, env=environment))
+        standin.clear_faults()
+        standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
+        poll = HealthPoll(lab)
+        poll.start()
+        try:
+            started = time.perf_counter()
+            lab.host.run(sys.executable, "-m", "sikkerguard", "pull", "--accept", env=environment)
+            seconds = time.perf_counter() - started
+        finally:
+            poll.done.set()
+            poll.join()
+        status = Path(f"/proc/{process.pid}/status").read_text("ascii")
+        memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+        print(
+            f"`sikkerguard pull` of that list with transfer and both self-tests: {seconds:.2f} s; /healthz meanwhile: "
+            f"{poll.answers} answers, the longest {poll.longest * 1000:.0f} ms; resident afterwards "
+            f"{int(memory) >> 10} MiB"
+        )
+        started = time.perf_counter()
     print(f"stop with it: {time.perf_counter() - started:.2f} s, sets left: {lab.sets() or 'none'}")
 
 
