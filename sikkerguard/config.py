@@ -24,6 +24,7 @@ CREDENTIAL = "sikker_api_key"
 _DURATION = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_INTERVAL = 10.0
+_LONGEST_INTERVAL = 366 * 86400.0
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 _LOG_SOURCES = ("auto", "journald", "kmsg")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -86,8 +87,8 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
     """
     complaints: list[str] = []
     settings = _read_file(file, complaints)
-    settings.update({name: value for name, value in environment.items() if name.startswith("SIKKER_")})
-    settings = {name: value.strip() for name, value in settings.items() if value.strip()}
+    settings.update({name: text for name, text in environment.items() if name.startswith("SIKKER_") and text.strip()})
+    settings = {name: text.strip() for name, text in settings.items() if text.strip()}
     for name in sorted(settings.keys() - VARIABLES.keys()):
         near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)
         complaints.append(f"{name} is not a variable of SikkerGuard; the nearest is {near[0]}.")
@@ -99,13 +100,14 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
             except (ValueError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 complaints.append(f"{name}: {reason}.")
-    key = _find_key(settings, environment, complaints)
-    if key:
-        values["api_key"] = key
-    elif need_key and not complaints:
-        complaints.append(
-            "SIKKER_API_KEY is not set; put your key there, or into the file that SIKKER_API_KEY_FILE names."
-        )
+    key_complaints: list[str] = []
+    values["api_key"] = _find_key(settings, environment, key_complaints)
+    if need_key:
+        if not values["api_key"] and not key_complaints:
+            key_complaints.append(
+                "SIKKER_API_KEY is not set; put your key there, or into the file that SIKKER_API_KEY_FILE names."
+            )
+        complaints += key_complaints
     if complaints:
         raise ConfigError(complaints)
     return Config(**values)  # type: ignore[arg-type]
@@ -196,7 +198,8 @@ def _find_key(settings: Mapping[str, str], environment: Mapping[str, str], compl
         except FileNotFoundError:
             if "SIKKER_API_KEY_FILE" in settings:
                 complaints.append(f"SIKKER_API_KEY_FILE: there is no file {path}.")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
+            # A ValueError is a path or a content that no file of ours has: a NUL in it, or bytes that are not text.
             complaints.append(f"SIKKER_API_KEY_FILE: {path} can't be read: {error}.")
     return ""
 
@@ -210,16 +213,18 @@ def _checked_key(name: str, key: str, complaints: list[str]) -> str:
 
 
 def _number(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit()) or not low <= int(text[:9]) <= high:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
         raise ValueError(f"{text!r} is not a number from {low} to {high}")
     return int(text)
 
 
 def _duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
-    if not match or len(match[1]) > 8:
+    if not match:
         raise ValueError(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
-    seconds = float(int(match[1]) * _SECONDS[match[2]])
+    seconds = float(int(match[1][:12]) * _SECONDS[match[2]])
+    if seconds > _LONGEST_INTERVAL:
+        raise ValueError(f"{text!r} is longer than a year")
     if seconds < _SHORTEST_INTERVAL:
         raise ValueError(f"{text!r} is shorter than {_SHORTEST_INTERVAL:g} seconds")
     return seconds
@@ -251,10 +256,13 @@ def _growth(text: str) -> float:
 
 
 def _url(text: str) -> str:
+    # urlsplit would drop tabs and line ends without a word.
+    if not all(character.isprintable() and not character.isspace() for character in text):
+        raise ValueError(f"{text!r} has a space or a control character")
     parts = urlsplit(text)
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise ValueError(f"{text!r} is not an address that begins with https://")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in text or "#" in text:
         raise ValueError("it may name neither a user, nor a query, nor a fragment")
     if parts.port == 0:
         raise ValueError("port 0 can't be connected to")
@@ -293,7 +301,7 @@ def _custom_blacklist(text: str) -> Path:
 
 
 def _absolute(text: str) -> Path:
-    if not text.startswith("/"):
+    if not text.startswith("/") or "\0" in text:
         raise ValueError(f"{text!r} is not an absolute path")
     return Path(text)
 

@@ -215,7 +215,7 @@ class Service:
             self._failures += 1
             pause = next_try(error, self._failures, random.random)
             if isinstance(error, ListError):
-                self._remember_pull(error.sign if isinstance(error, HeldBackError) else "")
+                self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
             self._report_failure(error, pause)
             if pull:
                 self._change(last_pull=Attempt(time.time(), str(error)), pulls=self.state.pulls + 1)
@@ -253,7 +253,7 @@ class Service:
             api_addresses=self._api_addresses,
         )
         self._change(quota_remaining=pulled.quota_remaining)
-        self._remember_pull("")
+        self._remember_pull(frozenset())
         await self._committed(in_force)
 
     async def _readmit(self) -> None:
@@ -274,8 +274,9 @@ class Service:
         if self._in_force is None:
             return None
         verified = self._in_force.verified
-        held_back = str(self._edges.store.load_pulls().get("heldBack", ""))
-        return Baseline(verified.size, verified.fingerprint, verified.terminated, held_back)
+        held_back = self._edges.store.load_pulls().get("heldBack", [])
+        signs = frozenset(map(str, held_back)) if isinstance(held_back, list) else frozenset[str]()
+        return Baseline(verified.size, verified.fingerprint, verified.terminated, signs)
 
     async def _committed(self, in_force: InForce) -> None:
         self._in_force = in_force
@@ -296,11 +297,11 @@ class Service:
     def _blocking(self, blocklist: Blocklist) -> str:
         return f"{'Dry run: would be blocking' if self._config.dry_run else 'Blocking'} {len(blocklist)} IPs"
 
-    def _remember_pull(self, held_back: str) -> None:
+    def _remember_pull(self, held_back: frozenset[str]) -> None:
         if self._config.dry_run:
             return
         try:
-            self._edges.store.save_pulls({"heldBack": held_back})
+            self._edges.store.save_pulls({"heldBack": sorted(held_back)})
         except OSError as error:
             log.warning("The state directory can't be written (%s); a list held back twice will not be taken.", error)
 

@@ -25,8 +25,8 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
         found.append("No list is in force yet" + (f": {failure}." if failure else "; the first pull is under way."))
     elif state.verified_at is not None and now - state.verified_at > _OLD_INTERVALS * pull_interval:
         age = duration_text(now - state.verified_at)
-        failure = state.last_pull.failure if state.last_pull else "no pull has ended yet"
-        found.append(f"The list in force is {age} old: {failure}.")
+        failure = state.last_pull.failure if state.last_pull else ""
+        found.append(f"The list in force is {age} old: {failure or 'no pull has brought a newer one yet'}.")
     if state.trouble:
         found.append(state.trouble)
     if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:

@@ -56,6 +56,9 @@ class Interval(NamedTuple):
 def to_text(family: Family, prefix: Prefix) -> str:
     """`192.0.2.1` for a single address, `192.0.2.0/24` for a range."""
     text = socket.inet_ntop(family.number, prefix.first.to_bytes(family.size, "big"))
+    if family is Family.V6 and "." in text:
+        # The C library writes the last 32 bits of some addresses as IPv4, which we do not take back.
+        text = f"{text.rpartition(':')[0]}:{prefix.first >> 16 & 0xFFFF:x}:{prefix.first & 0xFFFF:x}"
     return text if prefix.length == family.bits else f"{text}/{prefix.length}"
 
 
@@ -69,12 +72,12 @@ def parse_prefix(text: str) -> tuple[Family, Prefix]:
     """
     address, slash, length_text = text.partition("/")
     family = Family.V6 if ":" in address else Family.V4
-    if family is Family.V6 and "." in address:
-        raise ValueError("IPv4 written as IPv6")
     try:
         packed = socket.inet_pton(family.number, address)
     except (OSError, ValueError):
         raise ValueError("not an address") from None
+    if family is Family.V6 and "." in address:
+        raise ValueError("IPv4 written as IPv6")
     if not slash:
         return family, Prefix(int.from_bytes(packed, "big"), family.bits)
     if not (length_text.isascii() and length_text.isdigit() and len(length_text) <= 3):

@@ -16,7 +16,7 @@ from sikkerguard.core.model import (
     Networks,
     parse_prefix,
 )
-from sikkerguard.core.ranges import cut
+from sikkerguard.core.ranges import cut, merge, subtract, touched
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
@@ -71,41 +71,43 @@ def always_allowed() -> tuple[AllowEntry, ...]:
     return tuple(AllowEntry(*parse_prefix(text), reason) for reason, text in ALWAYS_ALLOWED)
 
 
-def _holes() -> dict[Family, tuple[tuple[str, Interval], ...]]:
-    holes: dict[Family, list[tuple[str, Interval]]] = {family: [] for family in Family}
+def _holes() -> dict[Family, dict[str, list[Interval]]]:
+    """The special ranges by reason; none shares an address with another."""
+    holes: dict[Family, dict[str, list[Interval]]] = {family: {} for family in Family}
     for line in _NEVER_BLOCKED.split("\n"):
         if line:
             reason, text = line.split()
             family, prefix = parse_prefix(text)
-            holes[family].append((reason, Interval(prefix.first, prefix.last(family))))
+            holes[family].setdefault(reason, []).append(Interval(prefix.first, prefix.last(family)))
+    named = merge(hole for group in holes[Family.V6].values() for hole in group)
     last_v6 = (1 << Family.V6.bits) - 1
-    holes[Family.V6] += [
-        ("reserved", Interval(0, _GLOBAL_UNICAST_V6.first - 1)),
-        ("reserved", Interval(_GLOBAL_UNICAST_V6.last + 1, last_v6)),
+    holes[Family.V6]["reserved"] = [
+        part
+        for outside in (Interval(0, _GLOBAL_UNICAST_V6.first - 1), Interval(_GLOBAL_UNICAST_V6.last + 1, last_v6))
+        for part in subtract(outside, named)
     ]
-    return {family: tuple(found) for family, found in holes.items()}
+    return {family: {reason: merge(group) for reason, group in groups.items()} for family, groups in holes.items()}
 
 
 _HOLES = _holes()
+_ALL_HOLES = {family: merge(hole for group in groups.values() for hole in group) for family, groups in _HOLES.items()}
 
 
 def admit(listed: Blocklist, allowlist: Allowlist) -> Admission:
     """Cut from a list what is never blocked and what is allowed, exactly, and count it by reason.
 
-    An entry that is narrowed counts once for each reason that touched it. Cutting order: special ranges first,
-    then the allowlist.
+    An entry that is dropped or narrowed counts once for each reason that touched it; what is special counts as that,
+    whether it is allowed or not.
     """
     removed: Counter[str] = Counter()
     networks: dict[Family, Networks] = {}
     for family in Family:
-        left = listed.of(family)
-        for reason, hole in _HOLES[family]:
-            left, count = cut(left, [hole])
-            removed[reason] += count
-        allowed = [Interval(prefix.first, prefix.last(family)) for prefix in allowlist.prefixes(family)]
-        left, count = cut(left, allowed)
-        removed["allowlisted"] += count
-        networks[family] = left
+        found, special = listed.of(family), _ALL_HOLES[family]
+        allowed = merge(Interval(prefix.first, prefix.last(family)) for prefix in allowlist.prefixes(family))
+        for reason, holes in _HOLES[family].items():
+            removed[reason] += touched(found, holes)
+        removed["allowlisted"] += touched(found, [part for each in allowed for part in subtract(each, special)])
+        networks[family] = cut(found, [*special, *allowed])
     return Admission(
         Blocklist(networks[Family.V4], networks[Family.V6]), {reason: n for reason, n in removed.items() if n}
     )
@@ -118,11 +120,11 @@ def describe_removed(removed: Mapping[str, int]) -> str:
 
 
 class HeldBackError(ListError):
-    """The list looks wrong, but might be right: the same `sign`, shown by the next pull too, will be believed."""
+    """The list looks wrong, but might be right: if the next pull shows no other `signs`, it will be believed."""
 
-    def __init__(self, message: str, sign: str) -> None:
+    def __init__(self, message: str, signs: frozenset[str]) -> None:
         super().__init__(message)
-        self.sign = sign
+        self.signs = signs
 
 
 def allowed_though_listed(listed: Blocklist, allowlist: Allowlist) -> tuple[str, ...]:
@@ -139,13 +141,13 @@ def allowed_though_listed(listed: Blocklist, allowlist: Allowlist) -> tuple[str,
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """What a new list is measured against: of the last verified one its `size` in entries, the `fingerprint` of the
-    query and custom list that it came from, and whether it was `terminated` by a newline; `held_back` is the sign
-    for which the last pull was held back, or empty."""
+    query and custom list that it came from, and whether it was `terminated` by a newline; `held_back` has the
+    signs for which the last pull was held back."""
 
     size: int
     fingerprint: str
     terminated: bool
-    held_back: str = ""
+    held_back: frozenset[str] = frozenset()
 
 
 def guard(
@@ -174,15 +176,14 @@ def guard(
             f"the list grew from {baseline.size} to {size} entries, more than {max_growth:g} times; if that is right, "
             "take it once with 'sikkerguard pull --accept' or raise SIKKER_MAX_GROWTH"
         )
-    if size < baseline.size * SMALLEST_SHARE and baseline.held_back != _SHRUNK:
+    signs = {}
+    if size < baseline.size * SMALLEST_SHARE:
+        signs[_SHRUNK] = f"the list shrank from {baseline.size} to {size} entries, to less than a tenth"
+    if baseline.terminated and not terminated:
+        signs[_CUT_OFF] = "the list ends in the middle of a line, as one that was cut off does"
+    if not signs.keys() <= baseline.held_back:
         raise HeldBackError(
-            f"the list shrank from {baseline.size} to {size} entries, to less than a tenth; it is taken if the next "
-            "pull says the same, or now with 'sikkerguard pull --accept'",
-            _SHRUNK,
-        )
-    if baseline.terminated and not terminated and baseline.held_back != _CUT_OFF:
-        raise HeldBackError(
-            "the list ends in the middle of a line, as one that was cut off does; it is taken if the next pull ends "
-            "so too, or now with 'sikkerguard pull --accept'",
-            _CUT_OFF,
+            f"{', and '.join(signs.values())}; it is taken if the next pull says the same, or now with "
+            "'sikkerguard pull --accept'",
+            frozenset(signs),
         )

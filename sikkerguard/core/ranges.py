@@ -67,7 +67,7 @@ def canonical(family: Family, singles: Sorter, prefixes: Iterable[Prefix]) -> Ne
         singles.add(extra)
     networks = Networks(family, singles.blob(), tuple(ranges))
     covered = [Interval(prefix.first, prefix.last(family)) for prefix in ranges]
-    return Networks(family, without_singles(networks, covered)[0], networks.ranges)
+    return Networks(family, without_singles(networks, covered), networks.ranges)
 
 
 class Sorter:
@@ -109,28 +109,36 @@ class Sorter:
         return b"".join(sorted_buckets)
 
 
-def without_singles(networks: Networks, holes: Iterable[Interval]) -> tuple[bytes, int]:
-    """The singles that lie in none of the holes (ascending, disjoint), and how many did lie in one."""
+def touched(networks: Networks, holes: Sequence[Interval]) -> int:
+    """How many entries share an address with one of the holes (ascending, disjoint)."""
+    singles = 0
+    for hole in holes:
+        low, high = networks.single_positions(hole.first, hole.last)
+        singles += high - low
+    return singles + len(_overlapping(networks, holes))
+
+
+def without_singles(networks: Networks, holes: Iterable[Interval]) -> bytes:
+    """The singles that lie in none of the holes (ascending, disjoint)."""
     size = networks.family.size
     kept: list[bytes] = []
-    start = removed = 0
+    start = 0
     for hole in holes:
         low, high = networks.single_positions(hole.first, hole.last)
         if low < high:
             kept.append(networks.singles[start * size : low * size])
-            removed += high - low
             start = high
-    if not removed:
-        return networks.singles, 0
+    if not start:
+        return networks.singles
     kept.append(networks.singles[start * size :])
-    return b"".join(kept), removed
+    return b"".join(kept)
 
 
-def cut(networks: Networks, holes: Iterable[Interval]) -> tuple[Networks, int]:
-    """The networks without the holes, exactly, and how many entries were dropped or narrowed for it."""
+def cut(networks: Networks, holes: Iterable[Interval]) -> Networks:
+    """The networks without the holes, exactly."""
     family = networks.family
     merged = merge(holes)
-    singles, removed = without_singles(networks, merged)
+    singles = without_singles(networks, merged)
     ranges: list[Prefix] = []
     extra: list[bytes] = []
     touching = _overlapping(networks, merged)
@@ -138,7 +146,6 @@ def cut(networks: Networks, holes: Iterable[Interval]) -> tuple[Networks, int]:
         if position not in touching:
             ranges.append(prefix)
             continue
-        removed += 1
         for left in subtract(Interval(prefix.first, prefix.last(family)), touching[position]):
             for piece in to_prefixes(family, left):
                 if piece.length == family.bits:
@@ -151,7 +158,7 @@ def cut(networks: Networks, holes: Iterable[Interval]) -> tuple[Networks, int]:
             sorter.add(group)
         sorter.add(extra)
         singles = sorter.blob()
-    return Networks(family, singles, tuple(ranges)), removed
+    return Networks(family, singles, tuple(ranges))
 
 
 def _overlapping(networks: Networks, holes: Sequence[Interval]) -> dict[int, list[Interval]]:

@@ -27,7 +27,7 @@ _PIECE = 256 << 10
 _SLOWEST = 1024  # bytes a second, over ...
 _SLOW_SECONDS = 15.0  # ... this long
 _LONGEST_PULL = 300.0
-_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRYABLE = frozenset({408, 425})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class SikkerApi:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=1)
-        except OSError:
+        except (OSError, UnicodeError):
+            # The second is what Python makes of a name with an empty or overlong label.
             return ()
         return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
@@ -85,7 +86,6 @@ class SikkerApi:
         """
         query = {"plaintext": "true", "scoreMinimum": str(score_min)}
         url = httpx.URL(f"{self._url}/v1/key/blacklist", params=query)
-        started = self._clock()
         try:
             async with (
                 asyncio.timeout(_LONGEST_PULL),
@@ -96,7 +96,7 @@ class SikkerApi:
                     headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
                 ) as client,
             ):
-                return await self._follow(client, url, sink, started)
+                return await self._follow(client, url, sink)
         except TimeoutError as error:
             raise FetchError(f"SikkerAPI took longer than {_LONGEST_PULL:g} s for the list", retryable=True) from error
         except httpx.TimeoutException as error:
@@ -107,11 +107,11 @@ class SikkerApi:
             ) from error
         except (httpx.TransportError, OSError) as error:
             raise FetchError(f"SikkerAPI can't be reached ({_reason(error)})", retryable=True) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise FetchError(f"SikkerAPI's answer can't be followed ({_reason(error)})", retryable=True) from error
 
     async def _follow(
-        self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]], started: float
+        self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]
     ) -> Quota:
         origin = (url.scheme, url.host, url.port)
         for _ in range(_MOST_REDIRECTS):
@@ -126,25 +126,26 @@ class SikkerApi:
                         )
                     continue
                 _check_status(response)
-                await self._receive(response, sink, started)
+                await self._receive(response, sink)
                 return _quota(response.headers)
         raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
 
-    async def _receive(
-        self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]], started: float
-    ) -> None:
+    async def _receive(self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]]) -> None:
         unpacked = 0
-        async for piece in _gathered(_unpacked(self._paced(response, started), response.headers)):
+        async for piece in _gathered(_unpacked(self._paced(response), response.headers)):
             unpacked += len(piece)
             if unpacked > LARGEST_BODY:
                 raise _too_large()
             await sink(piece)
 
-    async def _paced(self, response: httpx.Response, started: float) -> AsyncIterator[bytes]:
+    async def _paced(self, response: httpx.Response) -> AsyncIterator[bytes]:
         """The body as it comes, unless it is too much or comes too slowly: a limit for one read alone would let a
         server that sends a byte now and then hold us for hours."""
         received = 0
+        started: float | None = None
         async for piece in response.aiter_raw():
+            # Paced from its first byte: a server may think for a while, within the limit for one read.
+            started = self._clock() if started is None else started
             received += len(piece)
             if received > LARGEST_BODY:
                 raise _too_large()
@@ -171,23 +172,23 @@ def _check_status(response: httpx.Response) -> None:
         raise FetchError(
             "SikkerAPI says that the day's quota is used up (429)",
             retryable=True,
-            retry_after=_retry_after(response.headers),
+            retry_after=_retry_after(response.headers, quota=True),
             quota=True,
         )
     raise FetchError(
         f"SikkerAPI answered {status} {response.reason_phrase}".rstrip(),
-        retryable=status in _RETRYABLE,
+        retryable=status in _RETRYABLE or status >= 500,
         retry_after=_retry_after(response.headers),
     )
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from `Retry-After` or else from `X-RateLimit-Reset` (Unix seconds)."""
+def _retry_after(headers: Mapping[str, str], *, quota: bool = False) -> float | None:
+    """Seconds, from `Retry-After`, or else, where the quota is used up, from `X-RateLimit-Reset` (Unix seconds)."""
     text = headers.get("Retry-After", "")
     if text.isascii() and text.isdigit():
         return float(text[:9])
     reset = headers.get("X-RateLimit-Reset", "")
-    if reset.isascii() and reset.isdigit():
+    if quota and reset.isascii() and reset.isdigit():
         return max(0.0, float(reset[:12]) - time.time())
     return None
 
@@ -215,17 +216,24 @@ async def _unpacked(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) ->
         return
     if coding not in ("gzip", "x-gzip"):
         raise FetchError(f"SikkerAPI's answer is packed as {coding!r}, which was not asked for", retryable=True)
-    unpacker: Any = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    unpacker: Any = _gunzip()
     try:
         async for piece in pieces:
             left = piece
-            while left and not unpacker.eof:
+            while left:
+                if unpacker.eof:
+                    # A gzip file may consist of several members, one behind the other (RFC 1952, section 2.2).
+                    unpacker = _gunzip()
                 yield unpacker.decompress(left, _PIECE)
-                left = unpacker.unconsumed_tail
+                left = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
     except zlib.error as error:
         raise FetchError(f"SikkerAPI's answer can't be unpacked ({error})", retryable=True) from error
     if not unpacker.eof:
         raise FetchError("SikkerAPI's packed answer broke off before its end", retryable=True)
+
+
+def _gunzip() -> Any:
+    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
 
 
 async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -62,9 +62,7 @@ class Store:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(
-                [f"SIKKER_STATE_DIR: {self.directory} can't be used ({error.strerror}); mend its rights."]
-            ) from error
+            raise self._unusable(error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -72,9 +70,18 @@ class Store:
             raise ConfigError(
                 [f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."]
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._lock = handle
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.close()
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            [f"SIKKER_STATE_DIR: {self.directory} can't be used ({error.strerror}); mend its rights, or make room."]
+        )
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -152,7 +159,7 @@ class Store:
         """What was last allowed and why; empty where nothing readable is kept."""
         rows = self._json(_ALLOW, [])
         try:
-            return Allowlist(tuple(AllowEntry(*parse_prefix(text), str(reason)) for text, reason in rows))
+            return Allowlist(tuple(AllowEntry(*parse_prefix(str(text)), str(reason)) for text, reason in rows))
         except (ValueError, TypeError):
             return Allowlist()
 
