@@ -63,7 +63,9 @@ def pull(config: Config, *, accept: bool) -> int:
     pid = store.service_pid()
     if pid is None:
         raise SikkerGuardError(f"no sikkerguard runs on {config.state_dir}; start it first")
-    before = _status(config)["pulls"]
+    now = _status(config)
+    # One that is under way does not know of our wish: the outcome waited for is that of the pull behind it.
+    wanted = now["pulls"] + (2 if now["pulling"] else 1)
     try:
         if accept:
             store.request_acceptance()
@@ -75,7 +77,7 @@ def pull(config: Config, *, accept: bool) -> int:
     deadline = time.monotonic() + _PULL_SECONDS
     while time.monotonic() < deadline:
         found = _status(config)
-        if found["pulls"] > before:
+        if found["pulls"] >= wanted:
             if found["lastPullError"]:
                 raise SikkerGuardError(f"the pull failed: {found['lastPullError']}")
             print(f"Blocking {found['blockedIps']} IPs")
@@ -93,11 +95,8 @@ def _readable(value: object) -> str:
 def _status(config: Config) -> dict[str, Any]:
     code, body = _get(config, "/status")
     if code != 200:
-        raise SikkerGuardError(f"{_place(config)} answered {code}; does another program have that port?")
-    try:
-        found: dict[str, Any] = json.loads(body)
-    except ValueError as error:
-        raise SikkerGuardError(f"{_place(config)} is not sikkerguard; does another program have that port?") from error
+        raise SikkerGuardError(f"{_place(config)} answered {code} where a status was asked for; see the service's log")
+    found: dict[str, Any] = json.loads(body)
     return found
 
 
@@ -106,13 +105,16 @@ def _get(config: Config, path: str) -> tuple[int, bytes]:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        return response.status, response.read()
+        body = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise SikkerGuardError(
             f"no answer from {_place(config)} ({error}); is the service running, and on this SIKKER_HEALTH_ADDRESS?"
         ) from error
     finally:
         connection.close()
+    if not response.headers.get("Server", "").startswith("SikkerGuard/"):
+        raise SikkerGuardError(f"{_place(config)} is not sikkerguard; does another program have that port?")
+    return response.status, body
 
 
 def _place(config: Config) -> str:

@@ -14,6 +14,7 @@ from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
+from sikkerguard.errors import ConfigError
 from sikkerguard.service import Edges, Service
 
 if TYPE_CHECKING:
@@ -56,9 +57,14 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
         make_probes=_probes,
         make_watch=surroundings.ChangeWatch,
     )
-    service = Service(config, adjust(edges), reread)
+    edges = adjust(edges)
+    service = Service(config, edges, reread)
     web = Web(config.health_host, config.health_port, service.health, service.status)
-    web.bind()
+    try:
+        web.bind()
+    except ConfigError:
+        edges.kernel.close()
+        raise
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)

@@ -71,7 +71,7 @@ class Service:
         self._reread = reread
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="netfilter")
         self._owner = Owner(self._executor)
-        self._api: ApiFace | None = None
+        self._api: tuple[Config, ApiFace] | None = None
         self._in_force: InForce | None = None
         self._allowlist = Allowlist()
         self._api_addresses: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Service:
         try:
             fresh = self._reread()
         except ConfigError as error:
-            log.error("The new configuration is not used, the one before it stays: %s", "; ".join(error.complaints))
+            log.error("The new configuration is not used, the one before it stays: %s", " ".join(error.complaints))
         else:
             self._take_config(fresh)
         self._pull_wanted = True
@@ -199,7 +199,9 @@ class Service:
                 next_at = min(next_at, time.monotonic() + pause)
             if self._pull_wanted or time.monotonic() >= next_at:
                 self._pull_wanted = False
-                next_at = time.monotonic() + await self._attempt(self._pull(), pull=True)
+                self._change(pulling=True)
+                pause = await self._attempt(self._pull(), pull=True)
+                next_at = time.monotonic() + pause
             self._change(next_pull_at=time.time() + next_at - time.monotonic())
             self._edges.notifier.status(health.sentence(self.state, time.time()))
             with suppress(TimeoutError):
@@ -218,12 +220,15 @@ class Service:
                 self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
             self._report_failure(error, pause)
             if pull:
-                self._change(last_pull=Attempt(time.time(), str(error)), pulls=self.state.pulls + 1)
+                self._pulled(str(error))
             return pause
         self._failures = 0
         if pull:
-            self._change(last_pull=Attempt(time.time(), ""), pulls=self.state.pulls + 1)
+            self._pulled("")
         return next_pull(self._config.pull_interval, random.random)
+
+    def _pulled(self, failure: str) -> None:
+        self._change(last_pull=Attempt(time.time(), failure), pulls=self.state.pulls + 1, pulling=False)
 
     def _report_failure(self, error: SikkerGuardError, pause: float) -> None:
         if self._in_force is not None:
@@ -235,21 +240,24 @@ class Service:
         log.error("%s; %s; next try in %s.", as_sentence(error), stays, duration_text(pause))
 
     async def _pull(self) -> None:
+        # Whatever becomes of this pull, the wish to accept what it brings is for no other.
+        accept = not self._config.dry_run and self._edges.store.take_acceptance()
         config = self._config
-        if self._api is None:
+        if self._api is None or self._api[0] is not config:
             # In a thread, as are the probes: what they import takes a while to read.
-            self._api = await asyncio.to_thread(self._edges.make_api, config)
-        self._api_addresses = await self._api.addresses() or self._api_addresses
+            self._api = config, await asyncio.to_thread(self._edges.make_api, config)
+        api = self._api[1]
+        self._api_addresses = await api.addresses() or self._api_addresses
         await self._follow_host()
         cycle = await self._cycle(config)
-        pulled = await cycle.pull(config, self._api)
+        pulled = await cycle.pull(config, api)
         in_force = await cycle.put_in_force(
             pulled,
             self._allowlist,
             self._in_force,
             self._baseline(),
             max_growth=config.max_growth,
-            accept=not config.dry_run and self._edges.store.take_acceptance(),
+            accept=accept,
             api_addresses=self._api_addresses,
         )
         self._change(quota_remaining=pulled.quota_remaining)
@@ -377,7 +385,6 @@ class Service:
                 log.warning("The new %s takes effect with the next start only.", variable)
         self._config = replace(fresh, **{name: getattr(self._config, name) for name in _FIXED})
         self._tally.port_map = self._config.port_map
-        self._api = None
         self._failures = 0
         self._surroundings_changed.set()
         log.info("The configuration was read again.")

@@ -29,6 +29,9 @@ GATEWAY, RESOLVER, API = "198.51.100.1", "198.51.100.53", "198.51.100.80"
 HOST, INNER = "198.51.100.10", "10.77.0.2"
 GATEWAY_V6, HOST_V6, INNER_V6 = "2001:db8:1::1", "2001:db8:1::10", "fd77::2"
 
+# Whose namespaces these are, so that two runs beside each other are not taken for one another's leftovers.
+TAG = f"sg{os.getpid():x}"
+
 _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
 
@@ -240,7 +243,7 @@ def _ping(source: str, target: str) -> bool:
 @contextlib.contextmanager
 def laboratory() -> Iterator[Laboratory]:
     """Make the namespaces, and take them away whatever happens."""
-    tag = f"sg{secrets.token_hex(3)}"
+    tag = f"{TAG}{secrets.token_hex(2)}"
     names = [f"{tag}-{role}" for role in ("host", "internet", "inner")]
     resolver = Path(f"/etc/netns/{names[0]}")
     try:

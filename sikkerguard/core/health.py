@@ -50,6 +50,7 @@ def status(state: State, now: float, unhealthy: tuple[str, ...]) -> dict[str, An
         "lastPullError": (state.last_pull.failure or None) if state.last_pull else None,
         "nextPull": _iso(state.next_pull_at),
         "pulls": state.pulls,
+        "pulling": state.pulling,
         "quotaRemaining": state.quota_remaining,
         # Nothing is reported yet; the key is there so that readers can rely on it.
         "lastReport": None,

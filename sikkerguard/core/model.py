@@ -295,6 +295,7 @@ class State:
     last_pull: Attempt | None = None
     next_pull_at: float | None = None
     pulls: int = 0
+    pulling: bool = False
     quota_remaining: int | None = None
     allowlist: str = ""
     settled_at: float | None = None

@@ -28,20 +28,22 @@ def next_pull(interval: float, chance: Callable[[], float]) -> float:
 
 def next_try(error: SikkerGuardError, failures: int, chance: Callable[[], float]) -> float:
     """Seconds until a pull that failed is tried again; `failures` is how many failed in a row, this one included."""
-    if isinstance(error, FetchError) and error.retry_after is not None:
-        # Never earlier than asked for, and not all at once when the hour has come.
-        wish = min(error.retry_after, _LONGEST_WISH)
-        return max(wish, 1.0) + 60 * chance()
     first, longest = _pause(error)
-    pause = min(first * 2 ** min(failures - 1, 30), longest)
-    return float(pause * (1 + _RETRY_JITTER * (2 * chance() - 1)))
+    pause: float = min(first * 2 ** min(failures - 1, 30), longest)
+    pause *= 1 + _RETRY_JITTER * (2 * chance() - 1)
+    if isinstance(error, FetchError) and error.retry_after is not None:
+        # Never earlier than asked for, not all at once when the hour has come, and not without end at the pace of a
+        # server that always says "at once".
+        return max(pause, min(error.retry_after, _LONGEST_WISH) + 60 * chance())
+    return pause
 
 
 def _pause(error: SikkerGuardError) -> tuple[float, float]:
     if isinstance(error, FetchError):
         if not error.retryable:
             return _KEY_REFUSED
-        return _QUOTA_USED_UP if error.quota else _UNREACHABLE
+        # A server that names a time knows better than we when the quota is there again.
+        return _QUOTA_USED_UP if error.quota and error.retry_after is None else _UNREACHABLE
     return _LIST_REFUSED if isinstance(error, ListError) else _OURS
 
 

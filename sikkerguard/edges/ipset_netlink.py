@@ -241,7 +241,7 @@ class NetlinkSets:
         try:
             self._socket.send(header + generic + payload)
         except PermissionError as error:
-            raise KernelError("sets can't be reached without CAP_NET_ADMIN; run as root or give it that") from error
+            raise _not_allowed() from error
         return self._sequence
 
     def _acknowledged(self, command: int, family: Family, payload: bytes) -> int:
@@ -311,8 +311,14 @@ def _entry(family: Family, data: dict[int, bytes]) -> Entry:
     )
 
 
+def _not_allowed() -> KernelError:
+    return KernelError(
+        "sets and rules can't be reached without CAP_NET_ADMIN and CAP_NET_RAW; run as root or give them"
+    )
+
+
 def _refused(what: str, name: str, code: int) -> KernelError:
     if code in (errno.EPERM, errno.EACCES):
-        return KernelError("sets can't be reached without CAP_NET_ADMIN; run as root or give it that")
+        return _not_allowed()
     reason = _ERRORS.get(code) or os.strerror(code)
     return KernelError(f"set {name} could not be {what}: {reason}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -187,6 +189,10 @@ def _retry_after(headers: Mapping[str, str], *, quota: bool = False) -> float | 
     text = headers.get("Retry-After", "")
     if text.isascii() and text.isdigit():
         return float(text[:9])
+    if text:
+        # The other form that RFC 9110 allows (section 10.2.3); what is neither says nothing.
+        with suppress(ValueError, OverflowError):
+            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     reset = headers.get("X-RateLimit-Reset", "")
     if quota and reset.isascii() and reset.isdigit():
         return max(0.0, float(reset[:12]) - time.time())

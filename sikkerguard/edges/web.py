@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,11 @@ class Web:
         try:
             self._socket = socket.create_server((self._host, self._port), family=family)
         except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
             raise ConfigError(
                 [
                     f"SIKKER_HEALTH_ADDRESS: {self._host} port {self._port} can't be listened on "
-                    f"({error.strerror or error}). Name a free one, or stop the program that has it."
+                    f"({reason}). Name a free one, or stop the program that has it."
                 ]
             ) from error
 

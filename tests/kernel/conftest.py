@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sikkerguard.standin.server import DEMO_KEY, Standin
-from tests.laboratory import API, Laboratory, Resolver, command, laboratory, wait_for
+from tests.laboratory import API, TAG, Laboratory, Resolver, command, laboratory, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,11 +163,13 @@ def guard(lab: Laboratory, standin: Standin, resolver: Resolver, tmp_path: Path)
 
 @pytest.fixture(autouse=True, scope="session")
 def _untouched() -> Iterator[None]:
-    """The machine's own rules, sets and namespaces are afterwards what they were before."""
+    """The machine's own rules and sets are afterwards what they were before, and no namespace of ours is left."""
 
     def look() -> str:
-        tools = (("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "save"), ("ip", "netns", "list"))
-        texts = [command(*words) for words in tools]
+        texts = [
+            command(*words) for words in (("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "save"))
+        ]
+        texts.append("\n".join(name for name in command("ip", "netns", "list").splitlines() if name.startswith(TAG)))
         return "\n".join(line.partition(" [")[0] for text in texts for line in text.splitlines() if line[:1] != "#")
 
     before = look()
