@@ -222,9 +222,9 @@ def _duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if not match:
         raise ValueError(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
-    seconds = float(int(match[1][:12]) * _SECONDS[match[2]])
-    if seconds > _LONGEST_INTERVAL:
+    if len(match[1]) > 8 or int(match[1]) * _SECONDS[match[2]] > _LONGEST_INTERVAL:
         raise ValueError(f"{text!r} is longer than a year")
+    seconds = float(int(match[1]) * _SECONDS[match[2]])
     if seconds < _SHORTEST_INTERVAL:
         raise ValueError(f"{text!r} is shorter than {_SHORTEST_INTERVAL:g} seconds")
     return seconds

@@ -290,7 +290,6 @@ class Service:
         self._in_force = in_force
         blocklist = in_force.admitted.blocklist
         self._show(blocklist, in_force.verified.verified_at)
-        log.info("%s", self._blocking(blocklist))
         if not self._config.dry_run:
             try:
                 await asyncio.to_thread(self._edges.store.save_list, in_force.verified)
@@ -300,6 +299,7 @@ class Service:
                     "for a new pull. Make room or mend the state directory.",
                     error,
                 )
+        log.info("%s", self._blocking(blocklist))
         self._say_ready()
 
     def _blocking(self, blocklist: Blocklist) -> str:

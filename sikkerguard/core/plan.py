@@ -5,7 +5,7 @@ An operation is a value: the dry run prints its description, the kernel edge car
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Family, Prefix, to_text
@@ -112,12 +112,14 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
 @dataclass(frozen=True, slots=True)
 class ObservedFamily:
     """What lies in the kernel for one family: the number of entries of each set of ours that is there; what the allow
-    set holds; the chain's rules, or None without a chain; and where in the hook our jumps stand, 0 being the top."""
+    set holds; the chain's rules, or None without a chain; where in the hook our jumps stand, 0 being the top (-1 for
+    one that is not as we write it); and `misfits`, sets with a name of ours that are of another kind."""
 
     sets: Mapping[str, int]
     allow: frozenset[Prefix]
     rules: tuple[Rule, ...] | None
     jumps: tuple[int, ...]
+    misfits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,18 @@ def desired_state(
         )
         for family in families
     }
+
+
+@dataclass(frozen=True, slots=True)
+class DropMisfits:
+    """Take away sets of another kind, and before them the rules that hold on to them; both are made anew behind it."""
+
+    family: Family
+    names: tuple[str, ...]
+
+    def describe(self) -> str:
+        """In words."""
+        return f"take away the sets {', '.join(self.names)}, which are of another kind, with the rules that use them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +223,7 @@ class PlaceJump:
         return f"put the jump to {CHAIN} at the top of {HOOK} of {tool}, table {TABLE}"
 
 
-Operation = CreateSets | FillAllow | FillCommitted | WriteChain | PlaceJump
+Operation = DropMisfits | CreateSets | FillAllow | FillCommitted | WriteChain | PlaceJump
 
 
 def diff(desired: Mapping[Family, DesiredFamily], observed: Mapping[Family, ObservedFamily]) -> tuple[Operation, ...]:
@@ -218,6 +232,9 @@ def diff(desired: Mapping[Family, DesiredFamily], observed: Mapping[Family, Obse
     operations: list[Operation] = []
     for family, wanted in desired.items():
         found, names = observed[family], set_names(family)
+        if found.misfits:
+            operations.append(DropMisfits(family, found.misfits))
+            found = replace(found, rules=None, jumps=(), misfits=())
         missing = tuple(name for name in names.all() if name not in found.sets)
         if missing:
             operations.append(CreateSets(family, missing))

@@ -43,11 +43,15 @@ class Chains:
         self._read_back: dict[Family, tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
     def read(self, family: Family) -> tuple[tuple[Rule, ...] | None, tuple[int, ...]]:
-        """The rules of our chain (None without one), and where in the hook the jumps to it stand, from 0."""
+        """The rules of our chain (None without one), and where in the hook the jumps to it stand, from 0; -1 for one
+        that is not as we write it."""
         with self._translated(family, "read"):
             table = self._refreshed(family)
             rules = self._rules(family, table) if table.is_chain(CHAIN) else None
-            return rules, self._jumps(table)
+            wanted = _selection(_entry_of(_new_jump(family))) if rules is not None else None
+            return rules, tuple(
+                position if _selection(entry) == wanted else -1 for position, entry in self._jumps(table)
+            )
 
     def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
         """Make the chain consist of these rules, whatever it was, in one step, and read it back."""
@@ -70,10 +74,7 @@ class Chains:
         """Put one jump to our chain at the top of the hook, and take away any other, in one step."""
         with self._changing(family) as table:
             self._delete_jumps(table)
-            jump = _new_rule(family)
-            jump.in_interface = "!lo"
-            jump.create_target(CHAIN)
-            self._chain(table, HOOK).insert_rule(jump)
+            self._chain(table, HOOK).insert_rule(_new_jump(family))
         _, jumps = self.read(family)
         if jumps != (0,):
             raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
@@ -185,20 +186,20 @@ class Chains:
                 error.strerror,
             )
 
-    def _jumps(self, table: Any) -> tuple[int, ...]:
-        """The positions of the hook's rules that jump to our chain. Other rules are not decoded, since they may use
-        extensions that are not installed."""
+    def _jumps(self, table: Any) -> list[tuple[int, Any]]:
+        """Position and entry of each rule of the hook that jumps to our chain. Other rules are not decoded, since
+        they may use extensions that are not installed."""
         found = []
         entry, position = table.first_rule(HOOK), 0
         while entry:
             if table.get_target(entry) == CHAIN.encode():
-                found.append(position)
+                found.append((position, entry))
             entry, position = table.next_rule(entry), position + 1
-        return tuple(found)
+        return found
 
     def _delete_jumps(self, table: Any) -> None:
         # By position, the last one first: deleting by content would take the first rule that is equal.
-        for position in reversed(self._jumps(table)):
+        for position, _ in reversed(self._jumps(table)):
             if table._iptc.iptc_delete_num_entry(HOOK.encode(), position, table._handle) != 1:
                 raise ValueError(f"the jump at position {position} could not be deleted: {table.strerror()}")
 
@@ -208,10 +209,36 @@ class Chains:
         return written if found == read_back else found
 
     def _raw_rules(self, table: Any) -> tuple[Rule, ...]:
-        return tuple(
-            Rule(tuple(_extension(match) for match in rule.matches), _extension(rule.target))
-            for rule in self._chain(table, CHAIN).rules
-        )
+        found = []
+        for rule in self._chain(table, CHAIN).rules:
+            matches = [_extension(match) for match in rule.matches]
+            # Addresses, interfaces and protocol: ours name none, so whatever is there makes it another rule.
+            header = bytes(rule.get_ip())
+            if any(header):
+                matches.append(Extension("header", (("bytes", (header.hex(),)),)))
+            found.append(Rule(tuple(matches), _extension(rule.target)))
+        return tuple(found)
+
+
+def _new_jump(family: Family) -> Any:
+    """The jump to our chain, which must be there already."""
+    jump = _new_rule(family)
+    jump.in_interface = "!lo"
+    jump.create_target(CHAIN)
+    return jump
+
+
+def _entry_of(rule: Any) -> Any:
+    """The entry of a rule that was built here. Its offsets are filled in when the library serializes the rule."""
+    if not rule.rule:
+        raise ValueError("a rule has no target")
+    return rule.entry
+
+
+def _selection(entry: Any) -> tuple[bytes, int]:
+    """What of all packets an entry is for: its addresses, interfaces and protocol, and the size of its matches."""
+    header = entry.ip if hasattr(entry, "ip") else entry.ipv6
+    return bytes(header), int(entry.target_offset)
 
 
 def _new_rule(family: Family) -> Any:

@@ -26,7 +26,8 @@ _SUBSYSTEM = 6 << 8
 _PROTOCOL = 6
 
 _CMD_LIST, _CMD_ADD, _CMD_DEL, _CMD_TEST = 7, 9, 10, 11
-_ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 1, 2, 3, 6, 7, 8, 9
+_ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_FAMILY, _ATTR_FLAGS = 1, 2, 3, 5, 6
+_ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 7, 8, 9
 _DATA_IP, _DATA_CIDR, _DATA_PORT, _DATA_TIMEOUT, _DATA_PROTO = 1, 3, 4, 6, 7
 _DATA_MAXELEM, _DATA_ELEMENTS, _DATA_REFERENCES = 19, 24, 25
 _DATA_BYTES, _DATA_PACKETS = 24, 25
@@ -58,9 +59,11 @@ _ENTRY_MISSING = 4103
 
 
 class SetHeader(NamedTuple):
-    """What the kernel says of a set: `entries` it holds, the `limit` of entries, and how many rules refer to it."""
+    """What the kernel says of a set: its type, the number of its family (AF_INET, AF_INET6), `entries` it holds, the
+    `limit` of entries, and how many rules refer to it."""
 
     type_name: str
+    family: int
     entries: int
     limit: int
     references: int
@@ -186,6 +189,7 @@ class NetlinkSets:
             data = dict(_attributes(attributes[_ATTR_DATA]))
             return SetHeader(
                 attributes[_ATTR_TYPENAME].rstrip(b"\0").decode("ascii"),
+                _number(attributes[_ATTR_FAMILY]),
                 _number(data[_DATA_ELEMENTS]),
                 _number(data.get(_DATA_MAXELEM, b"")),
                 _number(data[_DATA_REFERENCES]),

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Blocklist, Family, Hits, Networks, Prefix
+from sikkerguard.core.model import Allowlist, Blocklist, Family, Hits, Networks, Prefix
 from sikkerguard.core.names import loading, set_names
 from sikkerguard.core.plan import (
     CreateSets,
+    DropMisfits,
     FillAllow,
     FillCommitted,
     ObservedFamily,
@@ -31,8 +32,6 @@ from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from sikkerguard.core.model import Allowlist
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +64,7 @@ class Kernel:
         self._chains = Chains()
         self._clock = clock
         self._renewed_at: float | None = None
+        self._disturbed = False
         self._committed = Blocklist()
         self._candidate = Blocklist()
 
@@ -77,32 +77,44 @@ class Kernel:
         observed = {}
         for family in self.families:
             names = set_names(family)
-            headers = {name: self._sets.header(name) for name in names.all()}
-            sets = {name: header.entries for name, header in headers.items() if header is not None}
+            sets, misfits = {}, []
+            for name in names.all():
+                header = self._sets.header(name)
+                if header is None:
+                    continue
+                if (header.type_name, header.family) == (_kind_of(family, name)[0].type_name, family.number):
+                    sets[name] = header.entries
+                else:
+                    misfits.append(name)
             allow = frozenset(
                 Prefix(int.from_bytes(entry.address, "big"), entry.length)
                 for entry in self._sets.entries(names.allow, family)
+                if names.allow in sets
             )
             rules, jumps = self._chains.read(family)
-            observed[family] = ObservedFamily(sets, allow, rules, jumps)
+            observed[family] = ObservedFamily(sets, allow, rules, jumps, tuple(misfits))
         return observed
 
     def adopt(self, verified: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
         """Begin with a list that passed its trial earlier: end whatever a process that died was in the middle of,
         and make the kernel hold the list, without a gap where it blocks already. Says what had to be done."""
-        self._discard_leftovers()
-        if not self._holds(verified):
-            for family in self.families:
-                if self._sets.header(set_names(family).singles) is not None:
-                    self._fill_committed(family, verified)
         self._committed = verified
-        return self.settle(allowlist)
+        operations = self.settle(allowlist)
+        if not self._holds(verified):
+            # As many entries, but other ones.
+            for family in self.families:
+                self._replace_committed(family)
+        # Last: a trial that still runs covers what a death in the middle of the swaps left uncovered.
+        self._discard_leftovers()
+        return operations
 
     def settle(self, allowlist: Allowlist) -> tuple[Operation, ...]:
         """Make the kernel hold the committed list and this allowlist, whatever someone else did to it. Says what had
         to be done."""
         desired = desired_state(self.families, self._committed, allowlist)
         operations = diff(desired, self.observe())
+        if operations and self._renewed_at is not None:
+            self._disturbed = True
         for operation in operations:
             self._execute(operation)
         return operations
@@ -147,8 +159,11 @@ class Kernel:
         return True
 
     def allow(self, allowlist: Allowlist) -> None:
-        """Make the allow sets hold this allowlist: what is new is added first, then what is gone is taken out."""
+        """Make the allow sets hold this allowlist: what is new is added first, then what is gone is taken out. A set
+        that someone took away is left to `settle`."""
         for family in self.families:
+            if self._sets.header(set_names(family).allow) is None:
+                continue
             self._fill_allow(family, allowlist.prefixes(family))
 
     def stage(self, blocklist: Blocklist) -> None:
@@ -161,24 +176,30 @@ class Kernel:
 
     def begin_trial(self) -> None:
         """Have the candidate block too, for as long as `renew_trial` is called in time."""
+        self._disturbed = False
         self._renewed_at = self._clock()
-        self._arm()
+        self._arm(self.families)
 
     def renew_trial(self) -> None:
         """Prolong the trial.
 
         Raises:
-            KernelError: the trial had lapsed in between, so that what was tested meanwhile proves nothing.
+            KernelError: the trial had lapsed in between, or another program had ended it, so that what was tested
+                meanwhile proves nothing.
         """
         self._check_trial()
         self._renewed_at = self._clock()
-        self._arm()
+        self._arm(self.families)
 
     def commit(self) -> None:
         """Put the candidate in the committed list's place.
 
         All swaps happen while the trial still covers both lists, so that there is no moment with neither.
         """
+        # A rule that is missing now may have been missing while the self-test ran.
+        desired = desired_state(self.families, self._committed, Allowlist())
+        operations = diff(desired, self.observe())
+        self._disturbed |= any(isinstance(operation, WriteChain | PlaceJump) for operation in operations)
         self.renew_trial()
         for family in self.families:
             names, networks = set_names(family), self._candidate.of(family)
@@ -189,15 +210,15 @@ class Kernel:
                 if disagreement := self._disagreement(name, part):
                     raise KernelError(f"another program changed the set {name} during the trial: it {disagreement}")
         for family in self.families:
-            names = set_names(family)
-            self._sets.swap(names.singles, names.new_singles)
-            self._sets.swap(names.ranges, names.new_ranges)
+            self._swap(family)
         self._committed = self._candidate
-        self._end_trial()
+        self.rollback()
 
     def rollback(self) -> None:
-        """End the trial and drop the candidate."""
-        self._end_trial()
+        """End the trial, and free what lies in the candidate's place."""
+        self._renewed_at = None
+        self._candidate = Blocklist()
+        self._end_trial(self.families)
 
     def remove(self) -> None:
         """Take away everything of ours. Each step is tried whatever became of the others; what failed is raised at
@@ -263,6 +284,10 @@ class Kernel:
 
     def _execute(self, operation: Operation) -> None:
         match operation:
+            case DropMisfits(family, misfits):
+                self._chains.remove(family)
+                for name in misfits:
+                    self._sets.destroy(name)
             case CreateSets(family, missing):
                 for name in missing:
                     kind, entries = _kind_of(family, name)
@@ -270,16 +295,31 @@ class Kernel:
             case FillAllow(family, prefixes):
                 self._fill_allow(family, prefixes)
             case FillCommitted(family):
-                self._fill_committed(family, self._committed)
+                self._replace_committed(family)
             case WriteChain(family, rules):
                 self._chains.write(family, rules)
             case PlaceJump(family):
                 self._chains.place_jump(family)
 
-    def _fill_committed(self, family: Family, blocklist: Blocklist) -> None:
-        names, networks = set_names(family), blocklist.of(family)
-        self._load(names.singles, _SINGLES, _only_singles(networks))
-        self._load(names.ranges, _RANGES, _only_ranges(networks))
+    def _replace_committed(self, family: Family) -> None:
+        """Put the committed list into its sets, whatever they hold. As in an update both sets change while the trial
+        set covers the old and the new, so that an address that moves from a range to the singles is never uncovered.
+        Only while a trial runs its sets are not free for that."""
+        names, networks = set_names(family), self._committed.of(family)
+        in_trial = self._renewed_at is not None
+        singles = names.singles if in_trial else names.new_singles
+        ranges = names.ranges if in_trial else names.new_ranges
+        self._load(singles, _SINGLES, _only_singles(networks))
+        self._load(ranges, _RANGES, _only_ranges(networks))
+        if not in_trial:
+            self._arm((family,))
+            self._swap(family)
+            self._end_trial((family,))
+
+    def _swap(self, family: Family) -> None:
+        names = set_names(family)
+        self._sets.swap(names.singles, names.new_singles)
+        self._sets.swap(names.ranges, names.new_ranges)
 
     def _fill_allow(self, family: Family, wanted: frozenset[Prefix]) -> None:
         name = set_names(family).allow
@@ -329,9 +369,9 @@ class Kernel:
                 return f"lacks {address.hex()}"
         return ""
 
-    def _arm(self) -> None:
+    def _arm(self, families: Sequence[Family]) -> None:
         # A set of ranges can't hold the whole address space as one entry; its two halves are the same.
-        for family in self.families:
+        for family in families:
             halves = (Prefix(0, 1), Prefix(1 << (family.bits - 1), 1))
             self._sets.add(set_names(family).trial, family, ranges=halves, timeout=TRIAL_SECONDS)
 
@@ -341,13 +381,18 @@ class Kernel:
                 f"the trial lapsed: it was not renewed for {TRIAL_SECONDS} s, as happens on a host that was stopped "
                 "or is overloaded. The list before it stays in force"
             )
+        for family in self.families:
+            name = set_names(family).trial
+            header = self._sets.header(name)
+            if self._disturbed or header is None or not header.entries:
+                raise KernelError(
+                    f"another program changed our rules or the set {name} during the trial, so that it proves nothing"
+                )
 
-    def _end_trial(self) -> None:
-        self._renewed_at = None
-        self._candidate = Blocklist()
-        for family in self.families:
+    def _end_trial(self, families: Sequence[Family]) -> None:
+        for family in families:
             self._sets.flush(set_names(family).trial)
-        for family in self.families:
+        for family in families:
             names = set_names(family)
             self._empty(family, names.new_singles, _SINGLES)
             self._empty(family, names.new_ranges, _RANGES)

@@ -33,7 +33,8 @@ _SSH_PORT = 22
 _SSHD_CONFIG = Path("/etc/ssh/sshd_config")
 # `Port 2222`, `ListenAddress 192.0.2.1:2222`, `ListenAddress [2001:db8::1]:2222`; an address alone keeps the port.
 _SSHD_PORT = re.compile(
-    r"\s*(?:Port[\s=]+([0-9]{1,5})|ListenAddress[\s=]+(?:[^\s:]+|\[[^\s\]]+\]):([0-9]{1,5}))(?:\s|$)", re.IGNORECASE
+    r"\s*(?:Port[\s=]+\"?([0-9]{1,5})|ListenAddress[\s=]+\"?(?:[^\s:\"]+|\[[^\s\]]+\]):([0-9]{1,5}))(?:[\s\"]|$)",
+    re.IGNORECASE,
 )
 _SESSIONS = Path("/run/systemd/sessions")
 _PAM_SERVICES = ("sshd", "common-session", "system-auth", "password-auth")
@@ -41,8 +42,8 @@ _PAM_SERVICES = ("sshd", "common-session", "system-auth", "password-auth")
 _ESTABLISHED = "01"
 # rtnetlink(7): addresses and routes of both families.
 _GROUPS = 0x10 | 0x40 | 0x100 | 0x400
-# inotify(7): written and closed, moved in, made, removed.
-_WATCHED = 0x8 | 0x80 | 0x100 | 0x200
+# inotify(7): changed, written and closed, moved in, made, removed.
+_WATCHED = 0x2 | 0x8 | 0x80 | 0x100 | 0x200
 
 
 def gateways() -> tuple[Gateway, ...]:
@@ -143,7 +144,8 @@ class ChangeWatch:
         except OSError as error:
             log.warning("Changes of addresses and routes are seen by polling only: %s.", error)
         try:
-            self._inotify = _inotify(self._directories())
+            self._inotify = _inotify()
+            self._watch_files()
             loop.add_reader(self._inotify, self._drain_inotify)
         except OSError as error:
             log.warning("Changes of resolvers are seen by polling only: %s.", error)
@@ -160,10 +162,14 @@ class ChangeWatch:
             os.close(self._inotify)
             self._inotify = -1
 
-    def _directories(self) -> set[str]:
-        """Where the files lie, links followed too: a file that is replaced is a new file, its directory is not."""
+    def _watch_files(self) -> None:
+        """Watch the directories in which the files lie, links followed too, since a file that is replaced is a new
+        file; and the files themselves, since one that is mounted by itself changes in another directory. A second
+        watch of the same thing changes nothing."""
         places = {file.parent for file in self._files} | {file.resolve().parent for file in self._files}
-        return {str(place) for place in places if place.is_dir()}
+        for place in (*places, *self._files):
+            with suppress(FileNotFoundError):
+                _add_watch(self._inotify, place)
 
     def _drain_netlink(self) -> None:
         assert self._netlink is not None
@@ -183,25 +189,30 @@ class ChangeWatch:
         offset, relevant = 0, False
         while offset < len(events):
             _watch, _mask, _cookie, length = struct.unpack_from("iIII", events, offset)
-            relevant |= events[offset + 16 : offset + 16 + length].rstrip(b"\0") in names
+            # A watched file's own events bear no name.
+            relevant |= events[offset + 16 : offset + 16 + length].rstrip(b"\0") in (*names, b"")
             offset += 16 + length
         if relevant:
             self._changed()
+            with suppress(OSError):  # polling sees what can't be watched
+                self._watch_files()
 
 
-def _inotify(directories: Iterable[str]) -> int:
-    """A descriptor that tells of changes in these directories. Debian has no package for this that is kept up on both
-    of its releases, and it is two calls."""
+def _inotify() -> int:
+    """A descriptor for watches. Debian has no package for this that is kept up on both of its releases, and it is two
+    calls."""
+    return _checked(ctypes.CDLL(None, use_errno=True).inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify")
+
+
+def _add_watch(descriptor: int, place: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    for directory in directories:
-        if libc.inotify_add_watch(descriptor, directory.encode(), _WATCHED) < 0:
-            error = ctypes.get_errno()
-            os.close(descriptor)
-            raise OSError(error, os.strerror(error), directory)
-    return descriptor
+    _checked(libc.inotify_add_watch(descriptor, os.fsencode(place), _WATCHED), str(place))
+
+
+def _checked(answer: int, what: str) -> int:
+    if answer < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+    return answer
 
 
 @contextmanager

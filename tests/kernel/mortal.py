@@ -1,0 +1,82 @@
+"""`sikkerguard run` that kills itself in its first update, just before the change of a set that DIE_BEFORE names.
+
+The change reads as `ipset` words it, such as `swap sikkerguard-v4`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard import config, running
+from sikkerguard.edges.ipset import SetKind, Sets
+from sikkerguard.edges.kernel import Kernel
+
+if TYPE_CHECKING:
+    from sikkerguard.core.model import Blocklist, Family
+    from sikkerguard.service import Edges
+
+
+class MortalSets(Sets):
+    """Sets that don't outlive one of their changes."""
+
+    def create(self, name: str, kind: SetKind, family: Family, entries: int) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("create", name)
+        super().create(name, kind, family, entries)
+
+    def destroy(self, name: str) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("destroy", name)
+        super().destroy(name)
+
+    def flush(self, name: str) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("flush", name)
+        super().flush(name)
+
+    def swap(self, one: str, other: str) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("swap", one)
+        super().swap(one, other)
+
+    def add(self, name: str, *entries: Any, **options: Any) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("add", name)
+        super().add(name, *entries, **options)
+
+
+class MortalKernel(Kernel):
+    """A kernel edge whose update is deadly."""
+
+    def stage(self, blocklist: Blocklist) -> None:
+        """From here on it is."""
+        self._sets.close()
+        self._sets = MortalSets()
+        super().stage(blocklist)
+
+
+def _die_before(what: str, name: str) -> None:
+    if os.environ["DIE_BEFORE"] == f"{what} {name}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _with_mortal_kernel(edges: Edges) -> Edges:
+    edges.kernel.close()
+    return replace(edges, kernel=MortalKernel())
+
+
+def main() -> int:
+    """Run until the death that was asked for."""
+
+    def reread() -> config.Config:
+        return config.load(os.environ)
+
+    return running.run(reread(), reread, adjust=_with_mortal_kernel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The trial: a list that would cut this host off never stays, whatever becomes of the service meanwhile.
+
+The service runs without the allowlist here, which otherwise keeps any list from doing harm. Members of sets are read
+with `ipset list`, and what is cut off is shown by packets.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sikkerguard.standin.server import Standin
+from tests.kernel.conftest import UNPROTECTED, Guard
+from tests.laboratory import (
+    API,
+    GATEWAY,
+    GATEWAY_V6,
+    HOST,
+    HOST_V6,
+    RESOLVER,
+    Laboratory,
+    Resolver,
+    _ping,
+    laboratory,
+    wait_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# As the product promises it (design, section 4), not read from the product.
+TRIAL_SECONDS = 10.0
+LISTED, LISTED_V6 = "203.0.113.7", "2001:db8:7::7"
+CANDIDATE = "203.0.113.8"
+CUTTING = (GATEWAY, GATEWAY_V6, RESOLVER, API)
+
+
+def start_unprotected(guard: Guard, *addresses: str) -> None:
+    """Have the service commit a list that harms nobody, with an empty allowlist."""
+    # The internet's own addresses need not be given to it again.
+    guard.lab.owned |= set(CUTTING)
+    guard.serve(*addresses)
+    guard.start(*UNPROTECTED, SIKKER_MAX_GROWTH="1000")
+    guard.logged(f"Blocking {len(addresses)} IPs")
+
+
+def pull(guard: Guard, *addresses: str) -> None:
+    """Have the service pull another list, and come back at once."""
+    assert guard.process is not None
+    guard.serve(*addresses)
+    guard.process.send_signal(signal.SIGHUP)
+
+
+def members(lab: Laboratory, name: str) -> list[str]:
+    """What a set holds."""
+    return lab.host.run("ipset", "list", name).partition("Members:\n")[2].splitlines()
+
+
+def try_list(guard: Guard, *addresses: str) -> None:
+    """Have the service pull another list, and come back while it is on trial."""
+    pull(guard, *addresses)
+    wait_for("the trial", lambda: members(guard.lab, "sikkerguard-trial-v6"))
+
+
+def reaches(lab: Laboratory, target: str) -> bool:
+    """Whether a ping of the host is answered."""
+    source = HOST_V6 if ":" in target else HOST
+    return lab.host.inside(lambda: _ping(source, target))
+
+
+def assert_nothing_on_trial(lab: Laboratory) -> None:
+    """Neither a trial nor a candidate is left."""
+    for family in ("v4", "v6"):
+        for name in (f"trial-{family}", f"new-{family}", f"new-{family}-net"):
+            assert members(lab, f"sikkerguard-{name}") == [], name
+
+
+def wait_until_connected(lab: Laboratory, since: float) -> None:
+    """The gateway's packets pass again within the trial's timeout, in both directions."""
+    wait_for("the gateway", lambda: lab.passes(GATEWAY), TRIAL_SECONDS)
+    # One ping that is not answered takes half a second more.
+    assert time.monotonic() - since < TRIAL_SECONDS + 1
+    assert reaches(lab, GATEWAY)
+    assert lab.passes(GATEWAY_V6)
+    assert reaches(lab, GATEWAY_V6)
+
+
+@pytest.fixture
+def second(guard: Guard, tmp_path: Path) -> Iterator[Guard]:
+    """Another host, in an internet of its own."""
+    directory = tmp_path / "second"
+    directory.mkdir()
+    with laboratory() as lab, Resolver(lab.internet):
+        standin = Standin(API, 80)
+        lab.internet.inside(standin.start)
+        made = Guard(lab, standin, directory, {**guard.environment, "SIKKER_STATE_DIR": str(directory / "state")})
+        yield made
+        if made.process is not None:
+            made.kill()
+        standin.stop()
+
+
+def test_what_a_trial_cut_off_comes_back_by_itself_when_the_service_is_killed_or_stopped(
+    guard: Guard, second: Guard
+) -> None:
+    # Both at once, since either takes as long as a trial without a service.
+    with ThreadPoolExecutor() as pool:
+        for outcome in (pool.submit(die_in_the_trial, guard), pool.submit(be_stopped_in_the_trial, second)):
+            outcome.result()
+
+
+def die_in_the_trial(guard: Guard) -> None:
+    """The service is killed, and started again when all is well."""
+    lab = guard.lab
+    start_unprotected(guard, LISTED, LISTED_V6)
+    assert reaches(lab, GATEWAY)
+    try_list(guard, *CUTTING, CANDIDATE, LISTED, LISTED_V6)
+    for cut_off in (GATEWAY, GATEWAY_V6, CANDIDATE):
+        assert not lab.passes(cut_off), cut_off
+    guard.kill()
+    died = time.monotonic()
+    assert not reaches(lab, GATEWAY)
+    wait_until_connected(lab, died)
+    assert members(lab, "sikkerguard-trial-v4") == members(lab, "sikkerguard-trial-v6") == []
+    for listed in (LISTED, LISTED_V6):
+        assert not lab.passes(listed), listed
+    assert lab.passes(CANDIDATE)
+
+    guard.serve(LISTED, LISTED_V6)
+    guard.start(*UNPROTECTED)
+    guard.logged(r"Blocking 2 IPs \(from the cache")
+    assert_nothing_on_trial(lab)
+    assert guard.blocked() == {LISTED, LISTED_V6}
+
+
+def be_stopped_in_the_trial(guard: Guard) -> None:
+    """The service is stopped and goes on when all is well; its log has one error."""
+    lab = guard.lab
+    start_unprotected(guard, LISTED, LISTED_V6)
+    try_list(guard, *CUTTING, CANDIDATE, LISTED, LISTED_V6)
+    assert guard.process is not None
+    assert not lab.passes(GATEWAY)
+    guard.process.send_signal(signal.SIGSTOP)
+    wait_until_connected(lab, time.monotonic())
+    assert not lab.passes(LISTED)
+    assert lab.passes(CANDIDATE)
+
+    guard.process.send_signal(signal.SIGCONT)
+    line = guard.logged(" ERROR ")
+    assert "The trial lapsed: it was not renewed for 10 s" in line
+    assert "(2 entries) stays in force; next try in" in line
+    assert_nothing_on_trial(lab)
+    assert guard.blocked() == {LISTED, LISTED_V6}
+    pull(guard, CANDIDATE, LISTED)
+    guard.logged("Blocking 2 IPs", times=2)
+    assert guard.blocked() == {CANDIDATE, LISTED}
+    assert guard.log().count(" ERROR ") == 1
+
+
+def test_a_list_that_cuts_off_gateways_resolver_or_api_alone_is_rolled_back(guard: Guard) -> None:
+    lab = guard.lab
+    start_unprotected(guard, LISTED, "192.0.2.0/25")
+    gateway_v4, gateway_v6 = (f"gateway {address} by ping did not answer 3 pings" for address in (GATEWAY, GATEWAY_V6))
+    cases = (
+        ((GATEWAY, GATEWAY_V6), (gateway_v4, gateway_v6)),
+        ((RESOLVER,), (f"DNS by {RESOLVER} did not resolve in 3 tries",)),
+        ((API,), (f"API does not take connections at {API} port 80",)),
+    )
+    for number, (cutting, tests) in enumerate(cases, start=1):
+        guard.expected_errors.append(f"ERROR The self-test failed: {tests[0]}")
+        pull(guard, *cutting, CANDIDATE)
+        line = guard.logged(" ERROR ", times=number)
+        for _, each in cases:
+            assert [test in line for test in each] == [each == tests for _ in each], line
+        assert "(2 entries) stays in force; next try in" in line
+        assert_nothing_on_trial(lab)
+        assert guard.blocked() == {LISTED, "192.0.2.0/25"}
+        for address in (*cutting, CANDIDATE):
+            assert lab.passes(address), address
+        assert not lab.passes(LISTED)
+
+
+def test_what_failed_before_the_trial_is_not_blamed_on_the_list(guard: Guard) -> None:
+    lab = guard.lab
+    start_unprotected(guard, LISTED)
+    # Rejected and not swallowed, and each time, so that nothing has to be waited for.
+    lab.internet.run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0")
+    no_pings = ("INPUT", "-p", "icmp", "--icmp-type", "echo-request", "-j", "REJECT")
+    lab.internet.run("iptables-legacy", "-A", "INPUT", "-p", "udp", "--dport", "53", "-j", "REJECT")
+    lab.internet.run("iptables-legacy", "-A", *no_pings)
+    pull(guard, LISTED, CANDIDATE)
+    guard.logged("Blocking 2 IPs")
+    for test in (f"DNS by {RESOLVER} did not resolve", f"gateway {GATEWAY} by ping did not answer 3 pings"):
+        assert " WARNING " in guard.logged(f"{test}.*already before the trial")
+    assert guard.blocked() == {LISTED, CANDIDATE}
+    assert not lab.passes(CANDIDATE)
+
+    # What passed before the trial decides all the same.
+    lab.internet.run("iptables-legacy", "-D", *no_pings)
+    guard.expected_errors.append("ERROR The self-test failed: gateway")
+    pull(guard, LISTED, GATEWAY)
+    assert "DNS" not in guard.logged(" ERROR ")
+    assert guard.blocked() == {LISTED, CANDIDATE}
+    assert lab.passes(GATEWAY)
+
+
+def flush(name: str) -> Callable[[Laboratory], object]:
+    """Empty a set."""
+    return lambda lab: lab.host.run("ipset", "flush", name)
+
+
+def replace_entry(lab: Laboratory) -> None:
+    """Leave the number of entries as it is."""
+    lab.host.run("ipset", "del", "sikkerguard-new-v4", CANDIDATE)
+    lab.host.run("ipset", "add", "sikkerguard-new-v4", "203.0.113.9")
+
+
+def remove_jump(lab: Laboratory) -> None:
+    """Have no packet meet our rules."""
+    lab.host.run("iptables-legacy", "-t", "raw", "-F", "PREROUTING")
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        pytest.param(flush("sikkerguard-new-v4"), id="the candidate was flushed"),
+        pytest.param(replace_entry, id="an entry of the candidate was replaced"),
+        pytest.param(flush("sikkerguard-trial-v4"), id="the trial set was flushed"),
+        pytest.param(remove_jump, id="the jump was taken away"),
+    ],
+)
+def test_a_candidate_that_was_spared_its_trial_by_another_program_is_not_committed(
+    guard: Guard, tamper: Callable[[Laboratory], object]
+) -> None:
+    lab = guard.lab
+    start_unprotected(guard, LISTED)
+    # Of three questions the second is lost, so that the self-test takes a second in the trial, and passes.
+    lost = ("-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "1", "-j", "DROP")
+    lab.internet.run("iptables-legacy", "-A", "INPUT", "-p", "udp", "--dport", "53", *lost)
+    guard.expected_errors.append(" ERROR .*nother program")
+    try_list(guard, LISTED, CANDIDATE)
+    tamper(lab)
+    line = guard.logged(" ERROR .*next try in|Blocking 2 IPs")
+    assert "nother program" in line
+    assert_nothing_on_trial(lab)
+    assert guard.blocked() == {LISTED}
+    assert lab.passes(CANDIDATE)
+    wait_for("the committed list in force", lambda: not lab.passes(LISTED))

@@ -1,0 +1,178 @@
+"""Whether it is healthy, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.health import STALLED_SECONDS, reasons, sentence, status
+from sikkerguard.core.model import Attempt, State
+from sikkerguard.version import VERSION
+
+DAY = 86400.0
+NOW = 1_800_000_000.0
+UP = 5000.0
+BLOCKING = State(
+    started_at=NOW - 3 * DAY,
+    dry_run=False,
+    blocked_v4=8770,
+    blocked_v6=4,
+    verified_at=NOW - 7200,
+    protecting=True,
+    last_pull=Attempt(NOW - 7200, ""),
+    next_pull_at=NOW + 22 * 3600,
+    pulls=3,
+    quota_remaining=7,
+    allowlist="8 IPs + 8 CIDR ranges",
+    settled_at=UP - 2,
+    repairs=1,
+    last_repair="create the sets sikkerguard-v4",
+    dropped_packets=12345,
+    dropped_bytes=678900,
+)
+STARTING = State(started_at=NOW, dry_run=False)
+FAILED = Attempt(NOW - 5, "SikkerAPI can't be reached (no route)")
+
+
+def why(state: State, now: float = NOW) -> tuple[str, ...]:
+    return reasons(state, now, UP, DAY)
+
+
+def test_a_host_that_is_protected_is_healthy() -> None:
+    assert why(BLOCKING) == ()
+
+
+def test_no_list_is_no_health() -> None:
+    assert why(STARTING) == ("No list is in force yet; the first pull is under way.",)
+    assert why(replace(STARTING, last_pull=FAILED)) == (f"No list is in force yet: {FAILED.failure}.",)
+
+
+@pytest.mark.parametrize(("age", "old"), [(0, False), (DAY, False), (3 * DAY, False), (3 * DAY + 1, True)])
+def test_a_list_is_old_after_three_intervals(age: float, old: bool) -> None:
+    state = replace(BLOCKING, verified_at=NOW - age, last_pull=FAILED)
+    assert why(state) == ((f"The list in force is 3d old: {FAILED.failure}.",) if old else ())
+
+
+def test_an_old_list_from_the_cache_says_that_no_pull_brought_another() -> None:
+    (reason,) = why(replace(BLOCKING, verified_at=NOW - 10 * DAY, last_pull=None))
+    assert "10d old" in reason
+    assert reason.endswith("no pull has brought a newer one yet.")
+
+
+def test_a_list_found_in_the_kernel_has_no_age() -> None:
+    assert why(replace(BLOCKING, verified_at=None)) == ()
+
+
+def test_a_reason_is_a_whole_sentence_where_the_last_pull_went_well() -> None:
+    # As when the interval was just made shorter: the list is old by the new one, and nothing has failed.
+    (reason,) = reasons(BLOCKING, NOW, UP, 600.0)
+    assert "2h old" in reason
+    assert not reason.endswith(": .")
+
+
+def test_a_failed_pull_alone_is_no_illness() -> None:
+    assert why(replace(BLOCKING, last_pull=FAILED)) == ()
+
+
+@pytest.mark.parametrize(("silence", "stalled"), [(0.0, False), (STALLED_SECONDS, False), (STALLED_SECONDS + 1, True)])
+def test_a_kernel_not_seen_for_long_is_a_reason(silence: float, stalled: bool) -> None:
+    found = why(replace(BLOCKING, settled_at=UP - silence))
+    assert found == (("The kernel was last seen to be right 31s ago.",) if stalled else ())
+
+
+def test_every_reason_is_told() -> None:
+    ill = replace(BLOCKING, verified_at=NOW - 9 * DAY, last_pull=FAILED, trouble="The set is gone.", settled_at=0.0)
+    found = why(ill)
+    assert len(found) == 3
+    assert "The set is gone." in found
+
+
+def test_the_status_has_what_readers_rely_on() -> None:
+    found = status(BLOCKING, NOW, ())
+    expected = {
+        "status": "ok",
+        "version": VERSION,
+        "reasons": [],
+        "dryRun": False,
+        "uptime": 259200,
+        "blockedIps": 8774,
+        "blockedV4": 8770,
+        "blockedV6": 4,
+        "listVerified": "2027-01-15T06:00:00Z",
+        "lastPull": "2027-01-15T06:00:00Z",
+        "lastPullError": None,
+        "nextPull": "2027-01-16T06:00:00Z",
+        "pulls": 3,
+        "quotaRemaining": 7,
+        "lastReport": None,
+        "allowlist": "8 IPs + 8 CIDR ranges",
+        "onTrial": False,
+        "repairs": 1,
+        "lastRepair": "create the sets sikkerguard-v4",
+        "droppedPackets": 12345,
+        "droppedBytes": 678900,
+    }
+    assert found | expected == found
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("state", "unhealthy", "word"),
+    [
+        (STARTING, ("No list.",), "starting"),
+        (replace(STARTING, last_pull=FAILED), ("No list.",), "degraded"),
+        (BLOCKING, ("The list is old.",), "degraded"),
+        (BLOCKING, (), "ok"),
+    ],
+)
+def test_the_status_is_one_word(state: State, unhealthy: tuple[str, ...], word: str) -> None:
+    found = status(state, NOW, unhealthy)
+    assert (found["status"], found["reasons"]) == (word, list(unhealthy))
+
+
+def test_the_status_of_a_start_has_the_same_keys_and_says_nothing_untrue() -> None:
+    found = status(STARTING, NOW + 1.4, ())
+    assert found.keys() == status(BLOCKING, NOW, ()).keys()
+    assert {name for name, value in found.items() if value is None} >= {"lastPull", "nextPull", "listVerified"}
+    assert (found["uptime"], found["blockedIps"]) == (1, 0)
+    assert status(replace(STARTING, last_pull=FAILED, dry_run=True), NOW, ())["lastPullError"] == FAILED.failure
+    assert status(replace(STARTING, dry_run=True, on_trial=True), NOW, ())["dryRun"] is True
+    assert status(replace(STARTING, on_trial=True), NOW, ())["onTrial"] is True
+
+
+@settings(deadline=None)
+@given(st.floats(0, 4e9))
+def test_times_are_utc_to_the_second(at: float) -> None:
+    shown = status(replace(BLOCKING, next_pull_at=at), NOW, ())["nextPull"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown)
+    assert abs(datetime.fromisoformat(shown).timestamp() - at) <= 1
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (STARTING, "Starting: the first pull is under way"),
+        (replace(STARTING, last_pull=FAILED), f"No list yet: {FAILED.failure}"),
+        (BLOCKING, "Blocking 8,774 addresses; list of 2h ago; next pull in 22h; 12,345 packets dropped"),
+        (
+            replace(BLOCKING, last_pull=FAILED),
+            f"Blocking 8,774 addresses; last pull failed: {FAILED.failure}; next pull in 22h; 12,345 packets dropped",
+        ),
+        (
+            replace(BLOCKING, verified_at=None, last_pull=None, next_pull_at=None),
+            "Blocking 8,774 addresses; 12,345 packets dropped",
+        ),
+        (
+            replace(BLOCKING, next_pull_at=NOW - 1),
+            "Blocking 8,774 addresses; list of 2h ago; next pull in 0s; 12,345 packets dropped",
+        ),
+    ],
+)
+def test_the_state_in_one_sentence(state: State, said: str) -> None:
+    assert sentence(state, NOW) == said

@@ -1,0 +1,162 @@
+"""How log lines look: with a priority where journald reads them, with the time where a person does."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from sikkerguard import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LIBRARIES = ("httpx", "httpcore", "asyncio", "pyroute2")
+log = logging.getLogger("sikkerguard.test")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """`begin` takes the root logger for itself and closes what it finds there."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
+    root.handlers.clear()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, known in levels.items():
+        logging.getLogger(name).setLevel(known)
+
+
+@pytest.fixture(name="stream")
+def _stream(tmp_path: Path) -> Iterator[IO[str]]:
+    with (tmp_path / "log").open("w+") as stream:
+        yield stream
+
+
+def journal(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say, as systemd does, that this stream leads to the journal."""
+    found = os.fstat(stream.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+
+
+def written(stream: IO[str]) -> list[str]:
+    stream.seek(0)
+    return stream.read().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("level", "prefix"),
+    [
+        (logging.DEBUG, "<7>"),
+        (logging.INFO, "<6>"),
+        (logging.WARNING, "<4>"),
+        (logging.ERROR, "<3>"),
+        (logging.CRITICAL, "<2>"),
+        (25, "<6>"),
+    ],
+)
+def test_the_journal_gets_a_priority_and_no_time(
+    level: int, prefix: str, stream: IO[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal(stream, monkeypatch)
+    logs.begin("debug", stream)
+    log.log(level, "Blocking %d IPs", 8774)
+    assert written(stream) == [f"{prefix}Blocking 8774 IPs"]
+
+
+def test_every_line_of_a_message_has_the_priority(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    journal(stream, monkeypatch)
+    logs.begin("info", stream)
+    try:
+        raise RuntimeError("one\ntwo")
+    except RuntimeError:
+        log.exception("It failed:\nhere is how")
+    lines = written(stream)
+    assert lines[:2] == ["<3>It failed:", "<3>here is how"]
+    assert lines[-1] == "<3>two"
+    assert all(line.startswith("<3>") for line in lines)
+
+
+@pytest.mark.parametrize("named", [None, "", "0:0", "1", "x:y", "8:1:2"])
+def test_a_person_gets_the_time_and_the_level(
+    named: str | None, stream: IO[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    if named is not None:
+        monkeypatch.setenv("JOURNAL_STREAM", named)
+    logs.begin("info", stream)
+    log.info("Blocking %d IPs", 8774)
+    log.warning("two")
+    first, second = written(stream)
+    assert re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d INFO Blocking 8774 IPs", first)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d WARNING two", second)
+
+
+def test_a_stream_that_was_turned_elsewhere_is_not_the_journal(
+    stream: IO[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `sikkerguard run 2>file` in a unit: the variable is still there.
+    journal(stream, monkeypatch)
+    with (tmp_path / "other").open("w+") as other:
+        logs.begin("info", other)
+        log.info("hello")
+        (line,) = written(other)
+        assert line.endswith(" INFO hello")
+
+
+def test_a_stream_without_a_file_is_not_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    stream = io.StringIO()
+    logs.begin("info", stream)
+    log.info("hello")
+    assert stream.getvalue().endswith(" INFO hello\n")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_what_is_below_the_level_is_not_written(level: str, shown: list[str], stream: IO[str]) -> None:
+    logs.begin(level, stream)
+    for name in ("debug", "info", "warning", "error"):
+        getattr(log, name)("%s", name)
+    assert [line.rpartition(" ")[2] for line in written(stream)] == shown
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_are_heard_when_something_is_wrong(library: str, level: str, stream: IO[str]) -> None:
+    logs.begin(level, stream)
+    logging.getLogger(library).info("GET /v1/key/blacklist")
+    logging.getLogger(library).warning("trouble")
+    (line,) = written(stream)
+    assert line.endswith(" WARNING trouble")
+
+
+def test_standard_error_is_where_it_goes(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.begin("info")
+    log.info("hello")
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith(" INFO hello\n")
+
+
+def test_to_begin_again_takes_the_place_of_the_first_beginning(stream: IO[str], tmp_path: Path) -> None:
+    logs.begin("debug", stream)
+    with (tmp_path / "other").open("w+") as other:
+        logs.begin("info", other)
+        log.info("once")
+        assert len(written(other)) == 1
+    assert written(stream) == []

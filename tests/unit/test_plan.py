@@ -1,0 +1,349 @@
+"""The plan against a kernel of dictionaries: what is wrong is mended, by the right steps, in a safe order; and the
+rules, walked through as a packet does, say what the design says."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Prefix, parse_prefix
+from sikkerguard.core.names import CHAIN, LOG_PREFIX, loading, set_names
+from sikkerguard.core.plan import (
+    CreateSets,
+    DesiredFamily,
+    DropMisfits,
+    Extension,
+    FillAllow,
+    FillCommitted,
+    ObservedFamily,
+    Operation,
+    PlaceJump,
+    Rule,
+    WriteChain,
+    chain_rules,
+    desired_state,
+    diff,
+)
+from tests.unit.test_ranges import families, gather, prefixes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The longest name of a set that the kernel takes: IPSET_MAXNAMELEN of linux/netfilter/ipset/ip_set.h less its end.
+LONGEST_NAME = 31
+
+
+def test_names_are_ours_and_fit_into_the_kernel() -> None:
+    names = [name for family in Family for name in set_names(family).all()]
+    names += [loading(name) for name in names]
+    assert len(names) == len(set(names)) == 2 * 2 * 7
+    assert all(name.startswith("sikkerguard") and len(name) <= LONGEST_NAME for name in names)
+
+
+@dataclass
+class Packet:
+    """A packet on its way through the chain: the sets that its source is in, and what became of it."""
+
+    member: frozenset[str]
+    within_limit: bool = True
+    trail: list[str] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
+
+    def matches(self, match: Extension) -> bool:
+        options = dict(match.options)
+        if match.name == "hashlimit":
+            return self.within_limit
+        assert match.name == "set"
+        *inverted, name, _ = options["match-set"]
+        found = name in self.member
+        if found and options.get("update-counters") != ("!",):
+            self.counted.append(name)
+        return found != (inverted == ["!"])
+
+    def verdict(self, rules: tuple[Rule, ...]) -> str:
+        """What the chain does with it; every non-final target that it meets is in `trail`."""
+        for rule in rules:
+            if all(self.matches(match) for match in rule.matches):
+                if rule.target.name in ("DROP", "RETURN"):
+                    return rule.target.name
+                self.trail.append(rule.target.name)
+        return "end of chain"
+
+
+def memberships(family: Family) -> Iterator[frozenset[str]]:
+    for chosen in product([False, True], repeat=7):
+        yield frozenset(name for name, inside in zip(set_names(family).all(), chosen, strict=True) if inside)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_packet_is_dropped_if_it_is_listed_or_on_trial_and_not_allowed(family: Family) -> None:
+    names = set_names(family)
+    for member in memberships(family):
+        committed = bool(member & {names.singles, names.ranges})
+        candidate = bool(member & {names.new_singles, names.new_ranges})
+        blocked = (committed or (candidate and names.trial in member)) and names.allow not in member
+        packet = Packet(member)
+        assert packet.verdict(chain_rules(family)) == ("DROP" if blocked else "RETURN"), member
+        if not blocked:
+            assert packet.trail == []
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_dropped_packet_is_counted_once_and_logged_within_the_limit(family: Family) -> None:
+    names = set_names(family)
+    for member, within_limit in product(memberships(family), [False, True]):
+        packet = Packet(member, within_limit)
+        if packet.verdict(chain_rules(family)) != "DROP":
+            continue
+        # By a match where the kernel has the entry already, else by adding it: to add it again would set it back.
+        assert packet.counted.count(names.hits) + packet.trail.count("SET") == 1
+        assert ("SET" in packet.trail) == (names.hits not in member)
+        assert packet.trail.count("LOG") == within_limit
+        committed = [name for name in packet.counted if name in (names.singles, names.ranges)]
+        assert len(committed) == bool(member & {names.singles, names.ranges})
+
+
+@pytest.mark.parametrize("family", Family)
+def test_the_log_is_limited_for_each_source_and_port(family: Family) -> None:
+    (rule,) = [rule for rule in chain_rules(family) if rule.target.name == "LOG"]
+    assert dict(rule.target.options)["log-prefix"] == (LOG_PREFIX,) == ("SIKKERGUARD ",)
+    (limit,) = rule.matches
+    assert dict(limit.options)["hashlimit-mode"] == ("srcip,dstport",)
+    (count,) = [rule for rule in chain_rules(family) if rule.target.name == "SET"]
+    assert dict(count.target.options)["add-set"] == (set_names(family).hits, "src,dst")
+
+
+WANTED = DesiredFamily(singles=3, ranges=2, allow=frozenset({Prefix(0, 8), Prefix(1 << 24, 16)}))
+
+
+def sound(family: Family, wanted: DesiredFamily = WANTED) -> ObservedFamily:
+    names = set_names(family)
+    sets = dict.fromkeys(names.all(), 0) | {
+        names.singles: wanted.singles,
+        names.ranges: wanted.ranges,
+        names.allow: len(wanted.allow),
+        names.hits: 17,
+    }
+    return ObservedFamily(sets, wanted.allow, chain_rules(family), (0,))
+
+
+def plan(family: Family, observed: ObservedFamily, wanted: DesiredFamily = WANTED) -> tuple[Operation, ...]:
+    return diff({family: wanted}, {family: observed})
+
+
+def lacking(observed: ObservedFamily, name: str) -> ObservedFamily:
+    sets = {known: entries for known, entries in observed.sets.items() if known != name}
+    return replace(observed, sets=sets, allow=frozenset() if "allow" in name else observed.allow)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_nothing_is_done_where_nothing_is_wrong(family: Family) -> None:
+    assert plan(family, sound(family)) == ()
+    nothing = DesiredFamily(0, 0, frozenset())
+    assert plan(family, sound(family, nothing), nothing) == ()
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("which", ["new_singles", "new_ranges", "trial", "hits"])
+def test_a_set_that_is_filled_by_others_is_only_made(family: Family, which: str) -> None:
+    name = getattr(set_names(family), which)
+    assert plan(family, lacking(sound(family), name)) == (CreateSets(family, (name,)),)
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("which", ["singles", "ranges"])
+def test_a_block_set_that_is_gone_is_made_and_filled(family: Family, which: str) -> None:
+    name = getattr(set_names(family), which)
+    assert plan(family, lacking(sound(family), name)) == (CreateSets(family, (name,)), FillCommitted(family, 3, 2))
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_allow_set_that_is_gone_is_made_and_filled(family: Family) -> None:
+    name = set_names(family).allow
+    found = plan(family, lacking(sound(family), name))
+    assert found == (CreateSets(family, (name,)), FillAllow(family, WANTED.allow))
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize(
+    "allow", [frozenset[Prefix](), frozenset({Prefix(0, 8)}), WANTED.allow | {Prefix(5, 32)}, frozenset({Prefix(0, 9)})]
+)
+def test_an_allow_set_with_other_entries_is_filled(family: Family, allow: frozenset[Prefix]) -> None:
+    assert plan(family, replace(sound(family), allow=allow)) == (FillAllow(family, WANTED.allow),)
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize(("singles", "ranges"), [(0, 0), (2, 2), (4, 2), (3, 0), (3, 3), (2, 3)])
+def test_block_sets_with_other_entries_are_filled(family: Family, singles: int, ranges: int) -> None:
+    names, observed = set_names(family), sound(family)
+    observed = replace(observed, sets={**observed.sets, names.singles: singles, names.ranges: ranges})
+    assert plan(family, observed) == (FillCommitted(family, 3, 2),)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_block_sets_of_an_empty_list_are_emptied(family: Family) -> None:
+    nothing = replace(WANTED, singles=0, ranges=0)
+    assert plan(family, sound(family), nothing) == (FillCommitted(family, 0, 0),)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_chain_of_other_rules_is_written(family: Family) -> None:
+    right = chain_rules(family)
+    other = chain_rules(Family.V6 if family is Family.V4 else Family.V4)
+    hole = Rule((), Extension("RETURN"))
+    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other):
+        assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
+    assert plan(family, replace(sound(family), rules=None, jumps=())) == (
+        WriteChain(family, right),
+        PlaceJump(family, missing=True),
+    )
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("jumps", [(), (1,), (7,), (0, 1), (0, 3), (1, 2), (-1,), (0, -1)])
+def test_one_jump_is_placed_at_the_top(family: Family, jumps: tuple[int, ...]) -> None:
+    assert plan(family, replace(sound(family), jumps=jumps)) == (PlaceJump(family, missing=not jumps),)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_set_of_another_kind_goes_with_the_rules_that_hold_it_and_all_of_it_is_made_anew(family: Family) -> None:
+    right, name = chain_rules(family), set_names(family).trial
+    observed = replace(lacking(sound(family), name), misfits=(name,))
+    assert plan(family, observed) == (
+        DropMisfits(family, (name,)),
+        CreateSets(family, (name,)),
+        WriteChain(family, right),
+        PlaceJump(family, missing=True),
+    )
+
+
+def test_families_are_mended_each_by_itself() -> None:
+    observed = {Family.V4: sound(Family.V4), Family.V6: replace(sound(Family.V6), jumps=())}
+    assert diff(dict.fromkeys(Family, WANTED), observed) == (PlaceJump(Family.V6, missing=True),)
+    # A host without IPv6: what is not wanted is not looked at.
+    assert diff({Family.V4: WANTED}, observed) == ()
+
+
+def carry_out(operation: Operation, observed: ObservedFamily, wanted: DesiredFamily) -> ObservedFamily:
+    """What the kernel is after one operation. Like the kernel it refuses what can't be done yet."""
+    family = operation.family
+    names = set_names(family)
+    match operation:
+        case DropMisfits(_, misfits):
+            assert misfits == observed.misfits != ()
+            return replace(observed, misfits=(), rules=None, jumps=())
+        case CreateSets(_, missing):
+            assert missing
+            assert not set(missing) & {*observed.sets, *observed.misfits}, "the kernel has a set of that name"
+            return replace(observed, sets={**observed.sets, **dict.fromkeys(missing, 0)})
+        case FillAllow(_, allow):
+            assert names.allow in observed.sets
+            return replace(observed, allow=allow, sets={**observed.sets, names.allow: len(allow)})
+        case FillCommitted(_, singles, ranges):
+            assert {names.singles, names.ranges} <= observed.sets.keys()
+            assert observed.allow == wanted.allow, "blocks before it allows"
+            return replace(observed, sets={**observed.sets, names.singles: singles, names.ranges: ranges})
+        case WriteChain(_, rules):
+            assert set(names.all()) <= observed.sets.keys(), "a rule can't name a set that is not there"
+            assert observed.allow == wanted.allow, "blocks before it allows"
+            return replace(observed, rules=rules)
+        case PlaceJump(_, missing):
+            assert observed.rules == chain_rules(family), "a packet meets a chain that is not ready"
+            assert missing == (not observed.jumps)
+            return replace(observed, jumps=(0,))
+
+
+@st.composite
+def kernels(draw: st.DrawFn, family: Family) -> tuple[DesiredFamily, ObservedFamily]:
+    """What is wanted, and a kernel in any state that others can bring it into; at times the right one in parts."""
+    counts = st.one_of(st.just(0), st.integers(0, 3))
+    allowed = st.frozensets(prefixes(family), max_size=3)
+    wanted = DesiredFamily(draw(counts), draw(counts), draw(allowed))
+    names, right = set_names(family), chain_rules(family)
+    known = draw(st.frozensets(st.sampled_from(names.all())) | st.just(frozenset(names.all())))
+    sets = {name: draw(counts) for name in known}
+    unknown = [name for name in names.all() if name not in known]
+    misfits = draw(st.lists(st.sampled_from(unknown), unique=True)) if unknown else []
+    allow = draw(allowed | st.just(wanted.allow)) if names.allow in known else frozenset[Prefix]()
+    rules = draw(st.sampled_from([None, (), right, right, right[:3], right[::-1]]))
+    jumps = draw(st.lists(st.integers(-1, 9), unique=True, max_size=3).map(sorted)) if rules is not None else []
+    return wanted, ObservedFamily(sets, allow, rules, tuple(jumps), tuple(misfits))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_whatever_the_kernel_holds_the_plan_mends_it(data: st.DataObject) -> None:
+    wanted, observed = {}, {}
+    for family in data.draw(st.sampled_from([[Family.V4], [Family.V4, Family.V6]])):
+        wanted[family], observed[family] = data.draw(kernels(family))
+    operations = diff(wanted, observed)
+    for operation in operations:
+        family = operation.family
+        before = observed[family]
+        observed[family] = carry_out(operation, before, wanted[family])
+        # No step is for nothing; but the block sets, which are loaded as a pair.
+        assert observed[family] != before or isinstance(operation, FillCommitted)
+    assert diff(wanted, observed) == ()
+    for family, known in observed.items():
+        names = set_names(family)
+        held = (known.sets[names.singles], known.sets[names.ranges], known.allow)
+        assert held == (wanted[family].singles, wanted[family].ranges, wanted[family].allow)
+        assert (known.rules, known.jumps) == (chain_rules(family), (0,))
+
+
+@settings(deadline=None)
+@given(st.data(), families, st.integers(0, 5))
+def test_a_repair_that_was_cut_off_is_finished_by_the_next(data: st.DataObject, family: Family, done: int) -> None:
+    wanted, observed = data.draw(kernels(family))
+    for operation in plan(family, observed, wanted)[:done]:
+        observed = carry_out(operation, observed, wanted)
+    for operation in plan(family, observed, wanted):
+        observed = carry_out(operation, observed, wanted)
+    assert plan(family, observed, wanted) == ()
+
+
+def test_what_is_wanted_is_counted_from_the_list() -> None:
+    v4 = gather(Family.V4, [b"\xc6\x33\x64\x07", b"\xc6\x33\x64\x09"], [Prefix(0xCB007100, 24)])
+    allowlist = Allowlist(
+        tuple(AllowEntry(*parse_prefix(text), "resolver") for text in ("198.51.100.1", "2001:db8::1"))
+    )
+    resolver_v4, resolver_v6 = (frozenset(allowlist.prefixes(family)) for family in Family)
+    assert desired_state(tuple(Family), Blocklist(v4=v4), allowlist) == {
+        Family.V4: DesiredFamily(2, 1, resolver_v4),
+        Family.V6: DesiredFamily(0, 0, resolver_v6),
+    }
+    assert resolver_v4 == {Prefix(int(ipaddress.IPv4Address("198.51.100.1")), 32)}
+    assert desired_state((Family.V4,), Blocklist(), Allowlist()) == {Family.V4: DesiredFamily(0, 0, frozenset())}
+
+
+@pytest.mark.parametrize(("family", "tool"), [(Family.V4, " iptables"), (Family.V6, " ip6tables")])
+def test_a_plan_can_be_read(family: Family, tool: str) -> None:
+    names, nothing = set_names(family), ObservedFamily({}, frozenset(), None, ())
+    create, allow, fill, write, jump = (step.describe() for step in plan(family, nothing))
+    assert all(name in create for name in names.all())
+    assert names.allow in allow
+    assert "3 addresses" in fill
+    assert "2 ranges" in fill
+    assert tool in write
+    assert write.count("\n") == len(chain_rules(family))
+    assert write.endswith("always -> DROP")
+    assert f"set match-set {names.allow} src -> RETURN" in write
+    assert (CHAIN in jump, tool in jump) == (True, True)
+
+
+def test_it_is_said_which_sets_are_of_another_kind() -> None:
+    described = DropMisfits(Family.V4, ("sikkerguard-v4", "sikkerguard-hits-v4")).describe()
+    assert "sikkerguard-v4, sikkerguard-hits-v4" in described
+    assert "rules" in described
+
+
+def test_allowed_ranges_are_written_in_order() -> None:
+    allow = frozenset(parse_prefix(text)[1] for text in ("198.51.100.9", "192.0.2.0/24", "198.51.100.0/24"))
+    described = FillAllow(Family.V4, allow).describe()
+    assert described == "allow 192.0.2.0/24, 198.51.100.0/24, 198.51.100.9 in sikkerguard-allow-v4"
