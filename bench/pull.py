@@ -115,8 +115,6 @@ def inside(count: int) -> None:
     print(f"{count:,} addresses, bytes to committed set:  {_spread(ours)}")
     print(f"  ipset restore of the same, nothing parsed, admitted, read back or tried:  {_spread(theirs)}")
     print(f"  ratio of the best: {min(theirs) / min(ours):.1f} times as fast")
-    print(
-    )
 
 
 def _spread(seconds: list[float]) -> str:
