@@ -136,7 +136,7 @@ def _written(name: str, value: object) -> str:
     if name == "port_map" and isinstance(value, dict):
         return ",".join(f"{port}={service}" for port, service in value.items())
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     return "" if value is None else str(value)
 
 
@@ -196,7 +196,9 @@ def _find_key(settings: Mapping[str, str], environment: Mapping[str, str], compl
         try:
             return _checked_key(str(path), path.read_text("utf-8").strip(), complaints)
         except FileNotFoundError:
-            if "SIKKER_API_KEY_FILE" in settings:
+            if path.name.startswith("sk_"):
+                complaints.append("SIKKER_API_KEY_FILE: this looks like a key, which belongs into SIKKER_API_KEY.")
+            elif "SIKKER_API_KEY_FILE" in settings:
                 complaints.append(f"SIKKER_API_KEY_FILE: there is no file {path}.")
         except (OSError, ValueError) as error:
             # A ValueError is a path or a content that no file of ours has: a NUL in it, or bytes that are not text.
@@ -295,9 +297,10 @@ def _port_map(text: str) -> Mapping[int, str]:
 
 
 def _custom_blacklist(text: str) -> Path:
-    path = Path(text)
-    with path.open("rb"):
-        return path
+    path = _absolute(text)
+    if not path.is_file():
+        raise ValueError(f"there is no file {text}")
+    return path
 
 
 def _absolute(text: str) -> Path:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ _LIST, _ALLOW, _PULLS, _LOCK, _ACCEPT = "list.bin", "allowlist.json", "pulls.jso
 # The format's name and version; a list of another one is as unreadable as a damaged one, and is pulled anew.
 _MAGIC = b"SIKKERGUARD LIST 1\n"
 _DIGEST = hashlib.sha256
+# Someone who asks whether a service runs holds the lock for a moment, too short to be taken for one.
+_LOCK_SECONDS = 0.5
 
 
 class _DamagedError(ListError):
@@ -63,13 +66,12 @@ class Store:
             handle = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise ConfigError(
-                [f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."]
-            ) from None
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locked(handle):
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise ConfigError([f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."])
+            time.sleep(0.02)
         self._lock = handle
         try:
             os.ftruncate(handle, 0)
@@ -209,6 +211,14 @@ class Store:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _parts(content: Blocklist) -> Iterator[tuple[Family, Networks]]:
