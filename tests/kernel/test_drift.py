@@ -133,7 +133,7 @@ def assert_protecting(lab: Laboratory) -> None:
         passing = dict(zip(listed, pool.map(lab.passes, listed), strict=True))
     assert not any(passing.values()), passing
     for twin in TWINS:
-        assert lab.passes(twin.innocent), twin.innocent
+        assert lab.reaches(twin.innocent), twin.innocent
 
 
 def disturb(lab: Laboratory) -> None:
@@ -182,8 +182,8 @@ def test_looks_come_often_enough_to_repair_within_ten_seconds(guard: Guard) -> N
     remove_jump(lab, V4)
     lab.host.run("ipset", "flush", V6.name())
     changed = time.monotonic()
-    assert lab.passes(V4.listed)
-    assert lab.passes(V6.listed)
+    assert lab.reaches(V4.listed)
+    assert lab.reaches(V6.listed)
     guard.logged(REPAIRED)
     assert time.monotonic() - changed < 10
     assert_protecting(lab)
@@ -219,7 +219,7 @@ def test_a_repair_waits_for_the_program_that_holds_the_lock_of_iptables(guard: G
         status = guard.status()
         assert status["status"] == "degraded"
         assert f"nother program has held {path}" in status["reasons"][0]
-        assert lab.passes(V4.listed)
+        assert lab.reaches(V4.listed)
     disturb(lab)
     guard.logged(REPAIRED)
     assert_protecting(lab)

@@ -44,7 +44,7 @@ def assert_let_in(lab: Laboratory, *addresses: str) -> None:
     """The same, and their packets pass."""
     assert_allowed(lab, *addresses)
     for address in addresses:
-        assert lab.passes(address, tries=2), address
+        assert lab.reaches(address), address
 
 
 def assert_shut_out(guard: Guard, *addresses: str) -> None:
@@ -143,7 +143,7 @@ def test_what_becomes_a_gateway_or_an_own_address_is_let_in_for_as_long_as_it_is
         "route {} default table 101 nexthop via 198.51.100.4 dev wan nexthop via 198.51.100.5 dev wan",
         "route {} default via 198.51.100.6 src 198.51.100.10 table 102",
         "route {} default via inet6 2001:db8:1::3 dev wan table 103",
-        "-6 route {} default via 2001:db8:1::2 table 104",
+        "route {} default via 2001:db8:1::2 table 104",
         "addr {} 198.51.100.11/24 dev wan",
         "addr {} 2001:db8:1::11/64 dev lan",
     )
@@ -159,8 +159,8 @@ def test_what_becomes_a_gateway_or_an_own_address_is_let_in_for_as_long_as_it_is
     lab.host.run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.7")
     assert not lab.passes("198.51.100.7")
 
-    for change in changes:
-        lab.host.run("ip", *change.format("del").split())
+    # All at once: one that goes while the service tests whether it can do without another speaks against the list.
+    lab.host.run("ip", "-batch", "-", text="".join(f"{change.format('del')}\n" for change in changes))
     assert_shut_out(guard, *gateways[:2], "2001:db8:1::2")
     wait_for("the rest blocked", lambda: guard.blocked() == {*nearby, *own, "203.0.113.7"})
 
@@ -198,6 +198,8 @@ def test_a_new_resolver_is_let_in_however_its_file_is_written(guard: Guard, etc:
 
     path = etc.write("resolv.conf", resolv_conf(RESOLVER, "198.51.100.54", "2001:db8:1::53"))
     assert_let_in(lab, "198.51.100.54", "2001:db8:1::53")
+    # What is asked for before a trial and is no resolver any more in it speaks against the list, so: one by one.
+    guard.logged("Blocking 2 IPs")
 
     etc.write("resolv.conf.new", resolv_conf("198.51.100.55", RESOLVER)).rename(path)
     assert_let_in(lab, "198.51.100.55")
@@ -207,9 +209,11 @@ def test_a_new_resolver_is_let_in_however_its_file_is_written(guard: Guard, etc:
     etc.write("elsewhere", resolv_conf("198.51.100.56"))
     path.symlink_to("elsewhere")
     assert_let_in(lab, "198.51.100.56")
+    assert_shut_out(guard, "198.51.100.55")
+
     path.unlink()
     path.write_text(resolv_conf(RESOLVER))
-    assert_shut_out(guard, "198.51.100.55", "198.51.100.56")
+    assert_shut_out(guard, "198.51.100.56")
 
 
 def test_a_new_resolver_is_let_in_where_its_file_is_mounted_by_itself(guard: Guard) -> None:
@@ -260,7 +264,7 @@ def test_the_peer_of_an_ssh_session_stays_allowed_until_it_ends(guard: Guard, et
             end.sendall(b"still here")
             assert other.recv(64) == b"still here"
         assert allowed(lab) >= {peer}
-        assert lab.passes(peer)
+        assert lab.reaches(peer)
     # A look at the host finds that the session is over.
     lab.host.run("ip", "route", "add", "198.51.100.192/28", "dev", "lan")
     wait_for("that the peer is blocked", lambda: peer in guard.blocked())
