@@ -170,7 +170,7 @@ class Service:
             log.info("%s (%s)", self._blocking(blocklist), age or "found in the kernel, left by an earlier run")
         self._tally.begin(await self._owner.run(self._edges.kernel.hits))
         self._say_ready()
-        self._save_allowlist()
+        await self._save_allowlist()
 
     def _load_cached(self) -> InForce | None:
         try:
@@ -217,7 +217,7 @@ class Service:
             self._failures += 1
             pause = next_try(error, self._failures, random.random)
             if isinstance(error, ListError):
-                self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
+                await self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
             self._report_failure(error, pause)
             if pull:
                 self._pulled(str(error))
@@ -261,7 +261,7 @@ class Service:
             api_addresses=self._api_addresses,
         )
         self._change(quota_remaining=pulled.quota_remaining)
-        self._remember_pull(frozenset())
+        await self._remember_pull(frozenset())
         await self._committed(in_force)
 
     async def _readmit(self) -> None:
@@ -305,11 +305,11 @@ class Service:
     def _blocking(self, blocklist: Blocklist) -> str:
         return f"{'Dry run: would be blocking' if self._config.dry_run else 'Blocking'} {len(blocklist)} IPs"
 
-    def _remember_pull(self, held_back: frozenset[str]) -> None:
+    async def _remember_pull(self, held_back: frozenset[str]) -> None:
         if self._config.dry_run:
             return
         try:
-            self._edges.store.save_pulls({"heldBack": sorted(held_back)})
+            await asyncio.to_thread(self._edges.store.save_pulls, {"heldBack": sorted(held_back)})
         except OSError as error:
             log.warning("The state directory can't be written (%s); a list held back twice will not be taken.", error)
 
@@ -361,7 +361,7 @@ class Service:
             log.debug("Safety whitelist: %s %s", "now with" if entry in allowlist.entries else "without", entry)
         self._allowlist = allowlist
         self._change(allowlist=allowlist.summary())
-        self._save_allowlist()
+        await self._save_allowlist()
         if self._in_force is not None and any(
             self._in_force.listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
             for entry in changed
@@ -369,11 +369,11 @@ class Service:
             self._readmission_wanted = True
             self._work_wanted.set()
 
-    def _save_allowlist(self) -> None:
+    async def _save_allowlist(self) -> None:
         if self._config.dry_run:
             return
         try:
-            self._edges.store.save_allowlist(self._allowlist)
+            await asyncio.to_thread(self._edges.store.save_allowlist, self._allowlist)
         except OSError as error:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
