@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard import config as configuration
-from sikkerguard.errors import ConfigError
+from sikkerguard.errors import ConfigError, SikkerGuardError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
@@ -104,7 +105,23 @@ def _cleanup(options: argparse.Namespace) -> int:
     finally:
         kernel.close()
     print("Nothing of SikkerGuard is left in the kernel.")
+    _warn_of_service(options)
     return 0
+
+
+def _warn_of_service(options: argparse.Namespace) -> None:
+    """A service that runs puts back within seconds what was removed. Cleaning up must work with any configuration,
+    and for who may not read the state directory, so this is said only where it can be found out."""
+    from sikkerguard.edges.store import Store
+
+    try:
+        pid = Store(_settings(options, need_key=False).state_dir).service_pid()
+    except SikkerGuardError:
+        return
+    if pid is not None:
+        print(
+            f"sikkerguard: the service (process {pid}) runs and will put it back; stop that instead.", file=sys.stderr
+        )
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ CREDENTIAL = "sikker_api_key"
 _DURATION = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_INTERVAL = 10.0
+# Half of what the kernel's set has room for; the host's own addresses need some of it.
+_LONGEST_WHITELIST = 4096
 _LONGEST_INTERVAL = 366 * 86400.0
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 _LOG_SOURCES = ("auto", "journald", "kmsg")
@@ -277,7 +279,10 @@ def _url(text: str) -> str:
 
 def _whitelist(text: str) -> tuple[AllowEntry, ...]:
     entries, faults = [], []
-    for item in text.replace(",", " ").split():
+    items = text.replace(",", " ").split()
+    if len(items) > _LONGEST_WHITELIST:
+        raise ValueError(f"{len(items)} entries are more than the {_LONGEST_WHITELIST} that fit; join some into ranges")
+    for item in items:
         try:
             family, prefix = parse_prefix(item)
             if not prefix.length:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +18,7 @@ from sikkerguard.core.model import Admission, ListedSource, VerifiedList
 from sikkerguard.core.parse import ApiParser, Parsed, merge_content, read_custom
 from sikkerguard.core.policy import Baseline, admit, allowed_though_listed, describe_removed, guard
 from sikkerguard.core.selftest import already_failing, lost
-from sikkerguard.errors import ListError, SelfTestError
+from sikkerguard.errors import KernelError, ListError, SelfTestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +34,8 @@ log = logging.getLogger(__name__)
 _API, _CUSTOM = "SikkerAPI", "SIKKER_CUSTOM_BLACKLIST"
 # The kernel forgets the trial after ten seconds: five renewals may be late before it does.
 _RENEW_SECONDS = 2.0
+# Lines of the custom list that can't be read and are named one by one.
+_SHOWN = 20
 
 _Result = TypeVar("_Result")
 
@@ -167,7 +168,11 @@ class Cycle:
             await self.owner.run(self.kernel.commit)
         except BaseException:
             # Whatever it was, a cancellation too: what was staged or is on trial must not outlive it.
-            await self.owner.run(self.kernel.rollback)
+            try:
+                await self.owner.run(self.kernel.rollback)
+            except KernelError as error:
+                # The kernel forgets the trial by itself; a cancellation must not be lost for this.
+                log.error("The trial could not be ended (%s); the kernel ends it within seconds.", error)
             raise
         finally:
             self.on_trial(False)
@@ -181,10 +186,9 @@ class Cycle:
                 keeper.result()  # it only ends by raising
             return await probing
         finally:
-            for task in (keeper, probing):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            keeper.cancel()
+            probing.cancel()
+            await asyncio.gather(keeper, probing, return_exceptions=True)
 
     async def _keep_trial(self) -> None:
         while True:
@@ -210,6 +214,8 @@ def _read_custom_file(path: Path) -> tuple[Parsed, str]:
     except OSError as error:
         raise ListError(f"SIKKER_CUSTOM_BLACKLIST: {path} can't be read ({error.strerror})") from error
     parsed, skipped = read_custom(str(path), content)
-    for sentence in skipped:
+    for sentence in skipped[:_SHOWN]:
         log.warning("SIKKER_CUSTOM_BLACKLIST: %s.", sentence)
+    if len(skipped) > _SHOWN:
+        log.warning("SIKKER_CUSTOM_BLACKLIST: %d more lines of %s are skipped.", len(skipped) - _SHOWN, path)
     return parsed, hashlib.sha256(content).hexdigest()

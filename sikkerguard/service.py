@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from sikkerguard.cycle import Cycle, InForce, Owner
 from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Iterable
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace, KernelFace, NotifierFace, ProbesFace, StoreFace, WatchFace, WebFace
@@ -189,43 +190,51 @@ class Service:
     # Pulling
 
     async def _pull_forever(self) -> None:
-        next_at = time.monotonic()
+        next_at, readmit_at = time.monotonic(), math.inf
         while True:
             self._work_wanted.clear()
-            if self._readmission_wanted:
+            if self._readmission_wanted or time.monotonic() >= readmit_at:
                 self._readmission_wanted = False
-                # If it fails, the next pull is what tries again, so it comes no later than that.
-                pause = await self._attempt(self._readmit(), pull=False)
-                next_at = min(next_at, time.monotonic() + pause)
+                pause = await self._attempt_readmission()
+                readmit_at = time.monotonic() + pause
             if self._pull_wanted or time.monotonic() >= next_at:
                 self._pull_wanted = False
                 self._change(pulling=True)
-                pause = await self._attempt(self._pull(), pull=True)
+                pause = await self._attempt_pull()
                 next_at = time.monotonic() + pause
             self._change(next_pull_at=time.time() + next_at - time.monotonic())
             self._edges.notifier.status(health.sentence(self.state, time.time()))
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, next_at - time.monotonic())):
+                async with asyncio.timeout(max(0.0, min(next_at, readmit_at) - time.monotonic())):
                     await self._work_wanted.wait()
 
-    async def _attempt(self, work: Coroutine[Any, Any, None], *, pull: bool) -> float:
-        """Do it; what goes wrong is said in one line, with what stays protected and when it is tried again. Gives the
-        seconds until then."""
+    async def _attempt_pull(self) -> float:
+        """Pull; what goes wrong is said in one line, with what stays protected and when it is tried again. Gives the
+        seconds until the next one."""
         try:
-            await work
+            await self._pull()
         except SikkerGuardError as error:
             self._failures += 1
             pause = next_try(error, self._failures, random.random)
             if isinstance(error, ListError):
                 await self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
             self._report_failure(error, pause)
-            if pull:
-                self._pulled(str(error))
+            self._pulled(str(error))
             return pause
         self._failures = 0
-        if pull:
-            self._pulled("")
+        self._pulled("")
         return next_pull(self._config.pull_interval, random.random)
+
+    async def _attempt_readmission(self) -> float:
+        """Admit the list in force anew; gives the seconds until it has to be tried again, for ever where it went
+        well. The rhythm of the pulls is not touched by it."""
+        try:
+            await self._readmit()
+        except SikkerGuardError as error:
+            pause = next_try(error, 1, random.random)
+            self._report_failure(error, pause)
+            return pause
+        return math.inf
 
     def _pulled(self, failure: str) -> None:
         self._change(last_pull=Attempt(time.time(), failure), pulls=self.state.pulls + 1, pulling=False)
@@ -251,9 +260,10 @@ class Service:
         await self._follow_host()
         cycle = await self._cycle(config)
         pulled = await cycle.pull(config, api)
+        allowlist = self._allowlist
         in_force = await cycle.put_in_force(
             pulled,
-            self._allowlist,
+            allowlist,
             self._in_force,
             self._baseline(),
             max_growth=config.max_growth,
@@ -262,13 +272,14 @@ class Service:
         )
         self._change(quota_remaining=pulled.quota_remaining)
         await self._remember_pull(frozenset())
-        await self._committed(in_force)
+        await self._committed(in_force, allowlist)
 
     async def _readmit(self) -> None:
         if self._in_force is None:
             return
         cycle = await self._cycle(self._config)
-        await self._committed(await cycle.readmit(self._in_force, self._allowlist, self._api_addresses))
+        allowlist = self._allowlist
+        await self._committed(await cycle.readmit(self._in_force, allowlist, self._api_addresses), allowlist)
 
     async def _cycle(self, config: Config) -> Cycle:
         return Cycle(
@@ -286,8 +297,12 @@ class Service:
         signs = frozenset(map(str, held_back)) if isinstance(held_back, list) else frozenset[str]()
         return Baseline(verified.size, verified.fingerprint, verified.terminated, signs)
 
-    async def _committed(self, in_force: InForce) -> None:
+    async def _committed(self, in_force: InForce, allowlist: Allowlist) -> None:
         self._in_force = in_force
+        if allowlist != self._allowlist:
+            # The host changed while the list was tried: it was admitted with what was allowed before.
+            self._readmission_wanted = True
+            self._work_wanted.set()
         blocklist = in_force.admitted.blocklist
         self._show(blocklist, in_force.verified.verified_at)
         if not self._config.dry_run:
@@ -322,11 +337,19 @@ class Service:
                     await self._surroundings_changed.wait()
                 await asyncio.sleep(_SETTLE_SECONDS)
             self._surroundings_changed.clear()
+            trouble: list[str] = []
+            operations: tuple[Operation, ...] = ()
+            # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
             try:
                 await self._follow_host()
+            except KernelError as error:
+                trouble.append(as_sentence(error))
+            try:
                 operations = await self._owner.run(self._edges.kernel.settle, self._allowlist)
             except KernelError as error:
-                self._say_trouble(f"{as_sentence(error)}; tried again every {_LOOK_SECONDS:g} s.")
+                trouble.append(as_sentence(error))
+            if trouble:
+                self._say_trouble(f"{'; '.join(trouble)}; tried again every {_LOOK_SECONDS:g} s.")
                 continue
             self._repaired(operations)
             self._change(settled_at=time.monotonic(), trouble="")

@@ -64,21 +64,18 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
     """The rules of the chain, the same for as long as it stands: only the sets' contents ever change.
 
     A rule holds where all of its matches do, so "listed, or on trial and in the candidate" is said by what is let
-    go: a packet that is not listed while no trial runs, and one that is in no list at all. A good packet pays for
-    the two block sets and the empty trial set. Counters of the block sets are kept by the first rule alone: the
-    second asks them again only during a trial.
+    go: a packet that is not listed while no trial runs, and one that is in no list at all. The second rule does not
+    ask whether a trial runs: it may end between the two rules, and a packet that is on no list would be dropped. A
+    good packet pays for the two block sets and the empty trial set. Counters are kept by the first rule alone.
     """
     names = set_names(family)
     neither = (_in_set(names.singles, invert=True), _in_set(names.ranges, invert=True))
     return (
         Rule((*neither, _in_set(names.trial, invert=True)), Extension("RETURN")),
         Rule(
-            (
-                _in_set(names.trial),
-                *(
-                    _in_set(name, invert=True, count=False)
-                    for name in (names.singles, names.ranges, names.new_singles, names.new_ranges)
-                ),
+            tuple(
+                _in_set(name, invert=True, count=False)
+                for name in (names.singles, names.ranges, names.new_singles, names.new_ranges)
             ),
             Extension("RETURN"),
         ),

@@ -79,12 +79,13 @@ class Chains:
         if jumps != (0,):
             raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
 
-    def remove(self, family: Family) -> None:
-        """Take away the jumps and the chain, in one step; nothing happens where there is neither."""
+    def remove(self, family: Family, lock_seconds: float | None = None) -> None:
+        """Take away the jumps and the chain, in one step; nothing happens where there is neither. `lock_seconds` is
+        how long to wait for iptables' lock, if not as long as usual."""
         rules, jumps = self.read(family)
         if rules is None and not jumps:
             return
-        with self._changing(family) as table:
+        with self._changing(family, lock_seconds) as table:
             self._delete_jumps(table)
             if table.is_chain(CHAIN):
                 table.flush_entries(CHAIN)
@@ -138,15 +139,16 @@ class Chains:
             raise KernelError(f"the table {TABLE} of {tool} could not be {what}: {reason}{hint}") from error
 
     @contextmanager
-    def _changing(self, family: Family) -> Iterator[Any]:
+    def _changing(self, family: Family, lock_seconds: float | None = None) -> Iterator[Any]:
         """Read, modify and commit under the lock that iptables takes."""
-        with self._locked(), self._translated(family, "changed"):
+        seconds = self._lock_seconds if lock_seconds is None else lock_seconds
+        with self._locked(seconds), self._translated(family, "changed"):
             table = self._refreshed(family)
             yield table
             table.commit()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, seconds: float) -> Iterator[None]:
         path = os.environ.get("XTABLES_LOCKFILE", _LOCK_FILE)
         try:
             # iptables makes the file with this mode too; an exclusive flock needs no right to write.
@@ -156,25 +158,10 @@ class Chains:
             yield
             return
         try:
-            self._acquire(handle, path)
+            _acquire(handle, path, seconds)
             yield
         finally:
             os.close(handle)
-
-    def _acquire(self, handle: int, path: str) -> None:
-        deadline = time.monotonic() + self._lock_seconds
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise KernelError(
-                        f"another program has held {path} for {self._lock_seconds:g} s; rules are left as they are "
-                        "and tried again"
-                    ) from None
-                time.sleep(0.02)
-            else:
-                return
 
     def _warn_once(self, path: str, error: OSError) -> None:
         if not self._warned:
@@ -218,6 +205,21 @@ class Chains:
                 matches.append(Extension("header", (("bytes", (header.hex(),)),)))
             found.append(Rule(tuple(matches), _extension(rule.target)))
         return tuple(found)
+
+
+def _acquire(handle: int, path: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise KernelError(
+                    f"another program has held {path} for {seconds:g} s; rules are left as they are"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _new_jump(family: Family) -> Any:

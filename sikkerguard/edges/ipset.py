@@ -77,8 +77,8 @@ class Sets:
 
     def swap(self, one: str, other: str) -> None:
         """Exchange the contents of two sets in one step; rules keep looking where they looked."""
-        self._call("swap", one, lambda sets: sets.swap(one, other))
         _check_name(other)
+        self._call("swap", one, lambda sets: sets.swap(one, other))
 
     def add(
         self,
@@ -115,7 +115,7 @@ class Sets:
 
     def names(self) -> list[str]:
         """The names of all sets of ours, whichever version or crash left them."""
-        return [name for name in self._netlink.names() if name == OURS or name.startswith(f"{OURS}-")]
+        return [name for name in self._netlink.names() if name.startswith(f"{OURS}-")]
 
     def _call(self, what: str, name: str, action: Callable[[Any], object]) -> None:
         _check_name(name)

@@ -52,6 +52,7 @@ _ERRORS = {
     4101: "a set of that name exists already",
     4102: "the two sets are of different types",
     4103: "the entry exists already, or does not exist",
+    4107: "the set has no time limits, or other ones",
     4108: "the set is in use by a rule",
     4352: "the set is full",
 }
@@ -246,6 +247,8 @@ class NetlinkSets:
             self._socket.send(header + generic + payload)
         except PermissionError as error:
             raise _not_allowed() from error
+        except OSError as error:
+            raise KernelError(f"the kernel took no request over netlink ({error.strerror})") from error
         return self._sequence
 
     def _acknowledged(self, command: int, family: Family, payload: bytes) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ _HITS = SetKind("hash:ip,port", counters=True, timeout=3600)
 _HITS_ENTRIES = 65536
 _ALLOW_ENTRIES = 4096
 _SAMPLE = 32
+# A stop has five seconds for all of it.
+_REMOVAL_LOCK_SECONDS = 2.0
 
 
 def usable_families() -> tuple[Family, ...]:
@@ -209,10 +212,18 @@ class Kernel:
             ):
                 if disagreement := self._disagreement(name, part):
                     raise KernelError(f"another program changed the set {name} during the trial: it {disagreement}")
-        for family in self.families:
-            self._swap(family)
+        try:
+            for family in self.families:
+                self._swap(family)
+        except KernelError:
+            for family in self.families:
+                self._replace_committed(family)
+            raise
         self._committed = self._candidate
-        self.rollback()
+        try:
+            self.rollback()
+        except KernelError as error:
+            log.warning("%s. The new list is in force all the same; the trial ends by itself.", error)
 
     def rollback(self) -> None:
         """End the trial, and free what lies in the candidate's place."""
@@ -231,17 +242,25 @@ class Kernel:
             except KernelError as error:
                 failures.append(str(error))
 
+        in_use: set[str] = set()
         for family in self.families:
-            attempt(lambda family=family: self._chains.remove(family))  # type: ignore[misc]
+            before = len(failures)
+            attempt(partial(self._chains.remove, family, _REMOVAL_LOCK_SECONDS))
+            if len(failures) > before:
+                in_use.update(set_names(family).all())
         try:
             names = self._sets.names()
         except KernelError as error:
             names = []
             failures.append(str(error))
         for name in names:
-            attempt(lambda name=name: self._sets.destroy(name))  # type: ignore[misc]
+            if name not in in_use:
+                attempt(partial(self._sets.destroy, name))
         if failures:
-            raise KernelError("not everything could be removed: " + "; ".join(failures))
+            raise KernelError(
+                "not everything could be removed: " + "; ".join(dict.fromkeys(failures)) + ". What is left goes on "
+                "blocking; 'sikkerguard cleanup' removes it"
+            )
 
     def dropped(self) -> tuple[int, int]:
         """Packets and bytes dropped by our chains since they were written."""

@@ -152,7 +152,13 @@ async def _query(resolver: str, host: str) -> ProbeResult:
     name = f"DNS by {resolver}"
     loop = asyncio.get_running_loop()
     family = Family.V6 if ":" in resolver else Family.V4
-    with socket.socket(family.number, socket.SOCK_DGRAM) as connection:
+    if resolver.startswith("fe80:"):
+        return ProbeResult(name, Outcome.ABSENT, "can't be asked: it is link-local, and its interface is not known")
+    try:
+        connection = socket.socket(family.number, socket.SOCK_DGRAM)
+    except OSError as error:  # a resolver of a family that this kernel does not have
+        return ProbeResult(name, Outcome.ABSENT, f"can't be asked: {error.strerror}")
+    with connection:
         connection.setblocking(False)
         for _ in range(_TRIES):
             question = _question(host)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 import zlib
 from contextlib import suppress
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx
 
@@ -17,6 +20,7 @@ from sikkerguard.errors import FetchError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 
 LARGEST_BODY = 64 << 20
@@ -65,20 +69,35 @@ class SikkerApi:
         self._url = url
         self._auth = _Bearer(key)
         # Reading the certificates of all authorities takes a while: once, and not in the event loop.
-        self._tls = httpx.create_ssl_context() if url.startswith("https:") and transport is None else True
+        self._tls = _tls_context() if url.startswith("https:") and transport is None else True
+        self._found: tuple[str, ...] | None = None
         self._transport = transport
         self._clock = clock
 
     async def addresses(self) -> tuple[str, ...]:
         """The addresses that the API's name stands for now; empty where it does not resolve."""
         parts = urlsplit(self._url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=1)
-        except (OSError, UnicodeError):
-            # The second is what Python makes of a name with an empty or overlong label.
-            return ()
-        return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[str, ...]] = loop.create_future()
+
+        def hand_over(addresses: tuple[str, ...]) -> None:
+            if not answer.done():  # nobody waits any more for what was cancelled
+                answer.set_result(addresses)
+
+        def look_up() -> None:
+            try:
+                found = socket.getaddrinfo(parts.hostname, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):
+                # The second is what Python makes of a name with an empty or overlong label.
+                found = []
+            addresses = tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
+                loop.call_soon_threadsafe(hand_over, addresses)
+
+        # Not in the loop's own threads, which are waited for at the end: a dead resolver would hold up a stop.
+        threading.Thread(target=look_up, daemon=True).start()
+        self._found = await answer
+        return self._found
 
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
         """Fetch the blacklist and hand its bytes to `sink`, unpacked, piece by piece.
@@ -86,17 +105,16 @@ class SikkerApi:
         Raises:
             FetchError: the list could not be had, or not whole. What `sink` raises passes through.
         """
+        if self._found == () and not getproxies():
+            raise FetchError(
+                "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL", retryable=True
+            )
         query = {"plaintext": "true", "scoreMinimum": str(score_min)}
         url = httpx.URL(f"{self._url}/v1/key/blacklist", params=query)
         try:
             async with (
                 asyncio.timeout(_LONGEST_PULL),
-                httpx.AsyncClient(
-                    timeout=_TIMEOUT,
-                    transport=self._transport,
-                    verify=self._tls,
-                    headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
-                ) as client,
+                self._client() as client,
             ):
                 return await self._follow(client, url, sink)
         except TimeoutError as error:
@@ -111,6 +129,20 @@ class SikkerApi:
             raise FetchError(f"SikkerAPI can't be reached ({_reason(error)})", retryable=True) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise FetchError(f"SikkerAPI's answer can't be followed ({_reason(error)})", retryable=True) from error
+
+    def _client(self) -> httpx.AsyncClient:
+        try:
+            return httpx.AsyncClient(
+                timeout=_TIMEOUT,
+                transport=self._transport,
+                verify=self._tls,
+                headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise FetchError(
+                f"the environment's proxy can't be used ({error}); check ALL_PROXY, HTTPS_PROXY and HTTP_PROXY",
+                retryable=False,
+            ) from error
 
     async def _follow(
         self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]
@@ -157,6 +189,16 @@ class SikkerApi:
                     f"SikkerAPI sent {received} bytes in {seconds:.0f} s, which is too slow to wait for", retryable=True
                 )
             yield piece
+
+
+def _tls_context() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise FetchError(
+            f"the certificates of authorities can't be read ({error}); check SSL_CERT_FILE and SSL_CERT_DIR",
+            retryable=False,
+        ) from error
 
 
 def _check_status(response: httpx.Response) -> None:

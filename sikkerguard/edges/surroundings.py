@@ -36,6 +36,7 @@ _SSHD_PORT = re.compile(
     r"\s*(?:Port[\s=]+\"?([0-9]{1,5})|ListenAddress[\s=]+\"?(?:[^\s:\"]+|\[[^\s\]]+\]):([0-9]{1,5}))(?:[\s\"]|$)",
     re.IGNORECASE,
 )
+_SSHD_PAM = re.compile(r"\s*UsePAM[\s=]+\"?(yes|no)\b", re.IGNORECASE)
 _SESSIONS = Path("/run/systemd/sessions")
 _PAM_SERVICES = ("sshd", "common-session", "system-auth", "password-auth")
 # Kernel's include/net/tcp_states.h, as /proc/net/tcp prints it.
@@ -79,7 +80,8 @@ def own_addresses() -> tuple[tuple[Family, str], ...]:
 
 
 def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
-    """The name servers that these files name, without zone and without loopback, each once (resolv.conf(5))."""
+    """The name servers that these files name, without zone, each once (resolv.conf(5)). One on this host is among
+    them: what it answers, it has from its upstream."""
     found: dict[str, None] = {}
     for path in files:
         with suppress(OSError):
@@ -110,7 +112,7 @@ def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tup
     """
     texts = [
         *((gateway.address, "default gateway") for gateway in gateways()),
-        *((address, "resolver") for address in resolvers()),
+        *((address, "resolver") for address in resolvers() if not address.startswith(("127.", "::1"))),
         *((address, "own address") for _, address in own_addresses()),
         *((address, "SikkerAPI") for address in api_addresses),
         *((address, "SSH session") for address in ssh_peers()),
@@ -130,6 +132,7 @@ class ChangeWatch:
         self._files = tuple(files)
         self._netlink: socket.socket | None = None
         self._inotify = -1
+        self._names: set[str] = set()
 
     def start(self) -> None:
         """Begin to watch; to be called in the event loop. What can't be watched is logged and left to polling."""
@@ -167,9 +170,15 @@ class ChangeWatch:
         file; and the files themselves, since one that is mounted by itself changes in another directory. A second
         watch of the same thing changes nothing."""
         places = {file.parent for file in self._files} | {file.resolve().parent for file in self._files}
+        self._names = {file.name for file in self._files} | {file.resolve().name for file in self._files}
         for place in (*places, *self._files):
+            # Of what is not there yet, the nearest directory that is: systemd-resolved may start after us.
+            existing = place
+            while not existing.exists():
+                self._names.add(existing.name)
+                existing = existing.parent
             with suppress(FileNotFoundError):
-                _add_watch(self._inotify, place)
+                _add_watch(self._inotify, existing)
 
     def _drain_netlink(self) -> None:
         assert self._netlink is not None
@@ -184,7 +193,7 @@ class ChangeWatch:
         self._changed()
 
     def _drain_inotify(self) -> None:
-        names = {file.name.encode() for file in self._files} | {file.resolve().name.encode() for file in self._files}
+        names = [name.encode() for name in self._names]
         events = os.read(self._inotify, 65536)
         offset, relevant = 0, False
         while offset < len(events):
@@ -241,17 +250,24 @@ def _next_hops(family: Family, route: Any) -> Iterator[Gateway]:
             yield Gateway(Family.V6 if ":" in via["addr"] else Family.V4, via["addr"], interface)
 
 
-def _ssh_ports(root: Path) -> set[int]:
-    """The ports on which sshd listens: Port and ListenAddress of sshd_config(5), 22 if none is named."""
-    ports = set()
+def _sshd_lines(root: Path) -> Iterator[str]:
     config = root / _SSHD_CONFIG.relative_to("/")
     for path in [config, *sorted(config.with_name("sshd_config.d").glob("*.conf"))]:
         with suppress(OSError):
-            for line in path.read_text("utf-8", errors="replace").splitlines():
-                match = _SSHD_PORT.match(line)
-                if match:
-                    ports.add(int(match[1] or match[2]))
-    return ports or {_SSH_PORT}
+            yield from path.read_text("utf-8", errors="replace").splitlines()
+
+
+def _ssh_ports(root: Path) -> set[int]:
+    """The ports on which sshd listens: Port and ListenAddress of sshd_config(5), 22 if none is named."""
+    matches = (_SSHD_PORT.match(line) for line in _sshd_lines(root))
+    return {int(match[1] or match[2]) for match in matches if match} or {_SSH_PORT}
+
+
+def _uses_pam(root: Path) -> bool:
+    """Whether sshd opens a PAM session for who logs in, without which logind does not hear of it. The first word on
+    it counts, and sshd's own default is no (sshd_config(5))."""
+    words = (_SSHD_PAM.match(line) for line in _sshd_lines(root))
+    return next((match[1].lower() == "yes" for match in words if match), False)
 
 
 def _peers_of_ports(root: Path, ports: set[int]) -> set[str]:
@@ -283,10 +299,15 @@ def _logged_in(root: Path) -> set[str] | None:
     """The far ends of the SSH sessions that logind knows, or None where logind does not hear of all of them."""
     pam = [root / "etc/pam.d" / service for service in _PAM_SERVICES]
     sessions = root / _SESSIONS.relative_to("/")
-    if not sessions.is_dir() or not any(_mentions(path, "pam_systemd.so") for path in pam):
+    if not sessions.is_dir() or not any(_mentions(path, "pam_systemd.so") for path in pam) or not _uses_pam(root):
         return None
     hosts = set()
-    for path in sessions.iterdir():
+    # Beside each record lies a FIFO (`3.ref`): opening or reading that would wait for the end of the session.
+    try:
+        records = [path for path in sessions.iterdir() if path.is_file()]
+    except OSError:
+        return None
+    for path in records:
         with suppress(OSError):
             fields = dict(line.partition("=")[::2] for line in path.read_text("utf-8", errors="replace").splitlines())
             if fields.get("REMOTE") == "1":

@@ -58,6 +58,12 @@ def narrow_jump(lab: Laboratory, twin: Twin) -> None:
     twin.iptables(lab, "-I", "PREROUTING", "!", "-i", "lo", "-p", "tcp", "-j", "SIKKERGUARD")
 
 
+def replace_address(lab: Laboratory, twin: Twin) -> None:
+    """The number of entries stays."""
+    lab.host.run("ipset", "del", twin.name(), twin.listed)
+    lab.host.run("ipset", "add", twin.name(), twin.innocent)
+
+
 def remove_everything(lab: Laboratory, twin: Twin) -> None:
     remove_jump(lab, twin)
     twin.iptables(lab, "-F", "SIKKERGUARD")
@@ -97,6 +103,7 @@ DRIFTS: dict[str, tuple[Drift, Drift]] = {
         lambda lab, _: lab.host.run("ipset", "flush"),
         lambda lab, _: None,
     ),
+    "an address is replaced by another": (replace_address, replace_address),
     "the jump takes TCP only, the rule that drops does": (
         narrow_jump,
         lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "6", "-p", "tcp", "-j", "DROP"),
@@ -215,7 +222,7 @@ def test_a_repair_waits_for_the_program_that_holds_the_lock_of_iptables(guard: G
         remove_jump(lab, V4)  # which takes the machine's lock
         disturb(lab)
         line = guard.logged("ERROR Another program has held")
-        assert "rules are left as they are and tried again" in line
+        assert "rules are left as they are; tried again every 5 s" in line
         status = guard.status()
         assert status["status"] == "degraded"
         assert f"nother program has held {path}" in status["reasons"][0]

@@ -221,6 +221,11 @@ def replace_entry(lab: Laboratory) -> None:
     lab.host.run("ipset", "add", "sikkerguard-new-v4", "203.0.113.9")
 
 
+def halve_trial(lab: Laboratory) -> None:
+    """Let the candidate go unnoticed by the packets of all that this test uses."""
+    lab.host.run("ipset", "del", "sikkerguard-trial-v4", "128.0.0.0/1")
+
+
 def remove_jump(lab: Laboratory) -> None:
     """Have no packet meet our rules."""
     lab.host.run("iptables-legacy", "-t", "raw", "-F", "PREROUTING")
@@ -232,6 +237,7 @@ def remove_jump(lab: Laboratory) -> None:
         pytest.param(flush("sikkerguard-new-v4"), id="the candidate was flushed"),
         pytest.param(replace_entry, id="an entry of the candidate was replaced"),
         pytest.param(flush("sikkerguard-trial-v4"), id="the trial set was flushed"),
+        pytest.param(halve_trial, id="the trial covered half of all addresses"),
         pytest.param(remove_jump, id="the jump was taken away"),
     ],
 )
