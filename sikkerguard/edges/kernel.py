@@ -48,7 +48,8 @@ _TRIAL = SetKind("hash:net", timeout=TRIAL_SECONDS)
 _HITS = SetKind("hash:ip,port", counters=True, timeout=3600)
 _HITS_ENTRIES = 65536
 _ALLOW_ENTRIES = 4096
-_SAMPLE = 32
+# Entries of a set that are asked for when it is read back or looked at, some 10 microseconds each.
+_SAMPLE = 128
 # A stop has five seconds for all of it.
 _REMOVAL_LOCK_SECONDS = 2.0
 
@@ -68,6 +69,7 @@ class Kernel:
         self._clock = clock
         self._renewed_at: float | None = None
         self._disturbed = False
+        self._looks = 0
         self._committed = Blocklist()
         self._candidate = Blocklist()
 
@@ -103,10 +105,6 @@ class Kernel:
         and make the kernel hold the list, without a gap where it blocks already. Says what had to be done."""
         self._committed = verified
         operations = self.settle(allowlist)
-        if not self._holds(verified):
-            # As many entries, but other ones.
-            for family in self.families:
-                self._replace_committed(family)
         # Last: a trial that still runs covers what a death in the middle of the swaps left uncovered.
         self._discard_leftovers()
         return operations
@@ -116,6 +114,11 @@ class Kernel:
         to be done."""
         desired = desired_state(self.families, self._committed, allowlist)
         operations = diff(desired, self.observe())
+        if not operations and not self._holds(self._committed):
+            # As many entries, but other ones.
+            operations = tuple(
+                FillCommitted(family, wanted.singles, wanted.ranges) for family, wanted in desired.items()
+            )
         if operations and self._renewed_at is not None:
             self._disturbed = True
         for operation in operations:
@@ -153,7 +156,9 @@ class Kernel:
                     self._empty(family, name, kind)
 
     def _holds(self, blocklist: Blocklist) -> bool:
-        """Whether the committed sets hold this list: by their counts and a sample of their entries."""
+        """Whether the committed sets hold this list: by their counts and a sample of their entries, another one each
+        time, so that in the long run all of them are looked at."""
+        self._looks += 1
         for family in self.families:
             names, networks = set_names(family), blocklist.of(family)
             for name, part in ((names.singles, _only_singles(networks)), (names.ranges, _only_ranges(networks))):
@@ -379,9 +384,10 @@ class Kernel:
         if header.entries != len(networks):
             return f"holds {header.entries} entries instead of {len(networks)}"
         size, blob = networks.family.size, networks.singles
-        step = max(1, len(blob) // size // _SAMPLE) * size
-        sample = [blob[at : at + size] for at in range(0, len(blob), step)]
-        ranges = networks.ranges[:: max(1, len(networks.ranges) // _SAMPLE)]
+        step = max(1, len(blob) // size // _SAMPLE)
+        sample = [blob[at : at + size] for at in range(self._looks % step * size, len(blob), step * size)]
+        step = max(1, len(networks.ranges) // _SAMPLE)
+        ranges = networks.ranges[self._looks % step :: step]
         sample += [prefix.first.to_bytes(size, "big") for prefix in ranges]
         for address in sample:
             if not self._sets.contains(name, networks.family, address):
@@ -389,10 +395,8 @@ class Kernel:
         return ""
 
     def _arm(self, families: Sequence[Family]) -> None:
-        # A set of ranges can't hold the whole address space as one entry; its two halves are the same.
         for family in families:
-            halves = (Prefix(0, 1), Prefix(1 << (family.bits - 1), 1))
-            self._sets.add(set_names(family).trial, family, ranges=halves, timeout=TRIAL_SECONDS)
+            self._sets.add(set_names(family).trial, family, ranges=_halves(family), timeout=TRIAL_SECONDS)
 
     def _check_trial(self) -> None:
         if self._renewed_at is None or self._clock() - self._renewed_at >= TRIAL_SECONDS:
@@ -403,7 +407,7 @@ class Kernel:
         for family in self.families:
             name = set_names(family).trial
             header = self._sets.header(name)
-            if self._disturbed or header is None or not header.entries:
+            if self._disturbed or header is None or header.entries != len(_halves(family)):
                 raise KernelError(
                     f"another program changed our rules or the set {name} during the trial, so that it proves nothing"
                 )
@@ -415,6 +419,11 @@ class Kernel:
             names = set_names(family)
             self._empty(family, names.new_singles, _SINGLES)
             self._empty(family, names.new_ranges, _RANGES)
+
+
+def _halves(family: Family) -> tuple[Prefix, Prefix]:
+    """All addresses: a set of ranges can't hold the whole address space as one entry."""
+    return Prefix(0, 1), Prefix(1 << (family.bits - 1), 1)
 
 
 def _only_singles(networks: Networks) -> Networks:

@@ -252,7 +252,8 @@ def _next_hops(family: Family, route: Any) -> Iterator[Gateway]:
 
 def _sshd_lines(root: Path) -> Iterator[str]:
     config = root / _SSHD_CONFIG.relative_to("/")
-    for path in [config, *sorted(config.with_name("sshd_config.d").glob("*.conf"))]:
+    # Debian's file begins with the line that includes the others.
+    for path in [*sorted(config.with_name("sshd_config.d").glob("*.conf")), config]:
         with suppress(OSError):
             yield from path.read_text("utf-8", errors="replace").splitlines()
 

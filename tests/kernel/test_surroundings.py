@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -363,9 +364,13 @@ def test_what_sshd_includes_counts_too(root: Root) -> None:
     assert ssh_peers(root.path) == ("203.0.113.1",)
 
 
+PAM, NO_PAM = "session optional pam_systemd.so\n", "session required pam_unix.so\n"
+
+
 def test_one_who_is_still_guessing_passwords_is_no_peer_where_logind_knows_who_is_logged_in(root: Root) -> None:
+    root.write("etc/ssh/sshd_config", "UsePAM yes\n")
     root.write("etc/pam.d/sshd", "@include common-session\n")
-    root.write("etc/pam.d/common-session", "session optional\tpam_systemd.so\n")
+    root.write("etc/pam.d/common-session", PAM)
     root.connect(22, "203.0.113.1")
     root.connect(22, "2001:db8::2")
     root.connect(22, "203.0.113.66")
@@ -373,20 +378,29 @@ def test_one_who_is_still_guessing_passwords_is_no_peer_where_logind_knows_who_i
     root.log_in("2001:db8::2")
     root.log_in("203.0.113.200")  # logged in, but not connected: a session that lingers
     root.log_in("", remote=0)
+    # logind keeps one beside each record; whoever opens it waits for the end of the session.
+    os.mkfifo(root.path / "run/systemd/sessions/1.ref")
     assert ssh_peers(root.path) == ("2001:db8::2", "203.0.113.1")
 
 
 @pytest.mark.parametrize(
-    ("pam", "host"),
+    ("pam", "sshd", "more_sshd", "host"),
     [
-        ("session required pam_unix.so\n", "203.0.113.1"),
-        ("# session optional pam_systemd.so\n", "203.0.113.1"),
-        ("session optional pam_systemd.so\n", "client.example.net"),
+        pytest.param(NO_PAM, "UsePAM yes\n", "", "203.0.113.1", id="PAM does not tell logind"),
+        pytest.param(f"# {PAM}", "UsePAM yes\n", "", "203.0.113.1", id="nor does a comment"),
+        pytest.param(PAM, "", "", "203.0.113.1", id="sshd does not use PAM unless told"),
+        pytest.param(PAM, "UsePAM no\nUsePAM yes\n", "", "203.0.113.1", id="the first word counts"),
+        # Debian's sshd_config begins with the line that includes the others.
+        pytest.param(PAM, "UsePAM yes\n", "UsePAM no\n", "203.0.113.1", id="what is included first counts"),
+        pytest.param(PAM, "UsePAM yes\n", "", "client.example.net", id="logind has a name instead of an address"),
     ],
-    ids=["PAM does not tell logind", "nor does a comment", "logind has a name instead of an address"],
 )
-def test_every_connection_counts_where_logind_can_not_tell(root: Root, pam: str, host: str) -> None:
+def test_every_connection_counts_where_logind_can_not_tell(
+    root: Root, pam: str, sshd: str, more_sshd: str, host: str
+) -> None:
     root.write("etc/pam.d/sshd", pam)
+    root.write("etc/ssh/sshd_config", f"Include /etc/ssh/sshd_config.d/*.conf\n{sshd}")
+    root.write("etc/ssh/sshd_config.d/more.conf", more_sshd)
     root.connect(22, "203.0.113.1")
     root.connect(22, "203.0.113.66")
     root.log_in(host)
@@ -394,6 +408,7 @@ def test_every_connection_counts_where_logind_can_not_tell(root: Root, pam: str,
 
 
 def test_every_connection_counts_without_logind(root: Root) -> None:
-    root.write("etc/pam.d/sshd", "session optional pam_systemd.so\n")
+    root.write("etc/ssh/sshd_config", "UsePAM yes\n")
+    root.write("etc/pam.d/sshd", PAM)
     root.connect(22, "203.0.113.66")
     assert ssh_peers(root.path) == ("203.0.113.66",)
