@@ -114,16 +114,19 @@ class Kernel:
         to be done."""
         desired = desired_state(self.families, self._committed, allowlist)
         operations = diff(desired, self.observe())
-        if not operations and not self._holds(self._committed):
-            # As many entries, but other ones.
-            operations = tuple(
-                FillCommitted(family, wanted.singles, wanted.ranges) for family, wanted in desired.items()
-            )
         if operations and self._renewed_at is not None:
             self._disturbed = True
         for operation in operations:
             self._execute(operation)
-        return operations
+        if self._holds(self._committed):
+            return operations
+        # As many entries, but other ones.
+        self._disturbed = self._disturbed or self._renewed_at is not None
+        for family in self.families:
+            self._replace_committed(family)
+        return operations + tuple(
+            FillCommitted(family, wanted.singles, wanted.ranges) for family, wanted in desired.items()
+        )
 
     def read_committed(self) -> Blocklist:
         """The list that the kernel blocks by now, whoever put it there; empty where there is none."""
