@@ -1,47 +1,187 @@
-"""Showing what was blocked, from the kernel's counters."""
+"""Counting what was dropped: from the kernel to the ledger, to lines of the log, and to what will be reported."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sikkerguard.errors import KernelError
+from sikkerguard.core.attribution import name
+from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.model import NOTHING, Counted
+from sikkerguard.core.tally import Line, Tally
+from sikkerguard.core.today import Today
+from sikkerguard.errors import KernelError, RecordError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sikkerguard.core.faces import KernelFace
-    from sikkerguard.core.tally import Tally
+    from sikkerguard.core.faces import CountsFace, KernelFace
+    from sikkerguard.core.model import Drain, DropEvent, Key
     from sikkerguard.cycle import Owner
 
 log = logging.getLogger(__name__)
 
-# How often counters are read: the first hit of a source shows within this time.
-_COUNT_SECONDS = 1.0
-# Of so many parts of our time one may go into reading counters.
-_SHARE = 20
+# How often counters are read: the first hit of a source shows within this time. A line of the kernel's log that is
+# news has them read sooner, but not before they have rested for a while.
+_COUNT_SECONDS, _REST_SECONDS = 1.0, 0.2
+# Of so many parts of a core's time one may go into counting, but what is shown is never older than two seconds.
+_SHARE, _LONGEST_SECONDS = 20, 1.8
+# Ports that are kept from one run to the next, and those that are shown.
+_PORTS, _SHOWN_PORTS = 64, 10
+# New sources that are written to disk in one go; of a flood the rest follows.
+_SOURCES_AT_ONCE = 10_000
 
 
-async def count_forever(kernel: KernelFace, owner: Owner, tally: Tally, tell: Callable[[int, int], None]) -> None:
-    """Log the tally's lines as they fall due, and tell the packets and bytes dropped so far."""
-    counted, pause = -1, _COUNT_SECONDS
-    while True:
-        await asyncio.sleep(pause)
-        started = time.monotonic()
-        try:
-            packets, octets = await owner.run(kernel.dropped)
-            tell(packets, octets)
-            if packets == counted:
-                lines = tally.due(time.monotonic())
+class Counting:
+    """Begun with `begin`, then `count_forever` until it is cancelled, then `finish`. `tell` gets what is counted each
+    time it has changed. Without `records` nothing is kept on disk."""
+
+    def __init__(
+        self,
+        kernel: KernelFace,
+        owner: Owner,
+        records: CountsFace | None,
+        port_map: Mapping[int, str],
+        tell: Callable[[Counted], None],
+    ) -> None:
+        self._kernel = kernel
+        self._owner = owner
+        self._records = records
+        self._tell = tell
+        self._ledger = Ledger()
+        self._today = Today(0)
+        self._tally = Tally(port_map)
+        self._owed: Mapping[bytes, int] = {}
+        self._fresh: list[bytes] = []
+        self._new_day = False
+        self._trouble = ""
+        self._noticed = asyncio.Event()
+        self._under_way: asyncio.Task[None] | None = None
+
+    def set_port_map(self, port_map: Mapping[int, str]) -> None:
+        """Names for ports, from now on."""
+        self._tally.port_map = port_map
+
+    def notice(self, event: DropEvent) -> None:
+        """A line of the kernel's log: it proves nothing, but says that it may be worth looking now."""
+        if self._tally.is_news((event.address, event.protocol, event.port)):
+            self._noticed.set()
+
+    async def begin(self) -> None:
+        """Go on from where the last run ended; before the kernel's rules are touched."""
+        if self._records is not None:
+            try:
+                self._ledger, sources, ports = await asyncio.to_thread(self._records.load)
+            except RecordError as error:
+                # What can't be read must not be written over either.
+                self._records = None
+                log.error(
+                    "%s. Blocking and counting go on, but nothing of it is kept and nothing is reported until the "
+                    "service is started again.",
+                    as_sentence(error),
+                )
             else:
-                counted = packets
-                lines = tally.take(await owner.run(kernel.hits), time.monotonic())
+                self._today = Today(self._ledger.day, sources, ports)
+                self._tally.told = self._ledger.told
+        await self._owner.run(self._kernel.resume, self._ledger.counters)
+        self._tell(self._counted())
+
+    async def count_forever(self) -> None:
+        """Log what falls due, keep what is counted, and tell it."""
+        while True:
+            spent = time.process_time()
+            # Not to be broken off: what was read is nowhere else until it is kept.
+            self._under_way = asyncio.create_task(self._count_or_not())
+            await asyncio.shield(self._under_way)
+            # A source that fills the sets must not have us do nothing but read them.
+            spent = time.process_time() - spent
+            log.debug("counting took %.0f ms of CPU time", spent * 1000)
+            pause = min(max(_COUNT_SECONDS, _SHARE * spent), _LONGEST_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await asyncio.sleep(min(pause, max(_REST_SECONDS, pause - _COUNT_SECONDS)))
+                    await self._noticed.wait()
+            self._noticed.clear()
+
+    async def finish(self, *, unhooked: bool) -> None:
+        """After `count_forever` was cancelled: have what was read kept. Where the rules are unhooked, take into
+        account all that they counted, and say what was not said yet."""
+        if self._under_way is not None:
+            await self._under_way
+        if unhooked:
+            await self._count_or_not(final=True)
+
+    async def _count_or_not(self, *, final: bool = False) -> None:
+        try:
+            await self._count(final)
         except KernelError as error:
             log.debug("counters can't be read now: %s", error)  # the look that repairs says it aloud
-            continue
+
+    async def _count(self, final: bool) -> None:
+        drain = await self._owner.run(self._kernel.drain)
+        if any(drain.sources):
+            lines, blocked = await asyncio.to_thread(self._digest, drain, final)
+        else:
+            lines, blocked = self._digest(drain, final)  # nothing to read: quicker than a thread
+        if lines or drain.dropped.packets or self._fresh or final:
+            # Kept before they are shown: whoever dies in between says nothing twice.
+            await asyncio.to_thread(self._save, blocked)
         for line in lines:
-            log.info("%s", line)
-        # A source that fills the set with its ports must not have us do nothing but read it.
-        pause = max(_COUNT_SECONDS, _SHARE * (time.monotonic() - started))
+            log.info("%s", line.text)
+        self._tell(self._counted())
+
+    def _digest(self, drain: Drain, final: bool) -> tuple[list[Line], Sequence[tuple[Key, int]]]:
+        now = time.time()
+        named = name(drain, self._owed)
+        self._owed = named.owed
+        ledger = self._ledger.with_drain(drain, named.packets, now)
+        if ledger.day != self._today.day:
+            self._today = Today(ledger.day)
+            self._fresh, self._new_day = [], True
+        self._fresh += self._today.add(drain, named.ports)
+        lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
+        if final:
+            lines += self._tally.finish(ledger.dropped.packets)
+            # The rules go, and their counters with them.
+            ledger = replace(ledger, counters={})
+        self._ledger = replace(ledger, told=self._tally.told)
+        return lines, named.largest
+
+    def _save(self, blocked: Sequence[tuple[Key, int]]) -> None:
+        if self._records is None:
+            return
+        try:
+            self._records.save(
+                self._ledger,
+                blocked,
+                self._fresh[:_SOURCES_AT_ONCE],
+                self._today.top_ports(_PORTS),
+                new_day=self._new_day,
+            )
+        except RecordError as error:
+            self._say_trouble(error)
+        else:
+            del self._fresh[:_SOURCES_AT_ONCE]
+            self._new_day, self._trouble = False, ""
+
+    def _say_trouble(self, error: RecordError) -> None:
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.error(
+                "%s. Blocking and counting go on, but what is counted meanwhile is lost with the next start, and what "
+                "is blocked meanwhile is not reported.",
+                as_sentence(error),
+            )
+
+    def _counted(self) -> Counted:
+        ledger, today = self._ledger, self._today
+        if ledger.day != (day := day_of(time.time())):
+            # A day on which nothing was dropped yet.
+            ledger, today = replace(ledger, dropped_today=NOTHING), Today(day)
+        return Counted(
+            ledger.dropped, ledger.dropped_today, ledger.unnamed(), today.sources, tuple(today.top_ports(_SHOWN_PORTS))
+        )

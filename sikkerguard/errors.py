@@ -16,7 +16,7 @@ class ConfigError(SikkerGuardError):
 
 
 class FetchError(SikkerGuardError):
-    """The list could not be had.
+    """The list could not be had, or reports not be sent.
 
     `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the server
     asked for, where it did; `quota` is True where the day's quota is used up.
@@ -29,6 +29,13 @@ class FetchError(SikkerGuardError):
         self.quota = quota
 
 
+class UnansweredError(FetchError):
+    """A request went out whole and its answer was lost, or says nothing clear: it may have taken effect."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, retryable=True, retry_after=retry_after)
+
+
 class ListError(SikkerGuardError):
     """What was fetched, or found in the cache, may not be put into force."""
 
@@ -39,6 +46,10 @@ class KernelError(SikkerGuardError):
 
 class SelfTestError(SikkerGuardError):
     """The host lost a connection that it had before the trial."""
+
+
+class RecordError(SikkerGuardError):
+    """Counts and reports can't be kept on disk, or not be read from it."""
 
 
 def as_sentence(error: Exception) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sikkerguard import logs
+from sikkerguard.edges.counts import Counts
+from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.store import Store
@@ -48,9 +50,11 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
 async def _run(config: Config, reread: Callable[[], Config], store: Store, adjust: Callable[[Edges], Edges]) -> None:
     from sikkerguard.edges import surroundings
 
+    database = None if config.dry_run else Database(config.state_dir)
     edges = Edges(
         kernel=_kernel(config),
         store=store,
+        counts=Counts(database) if database else None,
         notifier=Notifier(os.environ),
         detect=surroundings.detect,
         make_api=_api,

@@ -21,8 +21,7 @@ from sikkerguard.core.model import Allowlist, Attempt, Blocklist, State
 from sikkerguard.core.parse import merge_content
 from sikkerguard.core.policy import Baseline, HeldBackError, admit, always_allowed
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
-from sikkerguard.core.tally import Tally
-from sikkerguard.counting import count_forever
+from sikkerguard.counting import Counting
 from sikkerguard.cycle import Cycle, InForce, Owner
 from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError, as_sentence
 
@@ -30,7 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import ApiFace, KernelFace, NotifierFace, ProbesFace, StoreFace, WatchFace, WebFace
+    from sikkerguard.core.faces import (
+        ApiFace,
+        CountsFace,
+        KernelFace,
+        NotifierFace,
+        ProbesFace,
+        StoreFace,
+        WatchFace,
+        WebFace,
+    )
     from sikkerguard.core.model import AllowEntry
     from sikkerguard.core.plan import Operation
 
@@ -56,6 +64,7 @@ class Edges:
 
     kernel: KernelFace
     store: StoreFace
+    counts: CountsFace | None
     notifier: NotifierFace
     detect: Callable[[Iterable[AllowEntry], Iterable[str]], tuple[AllowEntry, ...]]
     make_api: Callable[[Config], ApiFace]
@@ -82,7 +91,9 @@ class Service:
         self._pull_wanted = self._readmission_wanted = False
         self._surroundings_changed = asyncio.Event()
         self._following = asyncio.Lock()
-        self._tally = Tally(config.port_map)
+        self._counting = Counting(
+            edges.kernel, self._owner, edges.counts, config.port_map, lambda counted: self._change(counted=counted)
+        )
         self._ready = False
         self.state = State(started_at=time.time(), dry_run=config.dry_run)
 
@@ -107,7 +118,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """What `/status` shows."""
-        return health.status(self.state, time.time(), self.health())
+        return health.status(self.state, time.time(), self.health(), self._config.port_map)
 
     async def run(self, web: WebFace) -> None:
         """Protect until `stop`, then take everything of ours away.
@@ -123,8 +134,7 @@ class Service:
             await web.start()
             await self._begin()
             watch.start()
-            counting = count_forever(self._edges.kernel, self._owner, self._tally, self._count)
-            for work in (self._pull_forever(), self._look_forever(), counting):
+            for work in (self._pull_forever(), self._look_forever(), self._counting.count_forever()):
                 tasks.add(asyncio.create_task(work))
             await self._until_stopped(tasks)
         finally:
@@ -135,12 +145,24 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             try:
-                if self._stopped.is_set():
-                    await self._owner.run(self._edges.kernel.remove)
-                    log.info("Stopped: nothing of ours is left in the kernel.")
+                await self._end()
             finally:
                 await self._owner.run(self._edges.kernel.close)
                 self._executor.shutdown(wait=True)
+
+    async def _end(self) -> None:
+        """Where a stop was asked for, take the rules away; what they counted is read when no packet meets them any
+        more, and before they are gone."""
+        if not self._stopped.is_set():
+            await self._counting.finish(unhooked=False)
+            return
+        try:
+            await self._owner.run(self._edges.kernel.unhook)
+        except KernelError as error:
+            log.debug("our rules can't be unhooked before they are removed: %s", error)  # the removal says it aloud
+        await self._counting.finish(unhooked=True)
+        await self._owner.run(self._edges.kernel.remove)
+        log.info("Stopped: nothing of ours is left in the kernel.")
 
     async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> None:
         stopped = asyncio.create_task(self._stopped.wait())
@@ -151,6 +173,7 @@ class Service:
 
     async def _begin(self) -> None:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else."""
+        await self._counting.begin()
         kept = self._edges.store.load_allowlist()
         self._api_addresses = tuple(
             str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
@@ -169,7 +192,6 @@ class Service:
             self._show(blocklist, cached.verified_at if cached else None)
             age = f"from the cache, verified {duration_text(time.time() - cached.verified_at)} ago" if cached else ""
             log.info("%s (%s)", self._blocking(blocklist), age or "found in the kernel, left by an earlier run")
-        self._tally.begin(await self._owner.run(self._edges.kernel.hits))
         self._say_ready()
         await self._save_allowlist()
 
@@ -407,7 +429,7 @@ class Service:
             if getattr(fresh, name) != getattr(self._config, name):
                 log.warning("The new %s takes effect with the next start only.", variable)
         self._config = replace(fresh, **{name: getattr(self._config, name) for name in _FIXED})
-        self._tally.port_map = self._config.port_map
+        self._counting.set_port_map(self._config.port_map)
         self._failures = 0
         self._surroundings_changed.set()
         log.info("The configuration was read again.")
@@ -425,9 +447,6 @@ class Service:
             self._edges.notifier.ready(sentence)
         else:
             self._edges.notifier.status(sentence)
-
-    def _count(self, packets: int, octets: int) -> None:
-        self._change(dropped_packets=packets, dropped_bytes=octets)
 
     def _change(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)

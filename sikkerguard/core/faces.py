@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from sikkerguard.core.model import Allowlist, Blocklist, Hits, ProbeResult, VerifiedList
+    from sikkerguard.core.ledger import Ledger
+    from sikkerguard.core.model import Allowlist, Blocklist, Count, Drain, Family, Key, ProbeResult, VerifiedList
     from sikkerguard.core.plan import Operation
 
 
@@ -24,8 +25,9 @@ class KernelFace(Protocol):
     def commit(self) -> None: ...
     def rollback(self) -> None: ...
     def remove(self) -> None: ...
-    def dropped(self) -> tuple[int, int]: ...
-    def hits(self) -> list[Hits]: ...
+    def resume(self, counters: Mapping[Family, Count]) -> None: ...
+    def drain(self) -> Drain: ...
+    def unhook(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -61,6 +63,21 @@ class StoreFace(Protocol):
     def take_acceptance(self) -> bool: ...
 
 
+class CountsFace(Protocol):
+    """What was counted, kept on disk. Every method raises `RecordError`."""
+
+    def load(self) -> tuple[Ledger, list[bytes], dict[tuple[int, int], int]]: ...
+    def save(
+        self,
+        ledger: Ledger,
+        blocked: Iterable[tuple[Key, int]],
+        fresh_sources: Sequence[bytes],
+        ports: Sequence[tuple[tuple[int, int], int]],
+        *,
+        new_day: bool,
+    ) -> None: ...
+
+
 class NotifierFace(Protocol):
     """Word to the service manager."""
 
@@ -69,6 +86,19 @@ class NotifierFace(Protocol):
     def alive(self) -> None: ...
     def extend(self, seconds: float) -> None: ...
     def stopping(self) -> None: ...
+
+
+class LogFace(Protocol):
+    """A source of the kernel's own log lines: `name` is journald or kmsg, `lost` counts records that were overwritten
+    before they could be read. `read` gives the messages that are there now, without waiting, at most some hundred at
+    a time, and raises `OSError` where the source is gone."""
+
+    name: str
+    lost: int
+
+    def fileno(self) -> int: ...
+    def read(self) -> list[str]: ...
+    def close(self) -> None: ...
 
 
 class WatchFace(Protocol):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
+from sikkerguard.core.model import ANY
+from sikkerguard.core.ports import service_of
+from sikkerguard.core.protocols import PROTOCOLS, WITH_PORTS
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sikkerguard.core.model import State
 
 # The kernel is looked at every 5 s; six times that without a good look is no longer a busy host.
@@ -34,8 +39,11 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
     return tuple(found)
 
 
-def status(state: State, now: float, unhealthy: tuple[str, ...]) -> dict[str, Any]:
-    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds."""
+def status(
+    state: State, now: float, unhealthy: tuple[str, ...], port_map: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds, "today" is the day in UTC."""
+    port_map = port_map or {}
     return {
         "status": "starting" if not state.protecting and state.last_pull is None else "degraded" if unhealthy else "ok",
         "version": VERSION,
@@ -58,9 +66,24 @@ def status(state: State, now: float, unhealthy: tuple[str, ...]) -> dict[str, An
         "onTrial": state.on_trial,
         "repairs": state.repairs,
         "lastRepair": state.last_repair or None,
-        "droppedPackets": state.dropped_packets,
-        "droppedBytes": state.dropped_bytes,
+        "droppedPackets": state.counted.dropped.packets,
+        "droppedBytes": state.counted.dropped.octets,
+        "droppedPacketsToday": state.counted.dropped_today.packets,
+        "droppedBytesToday": state.counted.dropped_today.octets,
+        "droppedUnnamed": state.counted.unnamed,
+        "sources": state.counted.sources,
+        "topPorts": [_port(*each, port_map) for each in state.counted.top_ports],
+        "logSource": state.log_source,
+        "logLost": state.log_lost,
     }
+
+
+def _port(place: tuple[int, int], packets: int, port_map: Mapping[int, str]) -> dict[str, Any]:
+    number, port = place
+    protocol = "any" if number == ANY else PROTOCOLS.get(number, str(number))
+    service = "further ports" if number == ANY else service_of(protocol, port, port_map).name
+    shown = port if number in WITH_PORTS else None
+    return {"protocol": protocol, "port": shown, "service": service, "packets": packets}
 
 
 def sentence(state: State, now: float) -> str:
@@ -75,7 +98,7 @@ def sentence(state: State, now: float) -> str:
         parts.append(f"list of {duration_text(now - state.verified_at)} ago")
     if state.next_pull_at is not None:
         parts.append(f"next pull in {duration_text(state.next_pull_at - now)}")
-    parts.append(f"{state.dropped_packets:,} packets dropped")
+    parts.append(f"{state.counted.dropped_today.packets:,} packets dropped today")
     return "; ".join(parts)
 
 

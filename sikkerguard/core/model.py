@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 
 _PIECE = 16384
@@ -260,17 +260,61 @@ class ProbeResult:
         return f"{self.name} {self.detail}"
 
 
+class Count(NamedTuple):
+    """So many packets, and the bytes in them."""
+
+    packets: int
+    octets: int
+
+
+NOTHING = Count(0, 0)
+# The protocol and the port of packets whose source is known and no more: of one that was after more ports than are
+# told apart, and of fragments, which name none.
+ANY = -1
+# A packed address, the number of its IP protocol, and the port that was aimed at: for ICMP the type times 256 plus the
+# code, 0 where the protocol has none, or twice ANY.
+Key = tuple[bytes, int, int]
+Hit = tuple[bytes, int, int, int, int]
+Source = tuple[bytes, int, int]
+
+
 @dataclass(frozen=True, slots=True)
-class Hits:
-    """What the kernel counted for one source, protocol and port: `port` is the one that was aimed at; for ICMP it is
-    the type times 256 plus the code, and 0 where the protocol has none."""
+class Drain:
+    """What the kernel counted since it was asked before.
+
+    `dropped` is what the DROP rules took up to the moment before the sets were read, and `counters` is where they
+    stood then. Of each family `hits` has a listing of (address, port, protocol, octets, packets), and `sources` one of
+    (address, octets, packets) for those packets that met no entry of `hits`: the first of each entry, and all that were
+    not told apart by port.
+    """
+
+    dropped: Count = NOTHING
+    counters: Mapping[Family, Count] = field(default_factory=dict)
+    hits: Sequence[Collection[Hit]] = ()
+    sources: Sequence[Collection[Source]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvent:
+    """What one line of the kernel's log says of a dropped packet. `port` is as in `Key`."""
 
     family: Family
     address: bytes
     protocol: int
     port: int
-    packets: int
-    octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What is known of all that was dropped: in all, and today (in UTC); how many of the packets in all are of sources
+    that the kernel had no room to remember; and of today the number of sources, and the busiest ports as
+    ((protocol, port), packets)."""
+
+    dropped: Count = NOTHING
+    dropped_today: Count = NOTHING
+    unnamed: int = 0
+    sources: int = 0
+    top_ports: tuple[tuple[tuple[int, int], int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +323,20 @@ class Attempt:
 
     at: float
     failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportNumbers:
+    """How reporting stands: rows ever sent (accepted by SikkerAPI), withheld, rejected and unanswered; rows that wait
+    now; what the day's quota has left, None where nobody said; and when a row was last sent (Unix seconds)."""
+
+    sent: int = 0
+    withheld: int = 0
+    rejected: int = 0
+    unanswered: int = 0
+    waiting: int = 0
+    quota_remaining: int | None = None
+    last_report_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +360,7 @@ class State:
     trouble: str = ""
     repairs: int = 0
     last_repair: str = ""
-    dropped_packets: int = 0
-    dropped_bytes: int = 0
+    counted: Counted = field(default_factory=Counted)
+    log_source: str = "counters"
+    log_lost: int = 0
     on_trial: bool = False

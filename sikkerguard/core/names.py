@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OURS = "sikkerguard"
 CHAIN = "SIKKERGUARD"
+NEWS_CHAIN = "SIKKERGUARD-NEW"
 TABLE = "raw"
 HOOK = "PREROUTING"
 LOG_PREFIX = "SIKKERGUARD "
@@ -29,8 +30,15 @@ class SetNames:
     allow: str
     trial: str
     hits: str
+    sources: str
+    old_hits: str
+    old_sources: str
 
     def all(self) -> tuple[str, ...]:
+        """Every set that lies in the kernel for as long as we block."""
+        return (*self.in_rules(), self.old_hits, self.old_sources)
+
+    def in_rules(self) -> tuple[str, ...]:
         """Every set that a rule refers to."""
         return (
             self.singles,
@@ -40,6 +48,7 @@ class SetNames:
             self.allow,
             self.trial,
             self.hits,
+            self.sources,
         )
 
 
@@ -54,6 +63,9 @@ def set_names(family: Family) -> SetNames:
         allow=f"{OURS}-allow-{label}",
         trial=f"{OURS}-trial-{label}",
         hits=f"{OURS}-hits-{label}",
+        sources=f"{OURS}-sources-{label}",
+        old_hits=f"{OURS}-oldhits-{label}",
+        old_sources=f"{OURS}-oldsources-{label}",
     )
 
 

@@ -9,23 +9,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Family, Prefix, to_text
-from sikkerguard.core.names import CHAIN, HOOK, LOG_PREFIX, TABLE, set_names
+from sikkerguard.core.names import CHAIN, HOOK, LOG_PREFIX, NEWS_CHAIN, TABLE, set_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sikkerguard.core.model import Allowlist, Blocklist
 
-# The LOG rule's limit for one source and destination port. One line a second says all that a person wants to know;
-# without a limit a dropped packet costs eleven times as much, so that being blocked would be a weapon.
-_LOG_RATE = "1/sec"
-_LOG_BURST = "5"
-# Seconds after which a pair of source and port that fell silent is forgotten, in the unit of the option: ms.
-_LOG_MEMORY = "10000"
-# Pairs remembered at once, about 100 bytes of kernel memory each. A packet of a further pair is dropped there and
-# then (hotdrop), unlogged, which is what the next rule would have done with it.
-_LOG_PAIRS = "65536"
-_LOG_NAME = "sikkerguard"
+# A source is told apart by this many ports until the counts are read again, a second later, and logged for fewer of
+# them: a scan of all ports by one source would else fill the set, and the log, before anyone else gets in.
+_PORTS_OF_A_SOURCE = 64
+_LINES_OF_A_SOURCE = 5
+# The LOG rule's limit in all. Lines say where to look, counters count: without a limit a dropped packet costs eleven
+# times as much, so that being blocked would be a weapon, and every line is kept on disk by someone.
+_LOG_RATE, _LOG_BURST = "10/sec", "50"
 
 Option = tuple[str, tuple[str, ...]]
 
@@ -43,33 +40,51 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of our chain: the verdict `target` is reached when every match holds."""
+    """One rule of a chain of ours: the verdict `target` is reached when every match holds."""
 
     matches: tuple[Extension, ...]
     target: Extension
+    chain: str = CHAIN
 
     def __str__(self) -> str:
         return " and ".join(str(match) for match in self.matches or ("always",)) + f" -> {self.target}"
 
 
-def _in_set(name: str, *, direction: str = "src", invert: bool = False, count: bool = True) -> Extension:
+def _in_set(
+    name: str, *, direction: str = "src", invert: bool = False, count: bool = True, packets_up_to: int | None = None
+) -> Extension:
     inverted = ("!",) if invert else ()
     options: list[Option] = [("match-set", (*inverted, name, direction))]
     if not count:
         options.append(("update-counters", ("!",)))
+    if packets_up_to is not None:
+        options.append(("packets-lt", (str(packets_up_to + 1),)))
     return Extension("set", tuple(options))
 
 
+def _add_to_set(name: str, direction: str) -> Extension:
+    return Extension("SET", (("add-set", (name, direction)),))
+
+
 def chain_rules(family: Family) -> tuple[Rule, ...]:
-    """The rules of the chain, the same for as long as it stands: only the sets' contents ever change.
+    """The rules of our chains, the same for as long as they stand: only the sets' contents ever change.
 
     A rule holds where all of its matches do, so "listed, or on trial and in the candidate" is said by what is let
     go: a packet that is not listed while no trial runs, and one that is in no list at all. The second rule does not
     ask whether a trial runs: it may end between the two rules, and a packet that is on no list would be dropped. A
     good packet pays for the two block sets and the empty trial set. Counters are kept by the first rule alone.
+
+    A packet that will be dropped is counted by its source, protocol and port: the match does it where the set has
+    that entry, and whatever it has not goes through the second chain, which counts it by its source and adds it.
+    So hits and sources together, less one packet for each entry of hits, are all packets of a source. Neither set
+    has time limits: a full one that had would look for something to forget at each packet, at 12 microseconds.
     """
     names = set_names(family)
     neither = (_in_set(names.singles, invert=True), _in_set(names.ranges, invert=True))
+
+    def known_for(packets: int) -> Extension:
+        return _in_set(names.sources, count=False, packets_up_to=packets)
+
     return (
         Rule((*neither, _in_set(names.trial, invert=True)), Extension("RETURN")),
         Rule(
@@ -80,37 +95,30 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
             Extension("RETURN"),
         ),
         Rule((_in_set(names.allow),), Extension("RETURN")),
+        Rule((_in_set(names.hits, direction="src,dst", invert=True),), Extension(NEWS_CHAIN)),
+        Rule((), Extension("DROP")),
         # A match counts the packet in its entry. Only where there is none yet, the target adds it; adding to an entry
         # that exists would set its counters back.
-        Rule(
-            (_in_set(names.hits, direction="src,dst", invert=True),),
-            Extension("SET", (("add-set", (names.hits, "src,dst")),)),
-        ),
+        Rule((_in_set(names.sources, invert=True),), _add_to_set(names.sources, "src"), NEWS_CHAIN),
+        # Not hashlimit: where its table is full it drops the packet itself, past the counter of the DROP rule.
         Rule(
             (
-                Extension(
-                    "hashlimit",
-                    (
-                        ("hashlimit-upto", (_LOG_RATE,)),
-                        ("hashlimit-burst", (_LOG_BURST,)),
-                        ("hashlimit-mode", ("srcip,dstport",)),
-                        ("hashlimit-name", (_LOG_NAME,)),
-                        ("hashlimit-htable-max", (_LOG_PAIRS,)),
-                        ("hashlimit-htable-expire", (_LOG_MEMORY,)),
-                    ),
-                ),
+                known_for(_LINES_OF_A_SOURCE),
+                Extension("limit", (("limit", (_LOG_RATE,)), ("limit-burst", (_LOG_BURST,)))),
             ),
             Extension("LOG", (("log-prefix", (LOG_PREFIX,)),)),
+            NEWS_CHAIN,
         ),
-        Rule((), Extension("DROP")),
+        Rule((known_for(_PORTS_OF_A_SOURCE),), _add_to_set(names.hits, "src,dst"), NEWS_CHAIN),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedFamily:
     """What lies in the kernel for one family: the number of entries of each set of ours that is there; what the allow
-    set holds; the chain's rules, or None without a chain; where in the hook our jumps stand, 0 being the top (-1 for
-    one that is not as we write it); and `misfits`, sets with a name of ours that are of another kind."""
+    set holds; the chains' rules, or None without the chain that the hook jumps to; where in the hook our jumps stand,
+    0 being the top (-1 for one that is not as we write it); and `misfits`, sets with a name of ours that are of another
+    kind."""
 
     sets: Mapping[str, int]
     allow: frozenset[Prefix]
@@ -195,7 +203,7 @@ class FillCommitted:
 
 @dataclass(frozen=True, slots=True)
 class WriteChain:
-    """Make the chain consist of exactly these rules, in one step."""
+    """Make our chains consist of exactly these rules, in one step."""
 
     family: Family
     rules: tuple[Rule, ...]
@@ -203,8 +211,8 @@ class WriteChain:
     def describe(self) -> str:
         """In words."""
         tool = "iptables" if self.family is Family.V4 else "ip6tables"
-        lines = "".join(f"\n    {rule}" for rule in self.rules)
-        return f"write the chain {CHAIN} of {tool}, table {TABLE}:{lines}"
+        lines = "".join(f"\n    {rule.chain}: {rule}" for rule in self.rules)
+        return f"write the chains {CHAIN} and {NEWS_CHAIN} of {tool}, table {TABLE}:{lines}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,118 +1,160 @@
 """The kernel's counts to lines that a person can read while under attack.
 
 The first packets of a source show at once; what follows is summed for a window of seconds. Lines are for people: there
-are never more than a few in a window, the largest first, and the rest is one line.
+are never more than a few in a window, the largest first, and the rest is one line, so that all lines together name
+every packet that was dropped.
 """
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Family, Hits
+from sikkerguard.core.model import ANY, Family
 from sikkerguard.core.ports import service_of
+from sikkerguard.core.protocols import ICMP, PROTOCOLS, WITH_PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
+
+    from sikkerguard.core.model import Key
 
 WINDOW_SECONDS = 10.0
-_LINES = 20
-
-# Names of IP protocols by IANA's number, for those without ports too.
-_PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 33: "DCCP", 41: "IPv6", 47: "GRE", 50: "ESP", 51: "AH"}
-_PROTOCOLS |= {58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite"}
-_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
-_ICMP = frozenset({1, 58})
-
-_Key = tuple[Family, bytes, int, int]
+# Lines of a window that are given at once, those that are given at its end, and those at once of one source.
+_LINES, _LINES_OF_A_SOURCE = 20, 3
+# News of one source at different ports that are looked through for another source.
+_PORTS_SEEN = 64
+# Sources, protocols and ports that a window tells apart; of more the largest are kept. About two megabytes.
+_KEYS = 8192
+# Seconds for which a source is no news at a port, and how many of them are remembered.
+_NEWS_SECONDS, _KNOWN = 60.0, 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Blocked:
-    """Packets of one source to one port within a window."""
+class Line:
+    """So many packets in words. `key` says whose, where they are of one source, protocol and port."""
 
-    family: Family
-    address: bytes
-    protocol: int
-    port: int
+    text: str
     packets: int
-
-    def source(self) -> str:
-        """The address as text."""
-        return socket.inet_ntop(self.family.number, self.address)
-
-    def protocol_name(self) -> str:
-        """`TCP`, `UDP`, ..., or the number of a protocol that is rarely met."""
-        return _PROTOCOLS.get(self.protocol, str(self.protocol))
-
-    def line(self, port_map: Mapping[int, str]) -> str:
-        """In the product's words: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`."""
-        source = self.source()
-        protocol = self.protocol_name()
-        if self.protocol in _WITH_PORTS:
-            place = f"[{source}]:{self.port}" if self.family is Family.V6 else f"{source}:{self.port}"
-            what = f" ({service_of(protocol, self.port, port_map).name})"
-        else:
-            place = source
-            what = f" (type {self.port >> 8} code {self.port & 255})" if self.protocol in _ICMP else ""
-        return f"BLOCKED {place}{what} proto={protocol} x{self.packets}"
+    key: Key | None = None
 
 
 class Tally:
-    """Takes the kernel's counts again and again, and gives the lines that are due. Time, in seconds, is passed in."""
+    """Takes what was counted again and again, and gives the lines that are due. Time, in seconds, is passed in;
+    `told` is how many packets stand on lines, those of earlier runs included."""
 
-    def __init__(self, port_map: Mapping[int, str]) -> None:
+    def __init__(self, port_map: Mapping[int, str], told: int = 0) -> None:
         self.port_map = port_map
-        self._seen: dict[_Key, int] = {}
-        self._window: dict[_Key, int] = {}
+        self.told = told
+        self._window: dict[Key, int] = {}
         self._window_ends: float | None = None
-        self._shown = 0
+        self._at_once: Counter[bytes] = Counter()
+        self._crowded = False
+        self._known: dict[Key, float] = {}
 
-    def begin(self, hits: Iterable[Hits]) -> None:
-        """Take these counts as known: they were made before we looked."""
-        self._seen = {_key(hit): hit.packets for hit in hits}
+    def is_news(self, key: Key) -> bool:
+        """Whether a packet of this source, protocol and port would be told at once."""
+        return key not in self._known and key not in self._window
 
-    def take(self, hits: Iterable[Hits], now: float) -> list[str]:
-        """The lines that are due after these counts: new sources at once, all others when their window ends."""
-        lines = self.due(now)
-        seen: dict[_Key, int] = {}
-        for hit in hits:
-            key = _key(hit)
-            seen[key] = hit.packets
-            before = self._seen.get(key, 0)
-            # An entry that the kernel forgot and made again counts from the beginning.
-            packets = hit.packets - before if hit.packets >= before else hit.packets
-            if not packets:
-                continue
-            if key not in self._seen and self._shown < _LINES:
-                lines.append(Blocked(*key, packets).line(self.port_map))
-                self._shown += 1
-            else:
-                self._window[key] = self._window.get(key, 0) + packets
-            if self._window_ends is None:
-                self._window_ends = now + WINDOW_SECONDS
-        self._seen = seen
-        return lines
+    def take(self, named: Sequence[tuple[Key, int]], dropped: int, now: float) -> list[Line]:
+        """The lines that are due after these new counts, when so many packets have been dropped in all: new sources
+        at once, all others when their window ends."""
+        window = self._window
+        for key, packets in named:
+            window[key] = window.get(key, 0) + packets
+        lines = []
+        for key, packets in self._news(named):
+            lines.append(self._told(key, packets, now))
+            self._at_once[key[0]] += 1
+            del window[key]
+        if len(window) > _KEYS:
+            # To half, so that this is not done again for each that comes.
+            self._window = dict(nlargest(_KEYS // 2, window.items(), key=_size))
+            self._crowded = True
+        if self._window_ends is None and (self._window or self._at_once or dropped > self.told):
+            self._window_ends = now + WINDOW_SECONDS
+        return lines + self._due(dropped, now)
 
-    def due(self, now: float) -> list[str]:
+    def finish(self, dropped: int) -> list[Line]:
+        """The lines of the window that is under way: no more packets will come."""
+        if self._window or dropped > self.told:
+            self._window_ends = 0.0
+        return self._due(dropped, 0.0)
+
+    def _due(self, dropped: int, now: float) -> list[Line]:
         """The lines of a window that has ended; none before."""
         if self._window_ends is None or now < self._window_ends:
             return []
-        blocked = sorted((Blocked(*key, packets) for key, packets in self._window.items()), key=_order)
-        lines = [each.line(self.port_map) for each in blocked[:_LINES]]
-        rest = blocked[_LINES:]
-        if rest:
-            sources = len({(each.family, each.address) for each in rest})
-            packets = sum(each.packets for each in rest)
-            lines.append(f"BLOCKED {sources} more sources x{packets}")
-        self._window, self._window_ends, self._shown = {}, None, 0
+        largest = nlargest(_LINES, self._window.items(), key=_size)
+        lines = [self._told(key, packets, now) for key, packets in largest]
+        for key, _ in largest:
+            del self._window[key]
+        # Also what the window had no room for, and what the kernel could not name. Of packets that were on their way
+        # while it was asked, those that are told already are counted as dropped the next time.
+        if dropped > self.told:
+            lines.append(self._rest(dropped - self.told))
+        self._forget(now)
         return lines
 
+    def _rest(self, packets: int) -> Line:
+        sources = len({address for address, _, _ in self._window})
+        nameless = self._crowded or packets > sum(self._window.values())
+        self.told += packets
+        if not sources:
+            return Line(f"BLOCKED sources that were not told apart x{packets}", packets)
+        others = " and others that were not told apart" if nameless else ""
+        return Line(f"BLOCKED {sources} more sources{others} x{packets}", packets)
 
-def _key(hit: Hits) -> _Key:
-    return hit.family, hit.address, hit.protocol, hit.port
+    def _forget(self, now: float) -> None:
+        self._window, self._window_ends, self._crowded = {}, None, False
+        self._at_once.clear()
+        young = [item for item in self._known.items() if now - item[1] < _NEWS_SECONDS]
+        self._known = dict(nlargest(_KNOWN, young, key=_size) if len(young) > _KNOWN else young)
+
+    def _told(self, key: Key, packets: int, now: float) -> Line:
+        self._known[key] = now
+        self.told += packets
+        return Line(in_words(key, packets, self.port_map), packets, key)
+
+    def _news(self, named: Sequence[tuple[Key, int]]) -> list[tuple[Key, int]]:
+        room = _LINES - self._at_once.total()
+        if room <= 0:
+            return []
+        chosen: list[tuple[Key, int]] = []
+        lines = self._at_once.copy()
+        news = ((key, self._window[key]) for key, _ in named if key not in self._known)
+        # More than there is room for: some may be of sources that have had their share.
+        for key, packets in nlargest(room * _PORTS_SEEN, news, key=_size):
+            if len(chosen) < room and lines[key[0]] < _LINES_OF_A_SOURCE:
+                lines[key[0]] += 1
+                chosen.append((key, packets))
+        return chosen
 
 
-def _order(blocked: Blocked) -> tuple[int, str, bytes, int, int]:
-    return -blocked.packets, blocked.family.label, blocked.address, blocked.protocol, blocked.port
+def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
+    """In the product's words: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`."""
+    address, protocol, port = key
+    family = family_of(address)
+    place = socket.inet_ntop(family.number, address)
+    if protocol == ANY:
+        return f"BLOCKED {place} (further ports) proto=any x{packets}"
+    name = PROTOCOLS.get(protocol, str(protocol))
+    what = ""
+    if protocol in WITH_PORTS:
+        place = f"[{place}]:{port}" if family is Family.V6 else f"{place}:{port}"
+        what = f" ({service_of(name, port, port_map).name})"
+    elif protocol in ICMP:
+        what = f" (type {port >> 8} code {port & 255})"
+    return f"BLOCKED {place}{what} proto={name} x{packets}"
+
+
+def family_of(address: bytes) -> Family:
+    """The family of a packed address."""
+    return Family.V4 if len(address) == Family.V4.size else Family.V6
+
+
+def _size(item: tuple[Key, float]) -> float:
+    return item[1]

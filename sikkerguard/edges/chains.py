@@ -1,4 +1,4 @@
-"""Our chain and the jump to it, through python-iptables.
+"""Our chains and the jump to them, through python-iptables.
 
 For the thread that owns netfilter only. The library is imported at the first need: it costs 0.2 s and runs modprobe.
 What it would do by itself and must not: commit on its own (autocommit hides failures), keep a table's copy from an
@@ -12,12 +12,12 @@ import fcntl
 import logging
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import Family
-from sikkerguard.core.names import CHAIN, HOOK, TABLE
+from sikkerguard.core.model import NOTHING, Count, Family
+from sikkerguard.core.names import CHAIN, HOOK, NEWS_CHAIN, TABLE
 from sikkerguard.core.plan import Extension, Rule
 from sikkerguard.edges.xtables_abi import mend
 from sikkerguard.errors import KernelError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# In the order in which they can be taken away: the first jumps to the second.
+_CHAINS = (CHAIN, NEWS_CHAIN)
 # Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
 _LOCK_FILE = "/run/xtables.lock"
 _LOCK_SECONDS = 10.0
@@ -43,8 +45,8 @@ class Chains:
         self._read_back: dict[Family, tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
     def read(self, family: Family) -> tuple[tuple[Rule, ...] | None, tuple[int, ...]]:
-        """The rules of our chain (None without one), and where in the hook the jumps to it stand, from 0; -1 for one
-        that is not as we write it."""
+        """The rules of our chains (None without the one that is jumped to), and where in the hook the jumps to it
+        stand, from 0; -1 for one that is not as we write it."""
         with self._translated(family, "read"):
             table = self._refreshed(family)
             rules = self._rules(family, table) if table.is_chain(CHAIN) else None
@@ -54,17 +56,18 @@ class Chains:
             )
 
     def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
-        """Make the chain consist of these rules, whatever it was, in one step, and read it back."""
+        """Make our chains consist of these rules, whatever they were, in one step, and read them back."""
         with self._changing(family) as table:
-            if table.is_chain(CHAIN):
-                table.flush_entries(CHAIN)
-            else:
-                table.create_chain(CHAIN)
+            for name in _CHAINS:
+                if table.is_chain(name):
+                    table.flush_entries(name)
+                else:
+                    table.create_chain(name)
             for rule in rules:
-                self._chain(table, CHAIN).append_rule(_built(family, rule))
+                self._chain(table, rule.chain).append_rule(_built(family, rule))
         with self._translated(family, "read"):
             found = self._raw_rules(self._refreshed(family))
-        if [rule.target.name for rule in found] != [rule.target.name for rule in rules]:
+        if [(rule.chain, rule.target.name) for rule in found] != [(rule.chain, rule.target.name) for rule in rules]:
             raise KernelError(
                 f"the chain {CHAIN} does not hold what was written to it; another program changed it at that moment"
             )
@@ -80,28 +83,38 @@ class Chains:
             raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
 
     def remove(self, family: Family, lock_seconds: float | None = None) -> None:
-        """Take away the jumps and the chain, in one step; nothing happens where there is neither. `lock_seconds` is
+        """Take away the jumps and the chains, in one step; nothing happens where there are none. `lock_seconds` is
         how long to wait for iptables' lock, if not as long as usual."""
-        rules, jumps = self.read(family)
-        if rules is None and not jumps:
-            return
-        with self._changing(family, lock_seconds) as table:
-            self._delete_jumps(table)
-            if table.is_chain(CHAIN):
-                table.flush_entries(CHAIN)
-                table.delete_chain(CHAIN)
-
-    def counters(self, family: Family) -> tuple[int, int]:
-        """Packets and bytes that our DROP rule took, since the chain was written; zeros without a chain."""
         with self._translated(family, "read"):
             table = self._refreshed(family)
-            if not table.is_chain(CHAIN):
-                return 0, 0
-            # The last rule, not decoded: this is asked every second.
-            entry = last = table.first_rule(CHAIN)
+            if not any(table.is_chain(name) for name in _CHAINS) and not self._jumps(table):
+                return
+        with self._changing(family, lock_seconds) as table:
+            self._delete_jumps(table)
+            present = [name for name in _CHAINS if table.is_chain(name)]
+            for name in present:
+                table.flush_entries(name)
+            for name in present:
+                table.delete_chain(name)
+
+    def unhook(self, family: Family, lock_seconds: float | None = None) -> None:
+        """Take away the jumps alone: no packet meets the chains any more, and their counters stay."""
+        with self._changing(family, lock_seconds) as table:
+            self._delete_jumps(table)
+
+    def counters(self, family: Family, *, settled: bool = False) -> Count:
+        """What our DROP rule took since the chain was written; zeros without one. Another program that changes the
+        table sets all counters back and adds them again a moment later; with `settled` this waits for its end."""
+        with self._locked(self._lock_seconds) if settled else nullcontext(), self._translated(family, "read"):
+            table = self._refreshed(family)
+            entry = table.first_rule(CHAIN) if table.is_chain(CHAIN) else None
+            found = NOTHING
             while entry:
-                entry, last = table.next_rule(entry), entry
-            return (int(last.counters.pcnt), int(last.counters.bcnt)) if last else (0, 0)
+                # Not decoded: this is asked every second.
+                if table.get_target(entry) == b"DROP":
+                    found = Count(int(entry.counters.pcnt), int(entry.counters.bcnt))
+                entry = table.next_rule(entry)
+            return found
 
     def _table(self, family: Family) -> Any:
         if family not in self._tables:
@@ -196,15 +209,22 @@ class Chains:
         return written if found == read_back else found
 
     def _raw_rules(self, table: Any) -> tuple[Rule, ...]:
+        found: list[Rule] = []
+        for name in _CHAINS:
+            if table.is_chain(name):
+                found += self._rules_of(table, name)
+        return tuple(found)
+
+    def _rules_of(self, table: Any, name: str) -> list[Rule]:
         found = []
-        for rule in self._chain(table, CHAIN).rules:
+        for rule in self._chain(table, name).rules:
             matches = [_extension(match) for match in rule.matches]
             # Addresses, interfaces and protocol: ours name none, so whatever is there makes it another rule.
             header = bytes(rule.get_ip())
             if any(header):
                 matches.append(Extension("header", (("bytes", (header.hex(),)),)))
-            found.append(Rule(tuple(matches), _extension(rule.target)))
-        return tuple(found)
+            found.append(Rule(tuple(matches), _extension(rule.target), name))
+        return found
 
 
 def _acquire(handle: int, path: str, seconds: float) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Blocklist, Family
+from sikkerguard.core.model import Blocklist, Drain, Family
 from sikkerguard.core.plan import ObservedFamily, desired_state, diff
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from sikkerguard.core.model import Allowlist, Hits
+    from sikkerguard.core.model import Allowlist, Count
     from sikkerguard.core.plan import Operation
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,12 @@ class DryRunKernel:
     def remove(self) -> None:
         """There is nothing of ours."""
 
-    def dropped(self) -> tuple[int, int]:
-        """Nothing is dropped."""
-        return 0, 0
+    def resume(self, counters: Mapping[Family, Count]) -> None:
+        """Nothing was counted before."""
 
-    def hits(self) -> list[Hits]:
-        """Nothing is counted."""
-        return []
+    def drain(self) -> Drain:
+        """Nothing is dropped."""
+        return Drain()
+
+    def unhook(self) -> None:
+        """There is no jump of ours."""

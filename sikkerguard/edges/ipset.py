@@ -14,9 +14,9 @@ from sikkerguard.edges.ipset_netlink import Entry, NetlinkSets, SetHeader, encod
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from sikkerguard.core.model import Family, Prefix
+    from sikkerguard.core.model import Family, Hit, Prefix, Source
 
 __all__ = ["Entry", "SetHeader", "SetKind", "Sets"]
 
@@ -26,11 +26,13 @@ _NAME_LIMIT = 31
 
 @dataclass(frozen=True, slots=True)
 class SetKind:
-    """What a set is: its type, whether it counts, and its default time limit in seconds (None: entries stay)."""
+    """What a set is: its type, whether it counts, its default time limit in seconds (None: entries stay), and whether
+    packets fill it: then its table has its final size at once, since no packet can wait for it to grow."""
 
     type_name: str
     counters: bool = False
     timeout: int | None = None
+    filled_by_packets: bool = False
 
 
 class Sets:
@@ -53,6 +55,8 @@ class Sets:
         a million entries 2.5 times slower, for all the times that the table has to grow.
         """
         hash_size = max(_SMALLEST_HASH, 1 << max(entries // 2 - 1, 0).bit_length())
+        if kind.filled_by_packets:
+            hash_size *= 4
         self._call(
             "create",
             name,
@@ -108,6 +112,14 @@ class Sets:
     def entries(self, name: str, family: Family) -> Iterator[Entry]:
         """Every entry of the set."""
         return self._netlink.entries(name, family)
+
+    def hits(self, name: str, family: Family) -> Collection[Hit]:
+        """Every entry of a set by address and port: (address, port, protocol, octets, packets)."""
+        return self._netlink.hits(name, family)
+
+    def counts(self, name: str, family: Family) -> Collection[Source]:
+        """Every entry of a set by address: (address, octets, packets)."""
+        return self._netlink.counts(name, family)
 
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
         """How many packets matched this entry."""

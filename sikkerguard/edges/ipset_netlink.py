@@ -11,8 +11,9 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sikkerguard.core.model import Family, Prefix
 from sikkerguard.errors import KernelError
@@ -20,6 +21,8 @@ from sikkerguard.errors import KernelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
+
+    from sikkerguard.core.model import Hit, Source
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 6 << 8
@@ -33,6 +36,8 @@ _DATA_MAXELEM, _DATA_ELEMENTS, _DATA_REFERENCES = 19, 24, 25
 _DATA_BYTES, _DATA_PACKETS = 24, 25
 _FLAG_LIST_SETNAME, _FLAG_LIST_HEADER = 1 << 1, 1 << 2
 _NESTED, _NET_BYTEORDER, _TYPE_MASK = 0x8000, 0x4000, 0x3FFF
+# How `struct` writes an unsigned number of so many bytes.
+_FORMS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 _REQUEST, _ACK, _DUMP, _EXCLUSIVE = 1, 4, 0x300, 0x200
 _MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
@@ -220,6 +225,19 @@ class NetlinkSets:
                     for _, data in _attributes(value):
                         yield _entry(family, dict(_attributes(data)))
 
+    def hits(self, name: str, family: Family) -> Collection[Hit]:
+        """Every entry of a set by address and port, with counters: (address, port, protocol, octets, packets)."""
+        return Listing(self._listed(name, family), (_DATA_IP, _DATA_PORT, _DATA_PROTO, _DATA_BYTES, _DATA_PACKETS))
+
+    def counts(self, name: str, family: Family) -> Collection[Source]:
+        """Every entry of a set by address, with counters: (address, octets, packets)."""
+        return Listing(self._listed(name, family), (_DATA_IP, _DATA_BYTES, _DATA_PACKETS))
+
+    def _listed(self, name: str, family: Family) -> bytes:
+        return b"".join(
+            value for message in self._dump(name) for kind, value in _attributes(message) if kind == _ATTR_ADT
+        )
+
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
         """How many packets matched this entry of the set since it was put there; 0 if there is none."""
         address = prefix.first.to_bytes(family.size, "big")
@@ -299,6 +317,69 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
         yield kind & _TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+class Listing(Collection[Any]):
+    """The entries of one set as they came, each a tuple of these attributes: the address packed, the rest as numbers.
+
+    A hundred thousand entries are six megabytes this way, and some twenty as objects. They look alike: what stands
+    where in the first is looked for in all at once, which is twenty times as fast as to read each. Where one looks
+    different, each is read.
+    """
+
+    def __init__(self, listed: bytes, kinds: tuple[int, ...]) -> None:
+        self._listed = listed
+        self._kinds = kinds
+        self._form = _common_form(listed, kinds)
+
+    def __len__(self) -> int:
+        if self._form is not None:
+            return len(self._listed) // self._form.size
+        return sum(1 for _ in _attributes(self._listed))
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._form is not None:
+            return self._form.iter_unpack(self._listed)
+        return self._each()
+
+    def __contains__(self, entry: object) -> bool:
+        return any(entry == each for each in self)
+
+    def _each(self) -> Iterator[tuple[Any, ...]]:
+        for _, entry in _attributes(self._listed):
+            data = dict(_attributes(entry))
+            yield tuple(data[kind][4:] if kind == _DATA_IP else _number(data.get(kind, b"")) for kind in self._kinds)
+
+
+def _common_form(listed: bytes, kinds: tuple[int, ...]) -> struct.Struct | None:
+    """How to unpack these attributes, in this order, from every entry; None where that is not the same for all."""
+    if not listed:
+        return None
+    (size,) = struct.unpack_from("=H", listed)
+    places = [place for place in _places(listed[:size]) if place[0] in kinds]
+    form, at, constant = ">", 0, set(range(size))
+    for kind, offset, length in places:
+        form += f"{offset - at}x" + (f"{length}s" if kind == _DATA_IP else _FORMS[length])
+        at = offset + length
+        constant -= set(range(offset, at))
+    number, odd = divmod(len(listed), size)
+    # Values may differ between entries, and what stands between them may not.
+    alike = not odd and all(listed[offset::size].count(listed[offset]) == number for offset in constant)
+    if not alike or tuple(kind for kind, _, _ in places) != kinds:
+        return None
+    return struct.Struct(form + f"{size - at}x")
+
+
+def _places(entry: bytes) -> Iterator[tuple[int, int, int]]:
+    """Kind, offset and length of each value within an entry; of an address, those of the address itself."""
+    offset = 4
+    while offset + 4 <= len(entry):
+        length, kind = struct.unpack_from("=HH", entry, offset)
+        if kind & _TYPE_MASK == _DATA_IP:
+            yield _DATA_IP, offset + 8, length - 8
+        else:
+            yield kind & _TYPE_MASK, offset + 4, length - 4
         offset += (length + 3) & ~3
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Allowlist, Blocklist, Family, Hits, Networks, Prefix
+from sikkerguard.core.model import Allowlist, Blocklist, Family, Networks, Prefix
 from sikkerguard.core.names import loading, set_names
 from sikkerguard.core.plan import (
     CreateSets,
@@ -29,10 +29,13 @@ from sikkerguard.core.plan import (
 from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.edges.chains import Chains
 from sikkerguard.edges.ipset import SetKind, Sets
+from sikkerguard.edges.meter import Meter
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sikkerguard.core.model import Count, Drain
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +47,17 @@ _SINGLES = SetKind("hash:ip", counters=True)
 _RANGES = SetKind("hash:net", counters=True)
 _ALLOW = SetKind("hash:net")
 _TRIAL = SetKind("hash:net", timeout=TRIAL_SECONDS)
-# An entry lives for an hour from its first packet: long beyond the rhythm in which counts are read.
-_HITS = SetKind("hash:ip,port", counters=True, timeout=3600)
-_HITS_ENTRIES = 65536
+_HITS = SetKind("hash:ip,port", counters=True, filled_by_packets=True)
+_SOURCES = SetKind("hash:ip", counters=True, filled_by_packets=True)
+# Half of what the sets have room for, until they are read a second later. To read them when they are full takes a
+# twentieth of that second; the sources of more packets than that stay unknown, and the packets are counted.
+_HITS_ENTRIES = 16384
+_SOURCES_ENTRIES = 32768
 _ALLOW_ENTRIES = 4096
 # Entries of a set that are asked for when it is read back or looked at, some 10 microseconds each.
 _SAMPLE = 128
 # A stop has five seconds for all of it.
-_REMOVAL_LOCK_SECONDS = 2.0
+_REMOVAL_LOCK_SECONDS, _UNHOOK_LOCK_SECONDS = 2.0, 0.5
 
 
 def usable_families() -> tuple[Family, ...]:
@@ -66,6 +72,7 @@ class Kernel:
         self.families = tuple(families or usable_families())
         self._sets = Sets()
         self._chains = Chains()
+        self._meter = Meter(self._sets, self._chains, self.families)
         self._clock = clock
         self._renewed_at: float | None = None
         self._disturbed = False
@@ -276,18 +283,18 @@ class Kernel:
                 "blocking; 'sikkerguard cleanup' removes it"
             )
 
-    def dropped(self) -> tuple[int, int]:
-        """Packets and bytes dropped by our chains since they were written."""
-        totals = [self._chains.counters(family) for family in self.families]
-        return sum(packets for packets, _ in totals), sum(octets for _, octets in totals)
+    def resume(self, counters: Mapping[Family, Count]) -> None:
+        """Our DROP rules' counters stood there when they were last taken into account."""
+        self._meter.resume(counters)
 
-    def hits(self) -> list[Hits]:
-        """The kernel's counts for each source, protocol and port that was dropped within the last hour."""
-        return [
-            Hits(family, entry.address, entry.protocol, entry.port, entry.packets, entry.bytes)
-            for family in self.families
-            for entry in self._sets.entries(set_names(family).hits, family)
-        ]
+    def drain(self) -> Drain:
+        """What was dropped since the last time."""
+        return self._meter.drain()
+
+    def unhook(self) -> None:
+        """Have no packet meet our rules any more, so that their counters are final."""
+        for family in self.families:
+            self._chains.unhook(family, _UNHOOK_LOCK_SECONDS)
 
     def packets_from(self, family: Family, address: int) -> int:
         """How many packets the entry that blocks this address matched since its list was loaded."""
@@ -318,6 +325,7 @@ class Kernel:
     def _execute(self, operation: Operation) -> None:
         match operation:
             case DropMisfits(family, misfits):
+                self._meter.rewriting(family)
                 self._chains.remove(family)
                 for name in misfits:
                     self._sets.destroy(name)
@@ -330,6 +338,7 @@ class Kernel:
             case FillCommitted(family):
                 self._replace_committed(family)
             case WriteChain(family, rules):
+                self._meter.rewriting(family)
                 self._chains.write(family, rules)
             case PlaceJump(family):
                 self._chains.place_jump(family)
@@ -454,4 +463,7 @@ def _kind_of(family: Family, name: str) -> tuple[SetKind, int]:
         names.allow: (_ALLOW, _ALLOW_ENTRIES),
         names.trial: (_TRIAL, 2),
         names.hits: (_HITS, _HITS_ENTRIES),
+        names.old_hits: (_HITS, _HITS_ENTRIES),
+        names.sources: (_SOURCES, _SOURCES_ENTRIES),
+        names.old_sources: (_SOURCES, _SOURCES_ENTRIES),
     }[name]

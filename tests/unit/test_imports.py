@@ -31,10 +31,18 @@ SOURCES = {module_name(path): path.read_text() for path in sorted(PACKAGE.rglob(
 # Where commands are wired to edges: whoever is not among these knows no edge, and none of these.
 WIRING = frozenset({"__main__", "cli", "running", "asking", "checking"})
 # The only edges that know another one.
-FRIENDS = {"kernel": ("ipset", "chains"), "ipset": ("ipset_netlink",), "chains": ("xtables_abi",)}
+FRIENDS = {
+    "kernel": ("ipset", "chains", "meter"),
+    "meter": ("ipset", "chains"),
+    "ipset": ("ipset_netlink",),
+    "chains": ("xtables_abi",),
+    "reportapi": ("sikkerapi",),
+    "outbox": ("database",),
+    "counts": ("database",),
+}
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
-    "httpx": ("sikkerapi",),
+    "httpx": ("sikkerapi", "reportapi"),
     "h11": ("web",),
     "iptc": ("chains", "xtables_abi"),
     "pyroute2": None,

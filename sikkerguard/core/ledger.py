@@ -1,0 +1,60 @@
+"""The account of every packet that was dropped: how many there were, of how many the source is known, how many stand on
+a line of the log.
+
+The DROP rules' counters are the whole. Everything else is a part of it, and what no part has is never lost: it is the
+difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import NOTHING, Count, Family
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sikkerguard.core.model import Drain
+
+_DAY_SECONDS = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What was dropped in all and on `day` (days since 1970-01-01, in UTC as SikkerAPI's quotas are); packets that
+    are `named`, their source being known; packets that are `told` on lines of the log; and where the DROP rules'
+    counters stood."""
+
+    dropped: Count = NOTHING
+    day: int = 0
+    dropped_today: Count = NOTHING
+    named: int = 0
+    told: int = 0
+    counters: Mapping[Family, Count] = field(default_factory=dict)
+
+    def with_drain(self, drain: Drain, named: int, now: float) -> Ledger:
+        """After this drain, of whose packets so many could be named; `now` in Unix seconds."""
+        day = day_of(now)
+        return replace(
+            self,
+            dropped=_sum(self.dropped, drain.dropped),
+            day=day,
+            dropped_today=_sum(self.dropped_today if day == self.day else NOTHING, drain.dropped),
+            named=self.named + named,
+            counters=drain.counters,
+        )
+
+    def unnamed(self) -> int:
+        """Packets of sources that the kernel had no room to remember. Packets that were on their way while it was
+        asked are named before they are counted as dropped."""
+        return max(0, self.dropped.packets - self.named)
+
+
+def day_of(now: float) -> int:
+    """The UTC day of this moment, in days since 1970-01-01."""
+    return int(now // _DAY_SECONDS)
+
+
+def _sum(one: Count, other: Count) -> Count:
+    return Count(one.packets + other.packets, one.octets + other.octets)

@@ -1,0 +1,9 @@
+"""IP protocols by IANA's number: their names, and what stands in the place of a port."""
+
+from __future__ import annotations
+
+# Those without ports too. Names are as the product prints them.
+PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 33: "DCCP", 41: "IPv6", 47: "GRE", 50: "ESP", 51: "AH"}
+PROTOCOLS |= {58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite"}
+WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+ICMP = frozenset({1, 58})

@@ -1,0 +1,52 @@
+"""Which sources were blocked today, and which ports they were after."""
+
+from __future__ import annotations
+
+from heapq import nlargest
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sikkerguard.core.model import Drain
+
+    Port = tuple[int, int]
+
+# Sources that are counted in a day, about a hundred bytes each; and ports that are told apart, the busiest of them.
+MOST_SOURCES = 65536
+_MOST_PORTS = 4096
+
+
+class Today:
+    """Distinct sources, and packets by (protocol, port), of one UTC day. Begins with what is known of it already."""
+
+    def __init__(self, day: int, sources: Iterable[bytes] = (), ports: Mapping[Port, int] | None = None) -> None:
+        self.day = day
+        self._sources = set(sources)
+        self._ports = dict(ports or {})
+
+    @property
+    def sources(self) -> int:
+        """How many sources there were, as far as they are counted."""
+        return len(self._sources)
+
+    def add(self, drain: Drain, ports: Mapping[Port, int]) -> list[bytes]:
+        """Add what was dropped; the sources that are new today."""
+        fresh = []
+        known = self._sources
+        # Every source is in this listing: the first packet of each entry of hits is counted there.
+        for address, _, _ in chain.from_iterable(drain.sources):
+            if address not in known and len(known) < MOST_SOURCES:
+                known.add(address)
+                fresh.append(address)
+        for port, packets in ports.items():
+            self._ports[port] = self._ports.get(port, 0) + packets
+        if len(self._ports) > _MOST_PORTS:
+            self._ports = dict(self.top_ports(_MOST_PORTS // 2))
+        return fresh
+
+    def top_ports(self, most: int) -> list[tuple[Port, int]]:
+        """The ports that most packets were for, the busiest first."""
+        return nlargest(most, self._ports.items(), key=itemgetter(1))

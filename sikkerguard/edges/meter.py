@@ -1,0 +1,111 @@
+"""What our chains dropped, read so that no packet is counted twice and none is left out.
+
+The DROP rules' counters say how many packets there were; two sets say whose they were. The sets are changed for empty
+ones before they are read, so that each entry is read once and what is read is small. What the sets do not know, because
+they were full, is the difference.
+
+For the thread that owns netfilter only. Every method raises `KernelError`.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import NOTHING, Count, Drain, Family
+from sikkerguard.core.names import set_names
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from sikkerguard.core.model import Hit, Source
+    from sikkerguard.edges.chains import Chains
+    from sikkerguard.edges.ipset import Sets
+
+# Seconds after which no packet is at work any more on a set that was changed for another: it takes microseconds.
+_IN_FLIGHT_SECONDS = 0.002
+
+
+class Meter:
+    """The counts of these families. What was read is kept here until `drain` has given it away."""
+
+    def __init__(self, sets: Sets, chains: Chains, families: Sequence[Family]) -> None:
+        self._sets = sets
+        self._chains = chains
+        self._families = families
+        self._stood = dict.fromkeys(families, NOTHING)
+        self._dropped = NOTHING
+        self._hits: list[Collection[Hit]] = []
+        self._sources: list[Collection[Source]] = []
+        # A process before us may have died with sets that it had changed and not read.
+        self._unread = True
+
+    def resume(self, counters: Mapping[Family, Count]) -> None:
+        """The counters stood there when they were last taken into account."""
+        self._stood |= {family: counters[family] for family in self._families if family in counters}
+
+    def rewriting(self, family: Family) -> None:
+        """Take what was counted until now: this family's chain is about to be written anew, or someone emptied it."""
+        self._collect(anew=True)
+        self._stood[family] = NOTHING
+
+    def drain(self) -> Drain:
+        """What was dropped since the last time."""
+        self._collect()
+        drained = Drain(self._dropped, dict(self._stood), self._hits, self._sources)
+        self._dropped, self._hits, self._sources = NOTHING, [], []
+        return drained
+
+    def _collect(self, *, anew: bool = False) -> None:
+        # Before the sets: all that these have counted is in the sets by now, if there was room.
+        for family in self._families:
+            anew |= self._read(family)
+        if self._unread:
+            self._take()
+        if not self._dropped.packets and not anew:
+            return
+        for family in self._families:
+            names = set_names(family)
+            if self._sets.header(names.old_sources) is None:
+                continue  # our sets are yet to be made
+            # In this order, what falls between the two is an entry of hits now and a count of its source later.
+            self._unread = True
+            self._sets.swap(names.sources, names.old_sources)
+            self._sets.swap(names.hits, names.old_hits)
+        time.sleep(_IN_FLIGHT_SECONDS)
+        self._take()
+        if anew:
+            # Someone took our rule away, and with it the count of what it dropped since we looked. The sets know.
+            self._dropped = max(self._dropped, self._in_sets())
+
+    def _read(self, family: Family) -> bool:
+        """Add what the rule dropped since it was read before; says whether its counter began anew meanwhile."""
+        found, stood = self._chains.counters(family), self._stood[family]
+        if found.packets < stood.packets:
+            found = self._chains.counters(family, settled=True)
+        began_anew = found.packets < stood.packets
+        if began_anew:
+            stood = NOTHING
+        packets, octets = found.packets - stood.packets, found.octets - stood.octets
+        self._dropped = Count(self._dropped.packets + packets, self._dropped.octets + octets)
+        self._stood[family] = found
+        return began_anew
+
+    def _take(self) -> None:
+        """Read the sets that no packet meets, and empty them for the next time."""
+        for family in self._families:
+            names = set_names(family)
+            self._hits.append(self._sets.hits(names.old_hits, family))
+            self._sources.append(self._sets.counts(names.old_sources, family))
+            for name in (names.old_hits, names.old_sources):
+                if self._sets.header(name) is not None:
+                    self._sets.flush(name)
+        self._unread = False
+
+    def _in_sets(self) -> Count:
+        """All that the sets counted: a packet that made an entry of hits was counted by its source as well."""
+        hits = list(chain.from_iterable(self._hits))
+        packets = sum(hit[4] - 1 for hit in hits) + sum(source[2] for source in chain.from_iterable(self._sources))
+        # Of the bytes that were counted by source alone no one can tell which are in hits too: these are left out.
+        return Count(packets, max(self._dropped.octets, sum(hit[3] for hit in hits)))

@@ -1,0 +1,246 @@
+"""Every dropped packet is on a line of the log once, in the status, and in the reports' table, whatever happens."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sqlite3
+import struct
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.flood import Wire, crossed, packet, repeated, tcp, udp
+from tests.laboratory import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.kernel.conftest import Guard
+
+FIRST = int(ipaddress.ip_address("203.0.113.0"))
+LISTED, LISTED_V6 = "203.0.113.7", "2001:db8:7::7"
+_PLACE = re.compile(r"BLOCKED (.+) x(\d+)$")
+
+
+def begin(guard: Guard, *entries: str, **variables: str) -> Wire:
+    """A service that blocks these."""
+    guard.serve(*entries)
+    guard.start(**variables)
+    guard.logged(f"Blocking {len(entries)} IPs$")
+    return Wire(guard.lab)
+
+
+def dropped(guard: Guard) -> int:
+    """The DROP rules' packets, both families, as the stock tools show them."""
+    total = 0
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        listing = guard.lab.host.run(tool, "-t", "raw", "-L", "SIKKERGUARD", "-v", "-x", "-n")
+        total += sum(int(line.split()[0]) for line in listing.splitlines() if line.split()[2:3] == ["DROP"])
+    return total
+
+
+def told(guard: Guard) -> int:
+    """The packets on all lines of the log."""
+    return sum(int(match[2]) for line in guard.log().splitlines() if (match := _PLACE.search(line)))
+
+
+def told_of(guard: Guard, place: str) -> int:
+    """The packets on the lines of one source or place."""
+    return sum(
+        int(match[2])
+        for line in guard.log().splitlines()
+        if (match := _PLACE.search(line)) and match[1].startswith(place)
+    )
+
+
+def filed(guard: Guard) -> int:
+    """The packets that will be in reports or are withheld, as they lie on disk."""
+    connection = sqlite3.connect(guard.state / "records.sqlite3")
+    try:
+        queries = (
+            "SELECT SUM(packets) FROM blocked",
+            "SELECT SUM(packets) FROM outbox",
+            "SELECT value FROM ledger WHERE name = 'filed_packets_purged'",
+        )
+        return sum((connection.execute(query).fetchone() or (0,))[0] or 0 for query in queries)
+    finally:
+        connection.close()
+
+
+def settle(guard: Guard, packets: int) -> None:
+    """Wait until that many packets are in the status, on lines, and in the reports' table or known to be nameless."""
+    wait_for(f"{packets} packets in the status", lambda: guard.status()["droppedPackets"] >= packets, 5)
+    wait_for(f"{packets} packets on lines, {told(guard)} are:\n{guard.log()}", lambda: told(guard) >= packets, 15)
+    status = guard.status()
+    assert status["droppedPackets"] == packets
+    assert status["droppedPacketsToday"] == packets
+    assert told(guard) == packets, guard.log()
+    assert filed(guard) <= packets - status["droppedUnnamed"]
+
+
+def lines(guard: Guard) -> list[str]:
+    """What the log says was blocked, without times."""
+    return [line.partition("BLOCKED ")[2] for line in guard.log().splitlines() if "BLOCKED " in line]
+
+
+def test_packets_of_every_kind_are_counted_and_read_well(guard: Guard) -> None:
+    wire = begin(guard, LISTED, LISTED_V6)
+    echo = struct.pack("!BBHHH", 8, 0, 0, 7, 1)
+    echo_v6 = struct.pack("!BBHHH", 128, 0, 0, 7, 1)
+    sent = [
+        *[tcp(LISTED, 23)] * 47,
+        *[udp(LISTED, 53)] * 3,
+        *[packet(LISTED, 1, echo)] * 5,
+        *[packet(LISTED, 47, bytes(8))] * 2,
+        *[tcp(LISTED_V6, 22)] * 6,
+        *[packet(LISTED_V6, 58, echo_v6)] * 4,
+        *[packet(LISTED_V6, 99, bytes(8))] * 1,
+    ]
+    wire.send(sent)
+    # A fragment names no port: its source is known all the same.
+    wire.send([packet("203.0.113.7", 17, bytes(64), fragment=100)])
+    assert dropped(guard) == len(sent) + 1
+    settle(guard, len(sent) + 1)
+    assert filed(guard) == len(sent) + 1
+    for place, packets in {
+        f"{LISTED}:23 (telnet) proto=TCP": 47,
+        f"{LISTED}:53 (dns) proto=UDP": 3,
+        f"{LISTED} (type 8 code 0) proto=ICMP": 5,
+        f"{LISTED} proto=GRE": 2,
+        f"{LISTED} (further ports) proto=any": 1,
+        f"[{LISTED_V6}]:22 (ssh) proto=TCP": 6,
+        f"{LISTED_V6} (type 128 code 0) proto=ICMPv6": 4,
+        f"{LISTED_V6} proto=99": 1,
+    }.items():
+        assert told_of(guard, place) == packets, place
+    status = guard.status()
+    assert status["sources"] == 2
+    assert status["topPorts"][0] == {"protocol": "TCP", "port": 23, "service": "telnet", "packets": 47}
+
+
+def test_one_line_for_a_source_and_port_in_a_window(guard: Guard) -> None:
+    wire = begin(guard, LISTED)
+    wire.send([tcp(LISTED, 23)])
+    guard.logged(r"BLOCKED 203.0.113.7:23 \(telnet\) proto=TCP x1$", seconds=1.5)
+    for _ in range(5):
+        wire.send([tcp(LISTED, 23)] * 9)
+    guard.logged(r"BLOCKED 203.0.113.7:23 \(telnet\) proto=TCP x45$", seconds=12)
+    assert len(lines(guard)) == 2
+
+
+def test_a_scan_by_one_source_hides_no_other(guard: Guard) -> None:
+    wire = begin(guard, LISTED, "203.0.113.8")
+    scan = crossed([LISTED], range(1, 60_001))
+    wire.send([*scan[:40_000], tcp("203.0.113.8", 22), *scan[40_000:]])
+    guard.logged(r"BLOCKED 203.0.113.8:22 \(ssh\) proto=TCP x1$", seconds=2)
+    assert dropped(guard) == 60_001
+    settle(guard, 60_001)
+    assert guard.status()["droppedUnnamed"] == 0
+    assert told_of(guard, f"{LISTED} (further ports)") > 50_000
+    assert len(lines(guard)) < 45
+
+
+def test_a_flood_of_more_sources_than_can_be_remembered_is_counted_as_others(guard: Guard) -> None:
+    sources = range(FIRST, FIRST + 100_000)
+    guard.serve(*(f"{ipaddress.ip_address(FIRST + 2**12 * number)}/20" for number in range(26)))
+    guard.start()
+    guard.logged("Blocking [0-9]+ IPs$")
+    wire = Wire(guard.lab)
+    packets = crossed(sources, [23, 22, 80])
+    wire.send(packets)
+    assert dropped(guard) == len(packets)
+    settle(guard, len(packets))
+    status = guard.status()
+    assert 0 < status["droppedUnnamed"] < len(packets) / 2
+    assert status["sources"] == 65_536
+    assert re.search(r"\d+ more sources and others that were not told apart x\d+$", "\n".join(lines(guard)))
+    assert len(lines(guard)) < 45
+
+
+def test_counts_hold_across_list_swaps_and_while_others_change_the_table(guard: Guard) -> None:
+    sources = [str(ipaddress.ip_address(FIRST + number)) for number in range(200)]
+    wire = begin(guard, *sources, "192.0.2.1")
+    done = threading.Event()
+
+    def meddle() -> None:
+        while not done.is_set():
+            for change in ("-A", "-D"):
+                guard.lab.host.run(
+                    "iptables-legacy", "-w", "-t", "raw", change, "OUTPUT", "-d", "192.0.2.9", "-j", "ACCEPT"
+                )
+
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    try:
+        sent = 0
+        for number in range(2, 5):
+            sender = threading.Thread(target=wire.send, args=(repeated(crossed(sources, range(10)), 300_000),))
+            sender.start()
+            guard.serve(*sources, *(f"192.0.2.{each}" for each in range(number)))
+            assert guard.cli("pull").returncode == 0
+            sender.join()
+            sent += 300_000
+    finally:
+        done.set()
+        meddler.join()
+    # No moment of an update let one through.
+    assert dropped(guard) == sent
+    settle(guard, sent)
+    assert guard.status()["droppedUnnamed"] == 0
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_counts_hold_across_a_restart(guard: Guard, end: str) -> None:
+    wire = begin(guard, LISTED, LISTED_V6)
+    first: Sequence[bytes] = [tcp(LISTED, 23)] * 1000 + [tcp(LISTED_V6, 22)] * 500
+    wire.send(first)
+    if end == "stop":
+        guard.stop()
+        # Also what was dropped in the last moment, with its line.
+        assert told(guard) == len(first)
+        before = 0
+    else:
+        guard.kill()
+        # Nobody is there to count: the kernel does.
+        wire.send(first)
+        before = 2 * len(first)
+    guard.start()
+    guard.logged("Blocking 2 IPs", times=2)
+    wire.send([tcp(LISTED, 3306)] * 70)
+    assert dropped(guard) == before + 70
+    total = before + 70 if end == "kill" else len(first) + 70
+    settle(guard, total)
+    assert filed(guard) == total
+    assert guard.status()["droppedUnnamed"] == 0
+    assert told_of(guard, f"{LISTED}:3306 (mysql)") == 70
+
+
+def test_what_a_removed_rule_had_counted_is_counted(guard: Guard) -> None:
+    wire = begin(guard, LISTED)
+    guard.logged("Blocking")
+    for number in range(1, 4):
+        # In one go, so that nobody has looked in between.
+        wire.send([tcp(LISTED, 23)] * 1000)
+        guard.lab.host.run("iptables-legacy", "-w", "-t", "raw", "-F")
+        guard.logged("Someone changed our rules; repaired", times=number)
+    wire.send([tcp(LISTED, 23)] * 10)
+    settle(guard, 3010)
+
+
+def test_a_stop_while_packets_come_loses_none(guard: Guard) -> None:
+    wire = begin(guard, LISTED)
+    sender = threading.Thread(target=wire.send, args=(repeated([tcp(LISTED, 23)], 1_500_000),))
+    sender.start()
+    wait_for("packets", lambda: dropped(guard) > 200_000)
+    # The rule's last word, from the kernel: iptables shows it as it takes the rule away.
+    trace = subprocess.Popen(["ip", "netns", "exec", guard.lab.host.name, "true"], stdout=subprocess.DEVNULL)
+    trace.wait()
+    guard.stop()
+    sender.join()
+    connection = sqlite3.connect(guard.state / "records.sqlite3")
+    held = dict(connection.execute("SELECT name, value FROM ledger"))
+    connection.close()
+    assert held["dropped_packets"] == held["named"] == held["told"] == told(guard) == filed(guard)
