@@ -1,0 +1,175 @@
+"""What a flood costs, and that it is counted to the last packet.
+
+Run as root: `.venv/bin/python -m bench.flood [PACKETS] [SOURCES] [PORTS]`, 2,000,000, 50,000 and 20 by default.
+Everything happens in network namespaces of its own. The real service blocks that many listed sources in a laboratory,
+and their packets come as fast as one sender can put them onto the wire. Then the same flood meets rules as others write
+them, in turn, so that the ratios mean something.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sikkerguard.standin.faults import Canned
+from sikkerguard.standin.server import DEMO_KEY, Standin
+from tests.kernel.flood import Wire, crossed, repeated
+from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FIRST = int(ipaddress.ip_address("5.0.0.0"))
+_STEP = 3  # no two sources are neighbours, so that none can be joined to a range
+_TICKS = os.sysconf("SC_CLK_TCK")
+_ROUNDS = 3
+_NOTHING = "everything is dropped at once"
+_PEERS = {
+    "a set and DROP": (),
+    "a set, LOG without a limit, and DROP": ("-j", "LOG", "--log-prefix", "peer "),
+    "a set, LOG under hashlimit, and DROP": (
+        *("-m", "hashlimit", "--hashlimit-upto", "1/sec", "--hashlimit-burst", "5"),
+        *("--hashlimit-mode", "srcip,dstport", "--hashlimit-name", "peer", "-j", "LOG", "--log-prefix", "peer "),
+    ),
+}
+
+
+class Process:
+    """What the kernel says of a running process."""
+
+    def __init__(self, number: int) -> None:
+        self._directory = Path(f"/proc/{number}")
+
+    def processor_seconds(self) -> float:
+        """Time on a core so far, its threads and the kernel's work for it included."""
+        fields = (self._directory / "stat").read_text("ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def memory(self, name: str) -> float:
+        """VmRSS, or VmHWM, its peak, in MiB."""
+        status = (self._directory / "status").read_text("ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) / 1024
+
+
+def dropped(lab: Laboratory) -> int:
+    """The DROP rule's packets, as iptables shows them."""
+    listing = lab.host.run("iptables-legacy", "-t", "raw", "-L", "SIKKERGUARD", "-v", "-x", "-n")
+    return sum(int(line.split()[0]) for line in listing.splitlines() if line.split()[2:3] == ["DROP"])
+
+
+def told(log: Path) -> int:
+    """The packets on all lines of the log."""
+    return sum(int(found) for found in re.findall(r"BLOCKED .* x(\d+)$", log.read_text("utf-8"), re.MULTILINE))
+
+
+def flood_the_service(lab: Laboratory, wire: Wire, directory: Path, packets: int, frames: Sequence[bytes]) -> float:
+    """Seconds that the packets took; what became of them is printed."""
+    environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+    environment["SIKKER_STATE_DIR"] = str(directory / "state")
+    log = directory / "log"
+    words = (sys.executable, "-m", "sikkerguard")
+    with log.open("wb") as stream:
+        service = lab.host.start((*words, "run"), environment, stderr=stream)
+    try:
+        wait_for("the list", lambda: "Blocking" in log.read_text("utf-8"), 60)
+
+        def status() -> dict[str, int]:
+            found: dict[str, int] = json.loads(lab.host.run(*words, "status", "--json", check=False, env=environment))
+            return found
+
+        # Once before what is measured: what only a first packet needs is then in memory.
+        wire.send(frames[:1])
+        wait_for("the first packet", lambda: status()["droppedPackets"] == 1)
+        process = Process(service.pid)
+        memory, spent, started = process.memory("VmRSS"), process.processor_seconds(), time.monotonic()
+        wire.send(repeated(frames, packets))
+        seconds = time.monotonic() - started
+        spent = process.processor_seconds() - spent
+        wait_for("the count", lambda: status()["droppedPackets"] == packets + 1, 10)
+        wait_for("the lines", lambda: told(log) >= packets + 1, 20)
+        found = status()
+        rows = log.read_text("utf-8").count("BLOCKED")
+        print(f"{packets:,} packets in {seconds:.1f} s, {packets / seconds / 1000:.0f} thousand a second")
+        print(f"  DROP rule {dropped(lab):,}, status {found['droppedPackets']:,}, {rows} lines with {told(log):,}")
+        print(f"  of sources that could not be told: {found['droppedUnnamed']:,}; sources: {found['sources']:,}")
+        print(f"  of one core meanwhile: {100 * spent / seconds:.1f} % ({spent:.2f} s)")
+        print(
+            f"  resident: {memory:.1f} MiB before, {process.memory('VmRSS') - memory:+.1f} afterwards, "
+            f"{process.memory('VmHWM') - memory:+.1f} at the peak"
+        )
+        assert dropped(lab) == found["droppedPackets"] == told(log) == packets + 1, "a packet is not accounted for"
+        return min(seconds, *(_timed(wire, frames, packets) for _ in range(_ROUNDS - 1)))
+    finally:
+        service.terminate()
+        service.wait(30)
+
+
+def flood_the_peers(
+    lab: Laboratory, wire: Wire, sources: Sequence[str], packets: int, frames: Sequence[bytes]
+) -> dict[str, float]:
+    """Seconds that the same packets took with rules as others write them, and where nothing was looked up."""
+    entries = "".join(f"add peer {source}\n" for source in sources)
+    lab.host.run("ipset", "restore", text=f"create peer hash:ip hashsize 32768 maxelem 131072\n{entries}")
+    iptables = ("iptables-legacy", "-w", "-t", "raw")
+    # What the sender and the reception cost: nothing is looked up, and nothing goes further.
+    lab.host.run(*iptables, "-A", "PREROUTING", "-i", "wan", "-j", "DROP")
+    found = {_NOTHING: min(_timed(wire, frames, packets) for _ in range(_ROUNDS))}
+    lab.host.run(*iptables, "-F")
+    for name, log_rule in _PEERS.items():
+        lab.host.run(*iptables, "-N", "PEER")
+        if log_rule:
+            lab.host.run(*iptables, "-A", "PEER", *log_rule)
+        lab.host.run(*iptables, "-A", "PEER", "-j", "DROP")
+        lab.host.run(*iptables, "-A", "PREROUTING", "-m", "set", "--match-set", "peer", "src", "-j", "PEER")
+        found[name] = min(_timed(wire, frames, packets) for _ in range(_ROUNDS))
+        lab.host.run(*iptables, "-F")
+        lab.host.run(*iptables, "-X")
+    return found
+
+
+def _timed(wire: Wire, frames: Sequence[bytes], packets: int) -> float:
+    started = time.monotonic()
+    wire.send(repeated(frames, packets))
+    return time.monotonic() - started
+
+
+def main() -> int:
+    """Flood, and print what became of it."""
+    given = [int(word) for word in sys.argv[1:]]
+    packets, number, ports = (*given, *(2_000_000, 50_000, 20)[len(given) :])
+    sources = [str(ipaddress.ip_address(_FIRST + _STEP * each)) for each in range(number)]
+    frames = crossed(sources, range(1, ports + 1))
+    print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}; {number:,} sources, {ports} ports", flush=True)
+    setting = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+    before = setting.read_text("ascii")
+    with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as directory:
+        standin = Standin(API, 80)
+        lab.internet.inside(standin.start)
+        body = "".join(f"{source}\n" for source in sources).encode()
+        standin.fault("blacklist", Canned(body=body, content_type="text/plain"), times=100)
+        try:
+            # Lines of namespaces other than the first are logged only where this says so, and they cost time.
+            setting.write_text("1")
+            wire = Wire(lab)
+            ours = flood_the_service(lab, wire, Path(directory), packets, frames)
+            found = flood_the_peers(lab, wire, sources, packets // 10, frames)
+        finally:
+            setting.write_text(before)
+            standin.stop()
+    share = packets // 10
+    nothing = found.pop(_NOTHING) / share
+    print(f"the sender and the reception alone need {nothing * 1e9:.0f} ns a packet; beyond that one costs")
+    for name, cost in (("SikkerGuard, counted and shown", ours / packets), *((n, t / share) for n, t in found.items())):
+        print(f"  {(cost - nothing) * 1e9:6.0f} ns  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
