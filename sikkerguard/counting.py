@@ -57,7 +57,8 @@ class Counting:
         self._tally = Tally(port_map)
         self._owed: Mapping[bytes, int] = {}
         self._fresh: list[bytes] = []
-        self._new_day = False
+        self._new_day = self._changed = False
+        self._blocked: Sequence[tuple[Key, int]] = ()
         self._trouble = ""
         self._noticed = asyncio.Event()
         self._under_way: asyncio.Task[None] | None = None
@@ -122,42 +123,49 @@ class Counting:
             log.debug("counters can't be read now: %s", error)  # the look that repairs says it aloud
 
     async def _count(self, final: bool) -> None:
-        drain = await self._owner.run(self._kernel.drain)
-        if any(drain.sources):
-            lines, blocked = await asyncio.to_thread(self._digest, drain, final)
-        else:
-            lines, blocked = self._digest(drain, final)  # nothing to read: quicker than a thread
-        if lines or drain.dropped.packets or self._fresh or final:
-            # Kept before they are shown: whoever dies in between says nothing twice.
-            await asyncio.to_thread(self._save, blocked)
-        for line in lines:
-            log.info("%s", line.text)
+        for drain in await self._owner.run(self._kernel.drain):
+            if any(drain.sources):
+                lines = await asyncio.to_thread(self._take, drain)
+            else:
+                lines = self._take(drain)  # nothing to read: quicker than a thread
+            await self._show(lines)
+        if final:
+            # The rules go, and their counters with them.
+            lines = self._tally.finish(self._ledger.dropped.packets)
+            self._ledger = replace(self._ledger, told=self._tally.told, counters={})
+            self._changed = True
+            await self._show(lines)
         self._tell(self._counted())
 
-    def _digest(self, drain: Drain, final: bool) -> tuple[list[Line], Sequence[tuple[Key, int]]]:
-        now = time.time()
+    def _take(self, drain: Drain) -> list[Line]:
         named = name(drain, self._owed)
         self._owed = named.owed
-        ledger = self._ledger.with_drain(drain, named.packets, now)
+        ledger = self._ledger.with_drain(drain, named.packets, time.time())
         if ledger.day != self._today.day:
             self._today = Today(ledger.day)
             self._fresh, self._new_day = [], True
         self._fresh += self._today.add(drain, named.ports)
         lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
-        if final:
-            lines += self._tally.finish(ledger.dropped.packets)
-            # The rules go, and their counters with them.
-            ledger = replace(ledger, counters={})
         self._ledger = replace(ledger, told=self._tally.told)
-        return lines, named.largest
+        self._blocked = named.largest
+        self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh)
+        return lines
 
-    def _save(self, blocked: Sequence[tuple[Key, int]]) -> None:
+    async def _show(self, lines: list[Line]) -> None:
+        if self._changed:
+            # Kept before they are shown: whoever dies in between says nothing twice.
+            await asyncio.to_thread(self._save)
+            self._changed, self._blocked = False, ()
+        for line in lines:
+            log.info("%s", line.text)
+
+    def _save(self) -> None:
         if self._records is None:
             return
         try:
             self._records.save(
                 self._ledger,
-                blocked,
+                self._blocked,
                 self._fresh[:_SOURCES_AT_ONCE],
                 self._today.top_ports(_PORTS),
                 new_day=self._new_day,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.edges.notify import Notifier
+from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
 from sikkerguard.errors import ConfigError
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import ApiFace, KernelFace, ProbesFace
+    from sikkerguard.core.faces import KernelFace, LogFace, ProbesFace
+    from sikkerguard.edges.sikkerapi import SikkerApi
+    from sikkerguard.reporting import ReportFace
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +59,14 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
         kernel=_kernel(config),
         store=store,
         counts=Counts(database) if database else None,
+        outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
         detect=surroundings.detect,
-        make_api=_api,
+        make_api=lambda config: _client(config.api_url, config.api_key),
+        make_reports=_reports,
         make_probes=_probes,
         make_watch=surroundings.ChangeWatch,
+        open_log=_log_opener(),
     )
     edges = adjust(edges)
     service = Service(config, edges, reread)
@@ -84,10 +91,29 @@ def _kernel(config: Config) -> KernelFace:
     return Kernel()
 
 
-def _api(config: Config) -> ApiFace:
+@lru_cache(maxsize=1)
+def _client(url: str, key: str) -> SikkerApi:
+    """One for pulls and reports: the certificates of all authorities are some megabytes."""
     from sikkerguard.edges.sikkerapi import SikkerApi  # httpx, once the cached list blocks
 
-    return SikkerApi(config.api_url, config.api_key)
+    return SikkerApi(url, key)
+
+
+def _reports(config: Config) -> ReportFace:
+    from sikkerguard.edges.reportapi import ReportApi
+
+    return ReportApi(_client(config.api_url, config.api_key))
+
+
+def _log_opener() -> Callable[[str], LogFace | None]:
+    said = set[str]()
+
+    def open_log(choice: str) -> LogFace | None:
+        from sikkerguard.edges.kernlog import open_source  # once the cached list blocks
+
+        return open_source(choice, said)
+
+    return open_log
 
 
 def _probes(config: Config) -> ProbesFace:

@@ -17,35 +17,37 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core import health
-from sikkerguard.core.model import Allowlist, Attempt, Blocklist, State
+from sikkerguard.core.model import Attempt, Blocklist, State
 from sikkerguard.core.parse import merge_content
-from sikkerguard.core.policy import Baseline, HeldBackError, admit, always_allowed
+from sikkerguard.core.policy import Baseline, HeldBackError, admit
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Cycle, InForce, Owner
 from sikkerguard.errors import ConfigError, KernelError, ListError, SikkerGuardError, as_sentence
+from sikkerguard.keeping import Keeper
+from sikkerguard.reporting import Reporter
+from sikkerguard.watching import watch_forever
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import (
         ApiFace,
         CountsFace,
         KernelFace,
+        LogFace,
         NotifierFace,
         ProbesFace,
         StoreFace,
         WatchFace,
         WebFace,
     )
-    from sikkerguard.core.model import AllowEntry
-    from sikkerguard.core.plan import Operation
+    from sikkerguard.core.model import AllowEntry, Allowlist
+    from sikkerguard.reporting import OutboxFace, ReportFace
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
-_SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
 # These can't change under a running service: sockets are open and files locked by them.
 _FIXED = {
     "dry_run": "SIKKER_DRY_RUN",
@@ -53,23 +55,28 @@ _FIXED = {
     "health_port": "SIKKER_HEALTH_ADDRESS",
     "state_dir": "SIKKER_STATE_DIR",
     "log_level": "SIKKER_LOG_LEVEL",
+    "log_source": "SIKKER_LOG_SOURCE",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
     """All that the service needs from outside. `detect` gets the whitelist and the API's addresses and gives what is
-    allowed; `make_api` and `make_probes` are asked again when the configuration changes; `make_watch` gets what to
-    call when the surroundings changed."""
+    allowed; `make_api`, `make_reports` and `make_probes` are asked again when the configuration changes; `make_watch`
+    gets what to call when the surroundings changed; `open_log` gets the setting of the log source. `counts` and
+    `outbox` are None where nothing is to be kept or reported."""
 
     kernel: KernelFace
     store: StoreFace
     counts: CountsFace | None
+    outbox: OutboxFace | None
     notifier: NotifierFace
     detect: Callable[[Iterable[AllowEntry], Iterable[str]], tuple[AllowEntry, ...]]
     make_api: Callable[[Config], ApiFace]
+    make_reports: Callable[[Config], ReportFace]
     make_probes: Callable[[Config], ProbesFace]
     make_watch: Callable[[Callable[[], None]], WatchFace]
+    open_log: Callable[[str], LogFace | None]
 
 
 class Service:
@@ -83,17 +90,30 @@ class Service:
         self._owner = Owner(self._executor)
         self._api: tuple[Config, ApiFace] | None = None
         self._in_force: InForce | None = None
-        self._allowlist = Allowlist()
-        self._api_addresses: tuple[str, ...] = ()
         self._failures = 0
         self._stopped = asyncio.Event()
         self._work_wanted = asyncio.Event()
         self._pull_wanted = self._readmission_wanted = False
-        self._surroundings_changed = asyncio.Event()
-        self._following = asyncio.Lock()
+        self._keeper = Keeper(
+            edges.kernel,
+            self._owner,
+            None if config.dry_run else edges.store,
+            lambda addresses: edges.detect(self._config.whitelist, addresses),
+            self._allowed_changed,
+            self._change,
+            edges.notifier.alive,
+        )
         self._counting = Counting(
             edges.kernel, self._owner, edges.counts, config.port_map, lambda counted: self._change(counted=counted)
         )
+        self._reporter = None
+        if edges.outbox is not None:
+            self._reporter = Reporter(
+                edges.outbox,
+                edges.make_reports,
+                lambda: self._config,
+                lambda numbers: self._change(reports=numbers),
+            )
         self._ready = False
         self.state = State(started_at=time.time(), dry_run=config.dry_run)
 
@@ -129,13 +149,12 @@ class Service:
             KernelError: the kernel can't be used at all, or not everything could be removed at the end.
         """
         tasks: set[asyncio.Task[None]] = set()
-        watch = self._edges.make_watch(self._surroundings_changed.set)
+        watch = self._edges.make_watch(self._keeper.notice)
         try:
             await web.start()
             await self._begin()
             watch.start()
-            for work in (self._pull_forever(), self._look_forever(), self._counting.count_forever()):
-                tasks.add(asyncio.create_task(work))
+            tasks |= {asyncio.create_task(work) for work in self._works()}
             await self._until_stopped(tasks)
         finally:
             self._edges.notifier.stopping()
@@ -149,6 +168,21 @@ class Service:
             finally:
                 await self._owner.run(self._edges.kernel.close)
                 self._executor.shutdown(wait=True)
+
+    def _works(self) -> list[Coroutine[Any, Any, None]]:
+        works = [self._pull_forever(), self._keeper.look_forever(), self._counting.count_forever()]
+        if self._reporter is not None:
+            works.append(self._reporter.report_forever())
+        if not self._config.dry_run:
+            # Nothing of ours is in the kernel's log where nothing of ours is in the kernel.
+            works.append(
+                watch_forever(
+                    lambda: self._edges.open_log(self._config.log_source),
+                    self._counting.notice,
+                    lambda name, lost: self._change(log_source=name, log_lost=lost),
+                )
+            )
+        return works
 
     async def _end(self) -> None:
         """Where a stop was asked for, take the rules away; what they counted is read when no packet meets them any
@@ -174,26 +208,22 @@ class Service:
     async def _begin(self) -> None:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else."""
         await self._counting.begin()
-        kept = self._edges.store.load_allowlist()
-        self._api_addresses = tuple(
-            str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
-        )
-        self._allowlist = await self._owner.run(self._detected)
+        await self._keeper.begin(self._edges.store.load_allowlist())
         self._in_force = await asyncio.to_thread(self._load_cached)
         cached = self._in_force.verified if self._in_force else None
         if self._in_force is not None:
             blocklist = self._in_force.admitted.blocklist
         else:
             blocklist = await self._owner.run(self._edges.kernel.read_committed)
-        await self._owner.run(self._edges.kernel.adopt, blocklist, self._allowlist)
-        log.info("Safety whitelist: %s", self._allowlist.summary())
-        self._change(settled_at=time.monotonic(), allowlist=self._allowlist.summary())
+        await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
+        log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
+        self._change(settled_at=time.monotonic(), allowlist=self._keeper.allowlist.summary())
         if len(blocklist):
             self._show(blocklist, cached.verified_at if cached else None)
             age = f"from the cache, verified {duration_text(time.time() - cached.verified_at)} ago" if cached else ""
             log.info("%s (%s)", self._blocking(blocklist), age or "found in the kernel, left by an earlier run")
         self._say_ready()
-        await self._save_allowlist()
+        await self._keeper.keep()
 
     def _load_cached(self) -> InForce | None:
         try:
@@ -204,10 +234,7 @@ class Service:
         if verified is None:
             return None
         listed = merge_content([source.content for source in verified.sources])
-        return InForce(verified, listed, admit(listed, self._allowlist))
-
-    def _detected(self) -> Allowlist:
-        return Allowlist((*always_allowed(), *self._edges.detect(self._config.whitelist, self._api_addresses)))
+        return InForce(verified, listed, admit(listed, self._keeper.allowlist))
 
     # Pulling
 
@@ -278,11 +305,11 @@ class Service:
             # In a thread, as are the probes: what they import takes a while to read.
             self._api = config, await asyncio.to_thread(self._edges.make_api, config)
         api = self._api[1]
-        self._api_addresses = await api.addresses() or self._api_addresses
-        await self._follow_host()
+        self._keeper.api_addresses = await api.addresses() or self._keeper.api_addresses
+        await self._keeper.follow_host()
         cycle = await self._cycle(config)
         pulled = await cycle.pull(config, api)
-        allowlist = self._allowlist
+        allowlist = self._keeper.allowlist
         in_force = await cycle.put_in_force(
             pulled,
             allowlist,
@@ -290,7 +317,7 @@ class Service:
             self._baseline(),
             max_growth=config.max_growth,
             accept=accept,
-            api_addresses=self._api_addresses,
+            api_addresses=self._keeper.api_addresses,
         )
         self._change(quota_remaining=pulled.quota_remaining)
         await self._remember_pull(frozenset())
@@ -300,8 +327,8 @@ class Service:
         if self._in_force is None:
             return
         cycle = await self._cycle(self._config)
-        allowlist = self._allowlist
-        await self._committed(await cycle.readmit(self._in_force, allowlist, self._api_addresses), allowlist)
+        allowlist = self._keeper.allowlist
+        await self._committed(await cycle.readmit(self._in_force, allowlist, self._keeper.api_addresses), allowlist)
 
     async def _cycle(self, config: Config) -> Cycle:
         return Cycle(
@@ -321,7 +348,7 @@ class Service:
 
     async def _committed(self, in_force: InForce, allowlist: Allowlist) -> None:
         self._in_force = in_force
-        if allowlist != self._allowlist:
+        if allowlist != self._keeper.allowlist:
             # The host changed while the list was tried: it was admitted with what was allowed before.
             self._readmission_wanted = True
             self._work_wanted.set()
@@ -350,63 +377,9 @@ class Service:
         except OSError as error:
             log.warning("The state directory can't be written (%s); a list held back twice will not be taken.", error)
 
-    # Keeping the kernel as it should be
+    # Changing what is known and told
 
-    async def _look_forever(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._surroundings_changed.wait()
-                await asyncio.sleep(_SETTLE_SECONDS)
-            self._surroundings_changed.clear()
-            trouble: list[str] = []
-            operations: tuple[Operation, ...] = ()
-            # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
-            try:
-                await self._follow_host()
-            except KernelError as error:
-                trouble.append(as_sentence(error))
-            try:
-                operations = await self._owner.run(self._edges.kernel.settle, self._allowlist)
-            except KernelError as error:
-                trouble.append(as_sentence(error))
-            if trouble:
-                self._say_trouble(f"{'; '.join(trouble)}; tried again every {_LOOK_SECONDS:g} s.")
-                continue
-            self._repaired(operations)
-            self._change(settled_at=time.monotonic(), trouble="")
-            self._edges.notifier.alive()
-
-    def _say_trouble(self, trouble: str) -> None:
-        if trouble != self.state.trouble:
-            log.error("%s", trouble)
-        self._change(trouble=trouble)
-
-    def _repaired(self, operations: tuple[Operation, ...]) -> None:
-        if not operations:
-            return
-        what = "; ".join(operation.describe().partition("\n")[0].rstrip(":") for operation in operations)
-        log.warning("Someone changed our rules; repaired: %s", what)
-        self._change(repairs=self.state.repairs + 1, last_repair=what)
-
-    async def _follow_host(self) -> None:
-        """Allow what the host has become, and block again what it no longer is."""
-        # One at a time: of two that look at different moments, the older look might otherwise have the last word.
-        async with self._following:
-            await self._follow_host_alone()
-
-    async def _follow_host_alone(self) -> None:
-        allowlist = await self._owner.run(self._detected)
-        if allowlist == self._allowlist:
-            return
-        await self._owner.run(self._edges.kernel.allow, allowlist)
-        changed = set(allowlist.entries) ^ set(self._allowlist.entries)
-        log.info("Safety whitelist: %s", allowlist.summary())
-        for entry in sorted(changed, key=str):
-            log.debug("Safety whitelist: %s %s", "now with" if entry in allowlist.entries else "without", entry)
-        self._allowlist = allowlist
-        self._change(allowlist=allowlist.summary())
-        await self._save_allowlist()
+    def _allowed_changed(self, changed: Iterable[AllowEntry]) -> None:
         if self._in_force is not None and any(
             self._in_force.listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
             for entry in changed
@@ -414,24 +387,16 @@ class Service:
             self._readmission_wanted = True
             self._work_wanted.set()
 
-    async def _save_allowlist(self) -> None:
-        if self._config.dry_run:
-            return
-        try:
-            await asyncio.to_thread(self._edges.store.save_allowlist, self._allowlist)
-        except OSError as error:
-            log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
-
-    # Changing what is known and told
-
     def _take_config(self, fresh: Config) -> None:
         for name, variable in _FIXED.items():
             if getattr(fresh, name) != getattr(self._config, name):
                 log.warning("The new %s takes effect with the next start only.", variable)
         self._config = replace(fresh, **{name: getattr(self._config, name) for name in _FIXED})
         self._counting.set_port_map(self._config.port_map)
+        if self._reporter is not None:
+            self._reporter.wake()
         self._failures = 0
-        self._surroundings_changed.set()
+        self._keeper.notice()
         log.info("The configuration was read again.")
 
     def _show(self, blocklist: Blocklist, verified_at: float | None) -> None:

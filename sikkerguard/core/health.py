@@ -60,8 +60,15 @@ def status(
         "pulls": state.pulls,
         "pulling": state.pulling,
         "quotaRemaining": state.quota_remaining,
-        # Nothing is reported yet; the key is there so that readers can rely on it.
-        "lastReport": None,
+        "lastReport": _iso(state.reports.last_report_at),
+        "reports": {
+            "sent": state.reports.sent,
+            "withheld": state.reports.withheld,
+            "rejected": state.reports.rejected,
+            "unanswered": state.reports.unanswered,
+            "waiting": state.reports.waiting,
+            "quotaRemaining": state.reports.quota_remaining,
+        },
         "allowlist": state.allowlist,
         "onTrial": state.on_trial,
         "repairs": state.repairs,

@@ -42,7 +42,7 @@ class Ledger:
             day=day,
             dropped_today=_sum(self.dropped_today if day == self.day else NOTHING, drain.dropped),
             named=self.named + named,
-            counters=drain.counters,
+            counters=drain.counters or self.counters,
         )
 
     def unnamed(self) -> int:

@@ -361,6 +361,7 @@ class State:
     repairs: int = 0
     last_repair: str = ""
     counted: Counted = field(default_factory=Counted)
+    reports: ReportNumbers = field(default_factory=ReportNumbers)
     log_source: str = "counters"
     log_lost: int = 0
     on_trial: bool = False

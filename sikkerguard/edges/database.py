@@ -106,6 +106,9 @@ class Database:
             return self._opened()
 
     def _opened(self) -> sqlite3.Connection:
+        # Before there is anything in it: the files beside it get its rights when they are made.
+        self._path.touch(0o600)
+        self._path.chmod(0o600)
         # The driver's own transactions are switched off: they begin where one does not expect them.
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -120,7 +123,6 @@ class Database:
                 connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"it is of version {version} instead of {_VERSION}")
-            self._path.chmod(0o600)
         except BaseException:
             connection.close()
             raise

@@ -80,9 +80,9 @@ class DryRunKernel:
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """Nothing was counted before."""
 
-    def drain(self) -> Drain:
+    def drain(self) -> list[Drain]:
         """Nothing is dropped."""
-        return Drain()
+        return []
 
     def unhook(self) -> None:
         """There is no jump of ours."""

@@ -287,7 +287,7 @@ class Kernel:
         """Our DROP rules' counters stood there when they were last taken into account."""
         self._meter.resume(counters)
 
-    def drain(self) -> Drain:
+    def drain(self) -> list[Drain]:
         """What was dropped since the last time."""
         return self._meter.drain()
 

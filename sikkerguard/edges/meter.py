@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sikkerguard.edges.chains import Chains
     from sikkerguard.edges.ipset import Sets
 
+    _Listings = tuple[Sequence[Collection[Hit]], Sequence[Collection[Source]]]
+
 # Seconds after which no packet is at work any more on a set that was changed for another: it takes microseconds.
 _IN_FLIGHT_SECONDS = 0.002
 
@@ -36,8 +38,7 @@ class Meter:
         self._families = families
         self._stood = dict.fromkeys(families, NOTHING)
         self._dropped = NOTHING
-        self._hits: list[Collection[Hit]] = []
-        self._sources: list[Collection[Source]] = []
+        self._drains: list[Drain] = []
         # A process before us may have died with sets that it had changed and not read.
         self._unread = True
 
@@ -50,34 +51,26 @@ class Meter:
         self._collect(anew=True)
         self._stood[family] = NOTHING
 
-    def drain(self) -> Drain:
-        """What was dropped since the last time."""
+    def drain(self) -> list[Drain]:
+        """What was dropped since the last time: one drain, or more where the sets were changed in between."""
         self._collect()
-        drained = Drain(self._dropped, dict(self._stood), self._hits, self._sources)
-        self._dropped, self._hits, self._sources = NOTHING, [], []
-        return drained
+        drains, self._drains = self._drains, []
+        return drains
 
     def _collect(self, *, anew: bool = False) -> None:
         # Before the sets: all that these have counted is in the sets by now, if there was room.
         for family in self._families:
             anew |= self._read(family)
-        if self._unread:
-            self._take()
-        if not self._dropped.packets and not anew:
-            return
-        for family in self._families:
-            names = set_names(family)
-            if self._sets.header(names.old_sources) is None:
-                continue  # our sets are yet to be made
-            # In this order, what falls between the two is an entry of hits now and a count of its source later.
-            self._unread = True
-            self._sets.swap(names.sources, names.old_sources)
-            self._sets.swap(names.hits, names.old_hits)
-        time.sleep(_IN_FLIGHT_SECONDS)
-        self._take()
+        hits, sources = self._read_sets() if self._unread else ((), ())
+        if self._dropped.packets or anew:
+            if any(sources):
+                self._drains.append(Drain(NOTHING, {}, hits, sources))
+            hits, sources = self._change_sets()
         if anew:
             # Someone took our rule away, and with it the count of what it dropped since we looked. The sets know.
-            self._dropped = max(self._dropped, self._in_sets())
+            self._dropped = max(self._dropped, _in_sets(hits, sources))
+        self._drains.append(Drain(self._dropped, dict(self._stood), hits, sources))
+        self._dropped = NOTHING
 
     def _read(self, family: Family) -> bool:
         """Add what the rule dropped since it was read before; says whether its counter began anew meanwhile."""
@@ -92,20 +85,36 @@ class Meter:
         self._stood[family] = found
         return began_anew
 
-    def _take(self) -> None:
-        """Read the sets that no packet meets, and empty them for the next time."""
+    def _change_sets(self) -> _Listings:
+        """What the sets hold, which are empty afterwards."""
         for family in self._families:
             names = set_names(family)
-            self._hits.append(self._sets.hits(names.old_hits, family))
-            self._sources.append(self._sets.counts(names.old_sources, family))
+            if self._sets.header(names.old_sources) is None:
+                continue  # our sets are yet to be made
+            # In this order, what falls between the two is an entry of hits now and a count of its source later.
+            self._unread = True
+            self._sets.swap(names.sources, names.old_sources)
+            self._sets.swap(names.hits, names.old_hits)
+        time.sleep(_IN_FLIGHT_SECONDS)
+        return self._read_sets()
+
+    def _read_sets(self) -> _Listings:
+        """Read the sets that no packet meets, and empty them for the next time."""
+        hits, sources = [], []
+        for family in self._families:
+            names = set_names(family)
+            hits.append(self._sets.hits(names.old_hits, family))
+            sources.append(self._sets.counts(names.old_sources, family))
             for name in (names.old_hits, names.old_sources):
                 if self._sets.header(name) is not None:
                     self._sets.flush(name)
         self._unread = False
+        return hits, sources
 
-    def _in_sets(self) -> Count:
-        """All that the sets counted: a packet that made an entry of hits was counted by its source as well."""
-        hits = list(chain.from_iterable(self._hits))
-        packets = sum(hit[4] - 1 for hit in hits) + sum(source[2] for source in chain.from_iterable(self._sources))
-        # Of the bytes that were counted by source alone no one can tell which are in hits too: these are left out.
-        return Count(packets, max(self._dropped.octets, sum(hit[3] for hit in hits)))
+
+def _in_sets(hits: Sequence[Collection[Hit]], sources: Sequence[Collection[Source]]) -> Count:
+    """All that the sets counted: a packet that made an entry of hits was counted by its source as well."""
+    entries = list(chain.from_iterable(hits))
+    packets = sum(entry[4] - 1 for entry in entries) + sum(source[2] for source in chain.from_iterable(sources))
+    # Of the bytes that were counted by source alone no one can tell which are in hits too: these are left out.
+    return Count(packets, sum(entry[3] for entry in entries))

@@ -1,4 +1,4 @@
-"""SikkerAPI over HTTP: the only importer of httpx. What a list means is none of its business."""
+"""SikkerAPI over HTTP: clients of it, and the pull. What a list means is none of its business."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -21,7 +21,7 @@ from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 
 LARGEST_BODY = 64 << 20
 USER_AGENT = f"SikkerGuard/{VERSION}"
@@ -34,6 +34,10 @@ _SLOWEST = 1024  # bytes a second, over ...
 _SLOW_SECONDS = 15.0  # ... this long
 _LONGEST_PULL = 300.0
 _RETRYABLE = frozenset({408, 425})
+# All that a request may end with, an answer aside. `UnicodeError`: the addresses of redirects, and proxies.
+BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class _Bearer(httpx.Auth):
 
 
 class SikkerApi:
-    """A client of the API at `url` with this key. `transport` and `clock` (seconds) are for tests to put in."""
+    """A client of the API at `url` with this key. `transport`, `clock` (seconds) and `longest`, the time limit for a
+    pull in seconds, are for tests to put in."""
 
     def __init__(
         self,
@@ -65,18 +70,20 @@ class SikkerApi:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
+        longest: float = _LONGEST_PULL,
     ) -> None:
-        self._url = url
-        self._auth = _Bearer(key)
+        self.url = url
+        self.auth = _Bearer(key)
         # Reading the certificates of all authorities takes a while: once, and not in the event loop.
         self._tls = _tls_context() if url.startswith("https:") and transport is None else True
         self._found: tuple[str, ...] | None = None
         self._transport = transport
         self._clock = clock
+        self._longest = longest
 
     async def addresses(self) -> tuple[str, ...]:
         """The addresses that the API's name stands for now; empty where it does not resolve."""
-        parts = urlsplit(self._url)
+        parts = urlsplit(self.url)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[str, ...]] = loop.create_future()
 
@@ -110,33 +117,27 @@ class SikkerApi:
                 "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL", retryable=True
             )
         query = {"plaintext": "true", "scoreMinimum": str(score_min)}
-        url = httpx.URL(f"{self._url}/v1/key/blacklist", params=query)
+        url = httpx.URL(f"{self.url}/v1/key/blacklist", params=query)
         try:
-            async with (
-                asyncio.timeout(_LONGEST_PULL),
-                self._client() as client,
-            ):
-                return await self._follow(client, url, sink)
+            return await within(self._longest, self._pull(url, sink))
         except TimeoutError as error:
-            raise FetchError(f"SikkerAPI took longer than {_LONGEST_PULL:g} s for the list", retryable=True) from error
-        except httpx.TimeoutException as error:
-            raise FetchError(f"SikkerAPI did not answer in time ({_reason(error)})", retryable=True) from error
-        except httpx.RemoteProtocolError as error:
-            raise FetchError(
-                f"SikkerAPI's answer broke off or is not HTTP ({_reason(error)})", retryable=True
-            ) from error
-        except (httpx.TransportError, OSError) as error:
-            raise FetchError(f"SikkerAPI can't be reached ({_reason(error)})", retryable=True) from error
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise FetchError(f"SikkerAPI's answer can't be followed ({_reason(error)})", retryable=True) from error
+            raise FetchError(f"SikkerAPI took longer than {self._longest:g} s for the list", retryable=True) from error
+        except BROKEN as error:
+            raise FetchError(broken(error), retryable=True) from error
 
-    def _client(self) -> httpx.AsyncClient:
+    def client(self, accept: str, packing: str = "gzip") -> httpx.AsyncClient:
+        """A client that asks for this type of content, packed this way or not at all. The key is not in it: `auth`
+        goes with each request.
+
+        Raises:
+            FetchError: the environment names a proxy that can't be one.
+        """
         try:
             return httpx.AsyncClient(
                 timeout=_TIMEOUT,
                 transport=self._transport,
                 verify=self._tls,
-                headers={"User-Agent": USER_AGENT, "Accept": "text/plain", "Accept-Encoding": "gzip"},
+                headers={"User-Agent": USER_AGENT, "Accept": accept, "Accept-Encoding": packing},
             )
         except (ImportError, ValueError, OSError) as error:
             raise FetchError(
@@ -144,12 +145,16 @@ class SikkerApi:
                 retryable=False,
             ) from error
 
+    async def _pull(self, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
+        async with self.client("text/plain") as client:
+            return await self._follow(client, url, sink)
+
     async def _follow(
         self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]
     ) -> Quota:
         origin = (url.scheme, url.host, url.port)
         for _ in range(_MOST_REDIRECTS):
-            async with client.stream("GET", url, auth=self._auth) as response:
+            async with client.stream("GET", url, auth=self.auth) as response:
                 if response.has_redirect_location:
                     url = response.url.join(response.headers["Location"])
                     if (url.scheme, url.host, url.port) != origin:
@@ -159,16 +164,17 @@ class SikkerApi:
                             retryable=False,
                         )
                     continue
-                _check_status(response)
+                if response.status_code != 200:
+                    raise refusal(response)
                 await self._receive(response, sink)
-                return _quota(response.headers)
+                return quota_of(response.headers, "X-RateLimit", "X-Daily")
         raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
 
     async def _receive(self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]]) -> None:
-        unpacked = 0
-        async for piece in _gathered(_unpacked(self._paced(response), response.headers)):
-            unpacked += len(piece)
-            if unpacked > LARGEST_BODY:
+        length = 0
+        async for piece in _gathered(unpacked(self._paced(response), response.headers)):
+            length += len(piece)
+            if length > LARGEST_BODY:
                 raise _too_large()
             await sink(piece)
 
@@ -191,6 +197,15 @@ class SikkerApi:
             yield piece
 
 
+async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Have this work done, or raise `TimeoutError`.
+
+    In a task of its own: anyio before 4 cancels the task in which it connects, and does not take that back, so that a
+    `timeout` around it would let its own cancellation out instead of a `TimeoutError`, as if the service was stopped.
+    """
+    return await asyncio.wait_for(asyncio.create_task(work), seconds)
+
+
 def _tls_context() -> ssl.SSLContext:
     try:
         return httpx.create_ssl_context()
@@ -201,25 +216,35 @@ def _tls_context() -> ssl.SSLContext:
         ) from error
 
 
-def _check_status(response: httpx.Response) -> None:
+def broken(error: Exception) -> str:
+    """A sentence for one of `BROKEN`."""
+    if isinstance(error, httpx.TimeoutException):
+        return f"SikkerAPI did not answer in time ({_reason(error)})"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return f"SikkerAPI's answer broke off or is not HTTP ({_reason(error)})"
+    if isinstance(error, httpx.TransportError | OSError):
+        return f"SikkerAPI can't be reached ({_reason(error)})"
+    return f"SikkerAPI's answer can't be followed ({_reason(error)})"
+
+
+def refusal(response: httpx.Response) -> FetchError:
+    """The error that an answer with another status than 200 stands for."""
     status = response.status_code
-    if status == 200:
-        return
     if status == 401:
-        raise FetchError("SikkerAPI does not know this key (401); check SIKKER_API_KEY", retryable=False)
+        return FetchError("SikkerAPI does not know this key (401); check SIKKER_API_KEY", retryable=False)
     if status == 403:
-        raise FetchError(
+        return FetchError(
             "SikkerAPI refuses this key (403): it is disabled or has expired; renew it and set SIKKER_API_KEY",
             retryable=False,
         )
     if status == 429:
-        raise FetchError(
+        return FetchError(
             "SikkerAPI says that the day's quota is used up (429)",
             retryable=True,
             retry_after=_retry_after(response.headers, quota=True),
             quota=True,
         )
-    raise FetchError(
+    return FetchError(
         f"SikkerAPI answered {status} {response.reason_phrase}".rstrip(),
         retryable=status in _RETRYABLE or status >= 500,
         retry_after=_retry_after(response.headers),
@@ -241,21 +266,20 @@ def _retry_after(headers: Mapping[str, str], *, quota: bool = False) -> float | 
     return None
 
 
-def _quota(headers: Mapping[str, str]) -> Quota:
-    def number(*names: str) -> int | None:
-        for name in names:
-            text = headers.get(name, "")
+def quota_of(headers: Mapping[str, str], *kinds: str) -> Quota:
+    """The quota by the first of these kinds of headers that tells it: X-Daily is X-Daily-Limit, X-Daily-Remaining."""
+
+    def number(name: str) -> int | None:
+        for kind in kinds:
+            text = headers.get(f"{kind}-{name}", "")
             if text.isascii() and text.isdigit():
                 return int(text[:12])
         return None
 
-    return Quota(
-        limit=number("X-RateLimit-Limit", "X-Daily-Limit"),
-        remaining=number("X-RateLimit-Remaining", "X-Daily-Remaining"),
-    )
+    return Quota(limit=number("Limit"), remaining=number("Remaining"))
 
 
-async def _unpacked(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+async def unpacked(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
     """The body without its content coding, never more of it at once than a piece: a bomb goes off in small bangs."""
     coding = headers.get("Content-Encoding", "identity").strip().lower()
     if coding == "identity":

@@ -37,7 +37,7 @@ class Standin:
     gives Unix seconds: quotas turn over at its midnight. Without `quota_headers` only Retry-After tells of
     quotas. `first_row` is the number that bulk-report errors give to the first row. `control` opens
     /standin/... to anyone. `record_limit` bounds what the record keeps. `on_answer` hears of each request
-    once it is over.
+    once it is over, `on_request` of each as soon as it has arrived whole, whatever becomes of it.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Standin:
         first_row: int = 1,
         record_limit: int = 100_000,
         on_answer: Callable[[RequestRecord], None] | None = None,
+        on_request: Callable[[Request], None] = lambda request: None,
     ) -> None:
         self.record = Record(clock, record_limit)
         self._address = address
@@ -61,6 +62,7 @@ class Standin:
         self._api = Api(self.record, clock, quota_headers=quota_headers, first_row=first_row)
         self._control = Control(self.record, self._faults, self.replace, clock) if control else None
         self._on_answer = on_answer
+        self._on_request = on_request
         self._numbers = itertools.count(1)
         self._life = threading.Lock()
         self._running: tuple[Listener, threading.Thread] | None = None
@@ -151,6 +153,7 @@ class Standin:
             wire.deliver(self._control.answer(request))
             return
         number = next(self._numbers)
+        self._on_request(request)
         endpoint = endpoint_of(request.path)
         fault = self._faults.take(endpoint) if endpoint is not None else None
         self.record.open(number, request, kind_of(fault) if fault is not None else None)

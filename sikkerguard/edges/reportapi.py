@@ -1,0 +1,137 @@
+"""Reports to SikkerAPI over HTTP, so sent that it is known afterwards whether they can have been accepted.
+
+A server can't accept a request of which it has not got the last byte. So the body goes out in two pieces, and until the
+second, that byte, is handed over, whatever happens is no acceptance. What happens afterwards is told apart:
+
+answered      200 with the counts of rows that were accepted and rejected.
+not accepted  401, 403, 429 and all other 4xx: the server says that it did not do what was asked. 301, 302, 307, 308:
+              it sent the request elsewhere. 501, 503, 505, and 521, 523, 525, 526 of a proxy in front: nobody served
+              it (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/).
+unanswered    The connection broke or the time was up; a 200 that is no such answer; another 2xx; a 303, which points
+              to what became of a request; 500, 502, 504 and the like, said by who did a part of it, or lost sight.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.core.reports import ReportAnswer
+from sikkerguard.edges.sikkerapi import BROKEN, broken, quota_of, refusal, unpacked, within
+from sikkerguard.errors import FetchError, UnansweredError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import httpx
+
+    from sikkerguard.edges.sikkerapi import SikkerApi
+
+_LONGEST_REPORT = 120.0
+# Ten thousand errors of 400 bytes.
+_LARGEST_ANSWER = 4 << 20
+_LONGEST_REASON = 100
+_REDIRECTS = frozenset({301, 302, 307, 308})
+_UNSERVED = frozenset({501, 503, 505, 521, 523, 525, 526})
+
+
+class ReportApi:
+    """Sends reports by a client of the API. `longest` is the time limit for one request, in seconds."""
+
+    def __init__(self, api: SikkerApi, *, longest: float = _LONGEST_REPORT) -> None:
+        self._api = api
+        self._longest = longest
+
+    async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+        """Send this request, once. `before_last_byte` is called immediately before the last byte of it is handed to
+        the connection; what it raises passes through, and the byte is not sent.
+
+        Raises:
+            UnansweredError: it may have been accepted.
+            FetchError: it was certainly not accepted.
+        """
+        content = _Body(body, before_last_byte)
+        try:
+            return await within(self._longest, self._post(content))
+        except TimeoutError as error:
+            raise content.failure(f"SikkerAPI took longer than {self._longest:g} s for a report") from error
+        except BROKEN as error:
+            raise content.failure(broken(error)) from error
+
+    async def _post(self, content: _Body) -> ReportAnswer:
+        headers = {"Content-Type": "application/json", "Content-Length": str(content.length)}
+        url = f"{self._api.url}/v1/key/bulk-report"
+        async with (
+            self._api.client("application/json", "identity") as client,
+            # A redirect must not be followed: the body would go out a second time.
+            client.stream(
+                "POST", url, content=content, headers=headers, auth=self._api.auth, follow_redirects=False
+            ) as response,
+        ):
+            return await _answer(response, complete=content.complete)
+
+
+class _Body:
+    """The body in two pieces. `complete` is True from the moment at which the last byte may leave."""
+
+    def __init__(self, body: bytes, before_last_byte: Callable[[], None]) -> None:
+        self.length = len(body)
+        self._body = body
+        self._before_last_byte = before_last_byte
+        self.complete = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body[:-1]
+        self._before_last_byte()
+        self.complete = True
+        yield self._body[-1:]
+
+    def failure(self, message: str) -> FetchError:
+        """The error for a request that broke off at this point."""
+        return UnansweredError(message) if self.complete else FetchError(message, retryable=True)
+
+
+async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
+    status = response.status_code
+    error = refusal(response)
+    if status in _REDIRECTS:
+        raise FetchError(f"{error}, a redirect, which reports don't follow; check SIKKER_API_URL", retryable=False)
+    if 400 <= status < 500 or status in _UNSERVED:
+        raise error
+    if not complete:
+        raise FetchError(f"SikkerAPI answered {status} before it had the whole report", retryable=True)
+    if status != 200:
+        raise UnansweredError(str(error), retry_after=error.retry_after)
+    body = bytearray()
+    try:
+        async for piece in unpacked(response.aiter_raw(), response.headers):
+            body += piece
+            if len(body) > _LARGEST_ANSWER:
+                raise UnansweredError(f"SikkerAPI's answer is larger than {_LARGEST_ANSWER >> 20} MiB")
+    except FetchError as failure:
+        raise UnansweredError(str(failure)) from failure
+    quota = quota_of(response.headers, "X-Report", "X-Daily", "X-RateLimit")
+    try:
+        return _parsed(json.loads(body), quota.remaining)
+    except (ValueError, RecursionError) as fault:
+        raise UnansweredError(f"SikkerAPI's answer to a report can't be understood ({_shown(str(fault))})") from fault
+
+
+def _parsed(value: Any, remaining: int | None) -> ReportAnswer:
+    """Raises `ValueError` with a few words where this is not what the documentation says, or contradicts itself."""
+    match value:
+        case {"total": int(total), "accepted": int(accepted), "rejected": int(rejected)}:
+            errors = value.get("errors") or []
+        case _:
+            raise ValueError("no counts of rows")
+    if not isinstance(errors, list) or not all(isinstance(error, dict) for error in errors):
+        raise ValueError("its errors are no list of objects")
+    if min(total, accepted, rejected) < 0 or accepted + rejected != total or len(errors) != rejected:
+        raise ValueError(f"{total} rows, {accepted} accepted, {rejected} rejected, {len(errors)} errors")
+    named = tuple((_shown(str(error.get("ip"))), _shown(str(error.get("error", "no reason")))) for error in errors)
+    return ReportAnswer(total, accepted, named, remaining)
+
+
+def _shown(text: str) -> str:
+    """A server's words as they may stand in a log: on one line, and not without end."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_REASON])

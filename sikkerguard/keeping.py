@@ -1,0 +1,147 @@
+"""Keeping the kernel as it should be, and what is allowed in step with the host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import Allowlist
+from sikkerguard.core.policy import always_allowed
+from sikkerguard.errors import KernelError, as_sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sikkerguard.core.faces import KernelFace, StoreFace
+    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.core.plan import Operation
+    from sikkerguard.cycle import Owner
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
+_SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
+
+
+class Keeper:
+    """Looks at the kernel and the host again and again, and mends what differs.
+
+    `detect` gets the API's addresses and gives what is allowed now; `changed` hears of entries that came or went;
+    `change` takes changes of the service's state; `alive` is called after each good look. Without a `store` nothing is
+    kept on disk.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelFace,
+        owner: Owner,
+        store: StoreFace | None,
+        detect: Callable[[Iterable[str]], tuple[AllowEntry, ...]],
+        changed: Callable[[Iterable[AllowEntry]], None],
+        change: Callable[..., None],
+        alive: Callable[[], None],
+    ) -> None:
+        self._kernel = kernel
+        self._owner = owner
+        self._store = store
+        self._detect = detect
+        self._changed = changed
+        self._change = change
+        self._alive = alive
+        self._surroundings_changed = asyncio.Event()
+        self._following = asyncio.Lock()
+        self._trouble = ""
+        self._repairs = 0
+        self.allowlist = Allowlist()
+        self.api_addresses: tuple[str, ...] = ()
+
+    def notice(self) -> None:
+        """The surroundings changed: look now."""
+        self._surroundings_changed.set()
+
+    async def begin(self, kept: Allowlist) -> None:
+        """Find out what is allowed; `kept` is what was when the last run ended."""
+        self.api_addresses = tuple(
+            str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
+        )
+        self.allowlist = await self._owner.run(self._detected)
+
+    async def look_forever(self) -> None:
+        """Follow the host and repair our rules, every few seconds and whenever the surroundings changed."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._surroundings_changed.wait()
+                await asyncio.sleep(_SETTLE_SECONDS)
+            self._surroundings_changed.clear()
+            trouble: list[str] = []
+            operations: tuple[Operation, ...] = ()
+            # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
+            try:
+                await self.follow_host()
+            except KernelError as error:
+                trouble.append(as_sentence(error))
+            try:
+                operations = await self._owner.run(self._kernel.settle, self.allowlist)
+            except KernelError as error:
+                trouble.append(as_sentence(error))
+            if trouble:
+                self._say_trouble(f"{'; '.join(trouble)}; tried again every {_LOOK_SECONDS:g} s.")
+                continue
+            self._repaired(operations)
+            self._trouble = ""
+            self._change(settled_at=time.monotonic(), trouble="")
+            self._alive()
+
+    async def follow_host(self) -> None:
+        """Allow what the host has become, and block again what it no longer is.
+
+        Raises:
+            KernelError: the allow sets could not be changed.
+        """
+        # One at a time: of two that look at different moments, the older look might otherwise have the last word.
+        async with self._following:
+            await self._follow_host_alone()
+
+    async def keep(self) -> None:
+        """Write what is allowed to disk, for `sikkerguard check` and for a start without network."""
+        if self._store is None:
+            return
+        try:
+            await asyncio.to_thread(self._store.save_allowlist, self.allowlist)
+        except OSError as error:
+            log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
+
+    def _detected(self) -> Allowlist:
+        return Allowlist((*always_allowed(), *self._detect(self.api_addresses)))
+
+    async def _follow_host_alone(self) -> None:
+        allowlist = await self._owner.run(self._detected)
+        if allowlist == self.allowlist:
+            return
+        await self._owner.run(self._kernel.allow, allowlist)
+        changed = set(allowlist.entries) ^ set(self.allowlist.entries)
+        log.info("Safety whitelist: %s", allowlist.summary())
+        for entry in sorted(changed, key=str):
+            log.debug("Safety whitelist: %s %s", "now with" if entry in allowlist.entries else "without", entry)
+        self.allowlist = allowlist
+        self._change(allowlist=allowlist.summary())
+        await self.keep()
+        self._changed(changed)
+
+    def _say_trouble(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            log.error("%s", trouble)
+        self._trouble = trouble
+        self._change(trouble=trouble)
+
+    def _repaired(self, operations: tuple[Operation, ...]) -> None:
+        if not operations:
+            return
+        what = "; ".join(operation.describe().partition("\n")[0].rstrip(":") for operation in operations)
+        log.warning("Someone changed our rules; repaired: %s", what)
+        self._repairs += 1
+        self._change(repairs=self._repairs, last_repair=what)

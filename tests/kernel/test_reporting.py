@@ -1,0 +1,146 @@
+"""What was blocked is shown and reported by the running service: who, for what, once, and not where nobody wants it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.kernel.flood import Wire, tcp, udp
+from tests.kernel.test_counting import begin, dropped, lines, settle
+from tests.laboratory import log_of_all_namespaces, wait_for
+
+if TYPE_CHECKING:
+    from tests.kernel.conftest import Guard
+
+SSH, WEB, SCAN, FORGEABLE, SSH_V6 = "203.0.113.7", "203.0.113.8", "203.0.113.9", "203.0.113.10", "2001:db8:7::7"
+# Only the kernel may write lines of its own facility, 0; what a process writes gets another one, whatever it says.
+_LINE = (
+    "SIKKERGUARD IN=wan OUT= MAC=02:00:00:00:00:01:02:00:00:00:00:02:08:00 SRC={source} DST=198.51.100.10 LEN=40 "
+    "TOS=0x00 PREC=0x00 TTL=64 ID=1 PROTO=TCP SPT=40000 DPT=22 WINDOW=1024 RES=0x00 SYN URGP=0 "
+)
+
+
+def attack(wire: Wire) -> int:
+    """Packets of every kind of source; the number of them."""
+    return wire.send(
+        [
+            *[tcp(SSH, 22)] * 30,
+            *[tcp(SSH, 80)] * 2,
+            *[tcp(WEB, 443)] * 20,
+            *[tcp(SCAN, port) for port in range(1000, 1100)],
+            *[udp(FORGEABLE, 53)] * 500,
+            *[tcp(SSH_V6, 22)] * 10,
+        ]
+    )
+
+
+def requests(guard: Guard) -> list[str]:
+    """The paths of all requests that reported something."""
+    return [request.path for request in guard.standin.record.requests if "report" in request.path]
+
+
+def intervals_pass(number: int) -> None:
+    """Let so many intervals of ten seconds pass, and what they may vary by: that nothing is sent takes that long."""
+    until = time.monotonic() + 10.6 * number + 1
+    wait_for("the intervals", lambda: time.monotonic() > until, 10.6 * number + 5)
+
+
+def reported(guard: Guard) -> dict[str, tuple[str, str | None]]:
+    """What the stand-in took: category and protocol by address."""
+    rows = [record.row for record in guard.standin.record.reports]
+    found = {row.ip: (row.category, row.protocol) for row in rows}
+    assert len(found) == len(rows), rows
+    return found
+
+
+def test_what_was_blocked_is_reported_once(guard: Guard) -> None:
+    wire = begin(guard, SSH, WEB, SCAN, FORGEABLE, SSH_V6, SIKKER_REPORT_INTERVAL="10s")
+    sent = attack(wire)
+    guard.logged(r"INFO Reported 4 blocked IPs \(ssh: 2, ")
+    assert reported(guard) == {
+        SSH: ("brute_force", "ssh"),
+        WEB: ("web_exploit", "https"),
+        SCAN: ("port_scan", "tcp"),
+        SSH_V6: ("brute_force", "ssh"),
+    }
+    # Nothing but what the service asks for leaves the host.
+    assert {record.row.fields for record in guard.standin.record.reports} == {("category", "ip", "protocol")}
+    status = wait_for("the status", lambda: (found := guard.status())["reports"]["sent"] and found)
+    assert status["reports"] == {
+        "sent": 4,
+        "withheld": 1,
+        "rejected": 0,
+        "unanswered": 0,
+        "waiting": 0,
+        "quotaRemaining": 996,
+    }
+    assert status["lastReport"] is not None
+    # The same sources once more, on the same day: counted, and not reported again; after a restart neither.
+    settle(guard, sent)
+    guard.kill()
+    guard.start(SIKKER_REPORT_INTERVAL="10s")
+    guard.logged("Blocking 5 IPs", times=2)
+    sent += attack(wire) + wire.send([tcp(SSH, 3306)] * 9)
+    settle(guard, sent)
+    intervals_pass(2)
+    assert len(reported(guard)) == 4
+    assert len(requests(guard)) == 1
+    assert "Packets dropped:" in guard.cli("status").stdout
+
+
+def test_forgeable_sources_are_reported_where_that_is_asked_for(guard: Guard) -> None:
+    wire = begin(guard, FORGEABLE, SIKKER_REPORT_INTERVAL="10s", SIKKER_REPORT_SPOOFABLE="true")
+    wire.send([udp(FORGEABLE, 53)] * 5)
+    guard.logged(r"INFO Reported 1 blocked IPs \(dns: 1\)")
+    assert reported(guard) == {FORGEABLE: ("dns_abuse", "dns")}
+
+
+def test_nothing_is_reported_where_that_is_switched_off(guard: Guard) -> None:
+    wire = begin(guard, SSH, SIKKER_REPORT_INTERVAL="10s", SIKKER_REPORT_ENABLED="false")
+    sent = wire.send([tcp(SSH, 22)] * 30)
+    settle(guard, sent)
+    intervals_pass(1)
+    assert requests(guard) == []
+    assert guard.status()["reports"]["waiting"] == 0
+
+
+def test_a_dry_run_reports_nothing_and_keeps_nothing(guard: Guard) -> None:
+    guard.serve(SSH)
+    guard.start(SIKKER_DRY_RUN="true", SIKKER_REPORT_INTERVAL="10s")
+    guard.logged("Dry run: would be blocking 1 IPs")
+    intervals_pass(1)
+    assert requests(guard) == []
+    assert not (guard.state / "records.sqlite3").exists()
+
+
+def test_the_kernels_log_says_where_to_look_and_a_forged_line_counts_nowhere(guard: Guard) -> None:
+    with log_of_all_namespaces():
+        wire = begin(guard, SSH, WEB, SIKKER_LOG_SOURCE="kmsg")
+        wait_for("the log source", lambda: guard.status()["logSource"] == "kmsg")
+        device = Path("/dev/kmsg")
+        for level in ("", "<0>", "<4>", "<6>", "<14>", "<30>"):
+            device.write_text(level + _LINE.format(source=WEB))
+        wire.send([tcp(SSH, 22)] * 7)
+        guard.logged(rf"BLOCKED {SSH}:22 \(ssh\) proto=TCP x7$", seconds=1.5)
+        settle(guard, dropped(guard))
+        assert guard.status()["droppedPackets"] == 7
+        assert lines(guard) == [f"{SSH}:22 (ssh) proto=TCP x7"]
+        assert WEB not in guard.log()
+
+
+def test_without_any_log_everything_is_counted_all_the_same(guard: Guard) -> None:
+    # This log can't be read: the test's own file in the place of what a journal would be read by.
+    wire = begin(guard, SSH, SIKKER_LOG_SOURCE="journald", PYTHONPATH=str(_without_journal(guard.directory)))
+    guard.logged("WARNING SIKKER_LOG_SOURCE=journald can't be had")
+    wire.send([tcp(SSH, 22)] * 3)
+    guard.logged(rf"BLOCKED {SSH}:22 \(ssh\) proto=TCP x3$", seconds=2)
+    assert guard.status()["logSource"] == "counters"
+
+
+def _without_journal(directory: Path) -> Path:
+    """A directory with a package `systemd` that has no journal, as on a minimal installation."""
+    place = directory / "without-journal"
+    (place / "systemd").mkdir(parents=True)
+    (place / "systemd" / "__init__.py").write_text("")
+    return place
