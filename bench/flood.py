@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.standin.faults import Canned
 from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.kernel.flood import Wire, crossed, repeated
-from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
+from tests.laboratory import API, Laboratory, Resolver, laboratory, log_of_all_namespaces, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,21 +147,22 @@ def main() -> int:
     sources = [str(ipaddress.ip_address(_FIRST + _STEP * each)) for each in range(number)]
     frames = crossed(sources, range(1, ports + 1))
     print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}; {number:,} sources, {ports} ports", flush=True)
-    setting = Path("/proc/sys/net/netfilter/nf_log_all_netns")
-    before = setting.read_text("ascii")
-    with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as directory:
+    # Lines of namespaces other than the first are logged only where this says so, and they cost time.
+    with (
+        log_of_all_namespaces(),
+        laboratory() as lab,
+        Resolver(lab.internet),
+        tempfile.TemporaryDirectory() as directory,
+    ):
         standin = Standin(API, 80)
         lab.internet.inside(standin.start)
         body = "".join(f"{source}\n" for source in sources).encode()
         standin.fault("blacklist", Canned(body=body, content_type="text/plain"), times=100)
         try:
-            # Lines of namespaces other than the first are logged only where this says so, and they cost time.
-            setting.write_text("1")
             wire = Wire(lab)
             ours = flood_the_service(lab, wire, Path(directory), packets, frames)
             found = flood_the_peers(lab, wire, sources, packets // 10, frames)
         finally:
-            setting.write_text(before)
             standin.stop()
     share = packets // 10
     nothing = found.pop(_NOTHING) / share

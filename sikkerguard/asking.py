@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,15 @@ _LABELS = {
     "nextPull": "Next pull",
     "droppedPackets": "Packets dropped",
     "droppedBytes": "Bytes dropped",
+    "droppedPacketsToday": "Packets today",
+    "droppedBytesToday": "Bytes today",
+    "droppedUnnamed": "Not told apart",
+    "sources": "Sources today",
+    "topPorts": "Ports today",
+    "logSource": "Log source",
+    "logLost": "Log lines lost",
+    "reports": "Reports",
+    "lastReport": "Last report",
     "allowlist": "Safety whitelist",
     "repairs": "Repairs",
     "lastRepair": "Last repair",
@@ -43,7 +53,7 @@ def status(config: Config, *, as_json: bool) -> int:
         print(json.dumps(found, indent=2))
     else:
         for name, label in _LABELS.items():
-            if found.get(name) not in (None, ""):
+            if found.get(name) not in (None, "", []):
                 print(f"{label + ':':18}{_readable(found[name])}")
         for reason in found["reasons"]:
             print(f"{'Not healthy:':18}{reason}")
@@ -89,7 +99,21 @@ def pull(config: Config, *, accept: bool) -> int:
 def _readable(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(name)} {_readable(each)}" for name, each in value.items() if each is not None)
+    if isinstance(value, list):
+        return ", ".join(_port(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _port(port: dict[str, Any]) -> str:
+    place = f"{port['port']}/{port['protocol']}" if port["port"] is not None else port["protocol"]
+    return f"{place} ({port['service']}): {port['packets']:,}"
+
+
+def _words(name: str) -> str:
+    """`quota remaining` for quotaRemaining."""
+    return re.sub("[A-Z]", lambda letter: f" {letter[0].lower()}", name)
 
 
 def _status(config: Config) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import re
 import secrets
+import shutil
 import socket
 import struct
 import subprocess
@@ -34,6 +37,9 @@ TAG = f"sg{os.getpid():x}"
 
 _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
+# Whether LOG lines of other namespaces than the machine's own reach the kernel's log, and our note of how it was.
+_SWITCH = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+_NOTE, _NOTE_LOCK = "log-switch", "log-switch.lock"
 
 
 def command(
@@ -245,17 +251,20 @@ def _ping(source: str, target: str) -> bool:
 
 
 @contextlib.contextmanager
-def laboratory() -> Iterator[Laboratory]:
-    """Make the namespaces, and take them away whatever happens."""
+def laboratory(host: Namespace | None = None) -> Iterator[Laboratory]:
+    """Make the namespaces, and take them away whatever happens. A host that is there already is wired, and stays."""
     tag = f"{TAG}{secrets.token_hex(2)}"
-    names = [f"{tag}-{role}" for role in ("host", "internet", "inner")]
-    resolver = Path(f"/etc/netns/{names[0]}")
+    names = [f"{tag}-{role}" for role in ("internet", "inner")]
+    if host is None:
+        host = Namespace(f"{tag}-host")
+        names.append(host.name)
+    resolver = Path(f"/etc/netns/{host.name}")
     try:
         for name in names:
             command("ip", "netns", "add", name)
         resolver.mkdir(parents=True)
         (resolver / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
-        host, internet, inner = (Namespace(name) for name in names)
+        internet, inner = (Namespace(name) for name in names[:2])
         _wire(host, internet, inner)
         yield Laboratory(host, internet, inner)
     finally:
@@ -319,3 +328,71 @@ route add default via fd77::1
 """,
     )
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+
+
+def clear_after_the_dead() -> None:
+    """Take away the namespaces of runs that were killed, so that they could not do it."""
+    for line in command("ip", "netns", "list").splitlines():
+        name = line.split()[0]
+        found = re.fullmatch(r"sg([0-9a-f]+)[0-9a-f]{4}-(?:host|internet|inner|guest)", name)
+        if found and not Path(f"/proc/{int(found[1], 16)}").exists():
+            command("ip", "netns", "del", name, check=False)
+            shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
+
+
+def cache() -> Path:
+    """The directory, outside any checkout, where what takes long to make is kept from one run to the next."""
+    found = Path(os.environ.get("SIKKERGUARD_TESTS_CACHE") or "/var/cache/sikkerguard-tests")
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = 10.0) -> Iterator[None]:
+    """Be the only one on this machine who is in here with this file."""
+    with path.open("a") as handle:
+        wait_for(f"the lock {path}", lambda: _flock(handle.fileno(), fcntl.LOCK_EX), seconds)
+        yield
+
+
+@contextlib.contextmanager
+def log_of_all_namespaces() -> Iterator[None]:
+    """Have the LOG lines of every namespace reach the kernel's log.
+
+    That is one switch for the whole machine: the first who needs it notes how it was, and the last one sets it back.
+    """
+    with (cache() / _NOTE).open("a+") as note:
+        with locked(cache() / _NOTE_LOCK):
+            fcntl.flock(note, fcntl.LOCK_SH)
+            # A note of a run that was killed is still right: the switch has not been set back since.
+            if not _noted():
+                note.write(_SWITCH.read_text())
+                note.flush()
+            _SWITCH.write_text("1")
+        try:
+            yield
+        finally:
+            with locked(cache() / _NOTE_LOCK):
+                if _flock(note.fileno(), fcntl.LOCK_EX):
+                    _SWITCH.write_text(_noted())
+                    note.truncate(0)
+
+
+def how_the_log_was() -> str:
+    """How that switch stands when no test is under way that needs it."""
+    with locked(cache() / _NOTE_LOCK):
+        return _noted() or _SWITCH.read_text()
+
+
+def _noted() -> str:
+    note = cache() / _NOTE
+    return note.read_text() if note.exists() else ""
+
+
+def _flock(handle: int, kind: int) -> bool:
+    """Whether the lock could be had without waiting."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
