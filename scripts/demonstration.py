@@ -87,6 +87,7 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     sikkerguard = (sys.executable, "-m", "sikkerguard")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIKKER_")}
     environment |= {"SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY, "SIKKER_STATE_DIR": state}
+    environment["SIKKER_REPORT_INTERVAL"] = "10s"
     entries = load_list(SAMPLE)
     standin.replace(entries)
     # A rule and a set that are not ours, to see that they stay.
@@ -111,7 +112,12 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     say("3. Ask: why is it blocked?")
     print(_indented(lab.host.run(*sikkerguard, "check", attackers[0], check=False, env=environment)))
 
-    say("4. Bad answers: a captive portal's page, and a list that tripled over night. Each is refused.")
+    say("4. Report: every ten seconds here, else every half an hour; an address, a category and a protocol.")
+    service.wait_for(f"Reported {len(attackers)} blocked IPs")
+    for record in standin.record.reports:
+        print(f"  The stand-in took {record.row.ip}, {record.row.category}, {record.row.protocol}.", flush=True)
+
+    say("5. Bad answers: a captive portal's page, and a list that tripled over night. Each is refused.")
     for body in (b"<html>Please log in</html>\n", b"".join(b"203.0.%d.%d\n" % divmod(n, 250) for n in range(3500))):
         standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
         before_pull = sum(" ERROR " in line for line in service.lines)
@@ -120,7 +126,7 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     assert not connects(lab, attackers[0], 22), "a bad answer let an attacker in"
     print(f"  {attackers[0]} is still blocked.", flush=True)
 
-    say("5. A list that would lock us out, with the allowlist switched off on purpose: the trial finds out.")
+    say("6. A list that would lock us out, with the allowlist switched off on purpose: the trial finds out.")
     service.kill()
     print("  (The service was killed with SIGKILL; what it committed goes on blocking, and the next start adopts it.)")
     service = Shown(lab.host, (sys.executable, "-m", "tests.kernel.unprotected"), environment)
@@ -133,7 +139,7 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     assert connects(lab, GATEWAY, 22), "the gateway is still cut off"
     print(f"  The gateway {GATEWAY} reaches us, and {attackers[0]} is still blocked.", flush=True)
 
-    say("6. Stop: everything of ours goes, everything else stays.")
+    say("7. Stop: everything of ours goes, everything else stays.")
     service.end()
     assert lab.everything() == before, "something is left, or something is missing"
     print("  iptables-save, ip6tables-save and ipset save are as they were before the start.", flush=True)

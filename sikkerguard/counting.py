@@ -101,10 +101,10 @@ class Counting:
             # A source that fills the sets must not have us do nothing but read them.
             spent = time.process_time() - spent
             log.debug("counting took %.0f ms of CPU time", spent * 1000)
-            pause = min(max(_COUNT_SECONDS, _SHARE * spent), _LONGEST_SECONDS)
+            rest = min(max(_REST_SECONDS, _SHARE * spent), _LONGEST_SECONDS)
+            await asyncio.sleep(rest)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await asyncio.sleep(min(pause, max(_REST_SECONDS, pause - _COUNT_SECONDS)))
+                async with asyncio.timeout(max(0.0, _COUNT_SECONDS - rest)):
                     await self._noticed.wait()
             self._noticed.clear()
 
@@ -128,6 +128,7 @@ class Counting:
                 lines = await asyncio.to_thread(self._take, drain)
             else:
                 lines = self._take(drain)  # nothing to read: quicker than a thread
+            self._tell(self._counted())
             await self._show(lines)
         if final:
             # The rules go, and their counters with them.
@@ -135,7 +136,6 @@ class Counting:
             self._ledger = replace(self._ledger, told=self._tally.told, counters={})
             self._changed = True
             await self._show(lines)
-        self._tell(self._counted())
 
     def _take(self, drain: Drain) -> list[Line]:
         named = name(drain, self._owed)

@@ -80,7 +80,11 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
-    await service.run(web)
+    try:
+        await service.run(web)
+    finally:
+        if database is not None:
+            database.close()
 
 
 def _kernel(config: Config) -> KernelFace:

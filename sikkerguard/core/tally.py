@@ -57,7 +57,7 @@ class Tally:
 
     def is_news(self, key: Key) -> bool:
         """Whether a packet of this source, protocol and port would be told at once."""
-        return key not in self._known and key not in self._window
+        return self._at_once.total() < _LINES and key not in self._known and key not in self._window
 
     def take(self, named: Sequence[tuple[Key, int]], dropped: int, now: float) -> list[Line]:
         """The lines that are due after these new counts, when so many packets have been dropped in all: new sources

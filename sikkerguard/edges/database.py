@@ -29,7 +29,7 @@ _CACHE_PAGES = 256
 
 # `ledger`: totals by name. `blocked`: packets of a source by protocol and port since they were last made into report
 # rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the ledger's day.
-# `outbox`: one row for each source and category of a day, `state` being waiting, sending, wire, sent, rejected,
+# `outbox`: one row for each source and category of a day, `state` being waiting, sending, sent, rejected,
 # unanswered or withheld (see the outbox). Addresses are packed, days are counted since 1970-01-01 in UTC.
 _SCHEMA = """
 CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
