@@ -69,7 +69,7 @@ class Counting:
 
     def notice(self, event: DropEvent) -> None:
         """A line of the kernel's log: it proves nothing, but says that it may be worth looking now."""
-        if self._tally.is_news((event.address, event.protocol, event.port)):
+        if self._tally.is_news((event.address, event.protocol, event.port), time.monotonic()):
             self._noticed.set()
 
     async def begin(self) -> None:
@@ -131,9 +131,8 @@ class Counting:
             self._tell(self._counted())
             await self._show(lines)
         if final:
-            # The rules go, and their counters with them.
             lines = self._tally.finish(self._ledger.dropped.packets)
-            self._ledger = replace(self._ledger, told=self._tally.told, counters={})
+            self._ledger = replace(self._ledger, told=self._tally.told)
             self._changed = True
             await self._show(lines)
 
@@ -144,7 +143,9 @@ class Counting:
         if ledger.day != self._today.day:
             self._today = Today(ledger.day)
             self._fresh, self._new_day = [], True
-        self._fresh += self._today.add(drain, named.ports)
+        fresh = self._today.add(drain, named.ports)
+        if self._records is not None:
+            self._fresh += fresh
         lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest

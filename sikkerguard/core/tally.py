@@ -18,7 +18,7 @@ from sikkerguard.core.ports import service_of
 from sikkerguard.core.protocols import ICMP, PROTOCOLS, WITH_PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
 
     from sikkerguard.core.model import Key
 
@@ -55,9 +55,9 @@ class Tally:
         self._crowded = False
         self._known: dict[Key, float] = {}
 
-    def is_news(self, key: Key) -> bool:
+    def is_news(self, key: Key, now: float) -> bool:
         """Whether a packet of this source, protocol and port would be told at once."""
-        return self._at_once.total() < _LINES and key not in self._known and key not in self._window
+        return self._at_once.total() < _LINES and key not in self._window and not self._is_known(key, now)
 
     def take(self, named: Sequence[tuple[Key, int]], dropped: int, now: float) -> list[Line]:
         """The lines that are due after these new counts, when so many packets have been dropped in all: new sources
@@ -66,7 +66,7 @@ class Tally:
         for key, packets in named:
             window[key] = window.get(key, 0) + packets
         lines = []
-        for key, packets in self._news(named):
+        for key, packets in self._news(named, now):
             lines.append(self._told(key, packets, now))
             self._at_once[key[0]] += 1
             del window[key]
@@ -95,18 +95,19 @@ class Tally:
         # Also what the window had no room for, and what the kernel could not name. Of packets that were on their way
         # while it was asked, those that are told already are counted as dropped the next time.
         if dropped > self.told:
-            lines.append(self._rest(dropped - self.told))
+            lines.append(self._rest(dropped - self.told, {key[0] for key, _ in largest} | self._at_once.keys()))
         self._forget(now)
         return lines
 
-    def _rest(self, packets: int) -> Line:
-        sources = len({address for address, _, _ in self._window})
-        nameless = self._crowded or packets > sum(self._window.values())
+    def _rest(self, packets: int, told: Set[bytes]) -> Line:
+        sources = len({address for address, _, _ in self._window} - told)
+        what = []
+        if sources:
+            what.append(f"{sources} more source{'s' if sources > 1 else ''}")
+        if self._crowded or packets > sum(self._window.values()):
+            what.append(f"{'others' if sources else 'sources'} that were not told apart")
         self.told += packets
-        if not sources:
-            return Line(f"BLOCKED sources that were not told apart x{packets}", packets)
-        others = " and others that were not told apart" if nameless else ""
-        return Line(f"BLOCKED {sources} more sources{others} x{packets}", packets)
+        return Line(f"BLOCKED {' and '.join(what) or 'further ports of these sources'} x{packets}", packets)
 
     def _forget(self, now: float) -> None:
         self._window, self._window_ends, self._crowded = {}, None, False
@@ -119,13 +120,18 @@ class Tally:
         self.told += packets
         return Line(in_words(key, packets, self.port_map), packets, key)
 
-    def _news(self, named: Sequence[tuple[Key, int]]) -> list[tuple[Key, int]]:
+    def _is_known(self, key: Key, now: float) -> bool:
+        told_at = self._known.get(key)
+        return told_at is not None and now - told_at < _NEWS_SECONDS
+
+    def _news(self, named: Sequence[tuple[Key, int]], now: float) -> list[tuple[Key, int]]:
         room = _LINES - self._at_once.total()
         if room <= 0:
             return []
         chosen: list[tuple[Key, int]] = []
         lines = self._at_once.copy()
-        news = ((key, self._window[key]) for key, _ in named if key not in self._known)
+        keys = dict.fromkeys(key for key, _ in named)
+        news = ((key, self._window[key]) for key in keys if not self._is_known(key, now))
         # More than there is room for: some may be of sources that have had their share.
         for key, packets in nlargest(room * _PORTS_SEEN, news, key=_size):
             if len(chosen) < room and lines[key[0]] < _LINES_OF_A_SOURCE:

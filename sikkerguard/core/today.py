@@ -7,6 +7,9 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from sikkerguard.core.model import ANY
+from sikkerguard.core.protocols import WITH_PORTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -41,7 +44,9 @@ class Today:
             if address not in known and len(known) < MOST_SOURCES:
                 known.add(address)
                 fresh.append(address)
-        for port, packets in ports.items():
+        for (protocol, number), packets in ports.items():
+            # Types of ICMP are no ports.
+            port = protocol, number if protocol in WITH_PORTS or protocol == ANY else 0
             self._ports[port] = self._ports.get(port, 0) + packets
         if len(self._ports) > _MOST_PORTS:
             self._ports = dict(self.top_ports(_MOST_PORTS // 2))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import NOTHING, Count, Family
+from sikkerguard.core.model import Count, Family
 from sikkerguard.core.names import CHAIN, HOOK, NEWS_CHAIN, TABLE
 from sikkerguard.core.plan import Extension, Rule
 from sikkerguard.edges.xtables_abi import mend
@@ -102,13 +102,13 @@ class Chains:
         with self._changing(family, lock_seconds) as table:
             self._delete_jumps(table)
 
-    def counters(self, family: Family, *, settled: bool = False) -> Count:
-        """What our DROP rule took since the chain was written; zeros without one. Another program that changes the
+    def counters(self, family: Family, *, settled: bool = False) -> Count | None:
+        """What our DROP rule took since the chain was written; None without one. Another program that changes the
         table sets all counters back and adds them again a moment later; with `settled` this waits for its end."""
         with self._locked(self._lock_seconds) if settled else nullcontext(), self._translated(family, "read"):
             table = self._refreshed(family)
             entry = table.first_rule(CHAIN) if table.is_chain(CHAIN) else None
-            found = NOTHING
+            found = None
             while entry:
                 # Not decoded: this is asked every second.
                 if table.get_target(entry) == b"DROP":

@@ -10,7 +10,7 @@ For the thread that owns netfilter only. Every method raises `KernelError`.
 from __future__ import annotations
 
 import time
-from itertools import chain
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import NOTHING, Count, Drain, Family
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from sikkerguard.core.model import Hit, Source
     from sikkerguard.edges.chains import Chains
     from sikkerguard.edges.ipset import Sets
-
-    _Listings = tuple[Sequence[Collection[Hit]], Sequence[Collection[Source]]]
 
 # Seconds after which no packet is at work any more on a set that was changed for another: it takes microseconds.
 _IN_FLIGHT_SECONDS = 0.002
@@ -37,7 +35,8 @@ class Meter:
         self._chains = chains
         self._families = families
         self._stood = dict.fromkeys(families, NOTHING)
-        self._dropped = NOTHING
+        self._dropped = dict.fromkeys(families, NOTHING)
+        self._listings: list[_Listing] = []
         self._drains: list[Drain] = []
         # A process before us may have died with sets that it had changed and not read.
         self._unread = True
@@ -48,45 +47,54 @@ class Meter:
 
     def rewriting(self, family: Family) -> None:
         """Take what was counted until now: this family's chain is about to be written anew, or someone emptied it."""
-        self._collect(anew=True)
+        self._collect(anew={family})
         self._stood[family] = NOTHING
 
     def drain(self) -> list[Drain]:
         """What was dropped since the last time: one drain, or more where the sets were changed in between."""
-        self._collect()
+        self._collect(anew=set())
         drains, self._drains = self._drains, []
         return drains
 
-    def _collect(self, *, anew: bool = False) -> None:
+    def _collect(self, anew: set[Family]) -> None:
+        """Add a drain; `anew` are families whose counters began anew, and say too little of what was dropped."""
         # Before the sets: all that these have counted is in the sets by now, if there was room.
-        for family in self._families:
-            anew |= self._read(family)
-        hits, sources = self._read_sets() if self._unread else ((), ())
-        if self._dropped.packets or anew:
-            if any(sources):
-                self._drains.append(Drain(NOTHING, {}, hits, sources))
-            hits, sources = self._change_sets()
-        if anew:
-            # Someone took our rule away, and with it the count of what it dropped since we looked. The sets know.
-            self._dropped = max(self._dropped, _in_sets(hits, sources))
-        self._drains.append(Drain(self._dropped, dict(self._stood), hits, sources))
-        self._dropped = NOTHING
+        anew = anew | {family for family in self._families if self._read(family)}
+        if self._unread:
+            self._read_sets()
+        if self._listings:
+            # What could not be read before, by us or by a process that died.
+            self._drains.append(self._drain({}))
+        if anew or any(dropped.packets for dropped in self._dropped.values()):
+            self._change_sets()
+        for listing in self._listings:
+            if listing.family in anew:
+                # Someone took our rule away, and with it the count of what it dropped. The sets know.
+                self._dropped[listing.family] = max(self._dropped[listing.family], listing.counted())
+        drain = self._drain(dict(self._stood))
+        dropped = self._dropped.values()
+        total = Count(sum(count.packets for count in dropped), sum(count.octets for count in dropped))
+        self._drains.append(replace(drain, dropped=total))
+        self._dropped = dict.fromkeys(self._families, NOTHING)
 
     def _read(self, family: Family) -> bool:
         """Add what the rule dropped since it was read before; says whether its counter began anew meanwhile."""
         found, stood = self._chains.counters(family), self._stood[family]
-        if found.packets < stood.packets:
+        if found is None or found.packets < stood.packets:
             found = self._chains.counters(family, settled=True)
-        began_anew = found.packets < stood.packets
+        began_anew = found is None or found.packets < stood.packets
         if began_anew:
             stood = NOTHING
-        packets, octets = found.packets - stood.packets, found.octets - stood.octets
-        self._dropped = Count(self._dropped.packets + packets, self._dropped.octets + octets)
+        found = found or NOTHING
+        dropped = self._dropped[family]
+        self._dropped[family] = Count(
+            dropped.packets + found.packets - stood.packets, dropped.octets + found.octets - stood.octets
+        )
         self._stood[family] = found
         return began_anew
 
-    def _change_sets(self) -> _Listings:
-        """What the sets hold, which are empty afterwards."""
+    def _change_sets(self) -> None:
+        """Take what the sets hold, which are empty afterwards."""
         for family in self._families:
             names = set_names(family)
             if self._sets.header(names.old_sources) is None:
@@ -96,25 +104,47 @@ class Meter:
             self._sets.swap(names.sources, names.old_sources)
             self._sets.swap(names.hits, names.old_hits)
         time.sleep(_IN_FLIGHT_SECONDS)
-        return self._read_sets()
+        self._read_sets()
 
-    def _read_sets(self) -> _Listings:
+    def _read_sets(self) -> None:
         """Read the sets that no packet meets, and empty them for the next time."""
-        hits, sources = [], []
         for family in self._families:
             names = set_names(family)
-            hits.append(self._sets.hits(names.old_hits, family))
-            sources.append(self._sets.counts(names.old_sources, family))
-            for name in (names.old_hits, names.old_sources):
-                if self._sets.header(name) is not None:
-                    self._sets.flush(name)
+            held = [self._sets.header(name) for name in (names.old_hits, names.old_sources)]
+            if held[0] is None or held[1] is None or not (held[0].entries or held[1].entries):
+                continue
+            if not held[0].entries:
+                # The change broke off between the two: whose packets these are, the other half knows.
+                self._sets.swap(names.hits, names.old_hits)
+                time.sleep(_IN_FLIGHT_SECONDS)
+            listing = _Listing(
+                family, self._sets.hits(names.old_hits, family), self._sets.counts(names.old_sources, family)
+            )
+            self._sets.flush(names.old_hits)
+            self._sets.flush(names.old_sources)
+            self._listings.append(listing)
         self._unread = False
-        return hits, sources
+
+    def _drain(self, counters: Mapping[Family, Count]) -> Drain:
+        listings, self._listings = self._listings, []
+        return Drain(
+            NOTHING,
+            counters,
+            tuple(listing.hits for listing in listings),
+            tuple(listing.sources for listing in listings),
+        )
 
 
-def _in_sets(hits: Sequence[Collection[Hit]], sources: Sequence[Collection[Source]]) -> Count:
-    """All that the sets counted: a packet that made an entry of hits was counted by its source as well."""
-    entries = list(chain.from_iterable(hits))
-    packets = sum(entry[4] - 1 for entry in entries) + sum(source[2] for source in chain.from_iterable(sources))
-    # Of the bytes that were counted by source alone no one can tell which are in hits too: these are left out.
-    return Count(packets, sum(entry[3] for entry in entries))
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What the two sets of a family held."""
+
+    family: Family
+    hits: Collection[Hit]
+    sources: Collection[Source]
+
+    def counted(self) -> Count:
+        """All that the sets counted: a packet that made an entry of hits was counted by its source as well. Of the
+        bytes that were counted by source alone no one can tell which are in hits too: these are left out."""
+        packets = sum(hit[4] - 1 for hit in self.hits) + sum(source[2] for source in self.sources)
+        return Count(packets, sum(hit[3] for hit in self.hits))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.health import STALLED_SECONDS, reasons, sentence, status
-from sikkerguard.core.model import Attempt, State
+from sikkerguard.core.model import ANY, Attempt, Count, Counted, ReportNumbers, State
 from sikkerguard.version import VERSION
 
 DAY = 86400.0
@@ -33,8 +33,16 @@ BLOCKING = State(
     settled_at=UP - 2,
     repairs=1,
     last_repair="create the sets sikkerguard-v4",
-    dropped_packets=12345,
-    dropped_bytes=678900,
+    counted=Counted(
+        dropped=Count(12345, 678900),
+        dropped_today=Count(1234, 67890),
+        unnamed=45,
+        sources=321,
+        top_ports=(((6, 23), 900), ((1, 8 << 8), 200), ((17, 53), 100), ((ANY, ANY), 30), ((99, 0), 4)),
+    ),
+    reports=ReportNumbers(247, 31, 2, 1, 9, 4750, NOW - 60),
+    log_source="journald",
+    log_lost=12,
 )
 STARTING = State(started_at=NOW, dry_run=False)
 FAILED = Attempt(NOW - 5, "SikkerAPI can't be reached (no route)")
@@ -110,16 +118,58 @@ def test_the_status_has_what_readers_rely_on() -> None:
         "nextPull": "2027-01-16T06:00:00Z",
         "pulls": 3,
         "quotaRemaining": 7,
-        "lastReport": None,
+        "lastReport": "2027-01-15T07:59:00Z",
+        "reports": {
+            "sent": 247,
+            "withheld": 31,
+            "rejected": 2,
+            "unanswered": 1,
+            "waiting": 9,
+            "quotaRemaining": 4750,
+        },
         "allowlist": "8 IPs + 8 CIDR ranges",
         "onTrial": False,
         "repairs": 1,
         "lastRepair": "create the sets sikkerguard-v4",
         "droppedPackets": 12345,
         "droppedBytes": 678900,
+        "droppedPacketsToday": 1234,
+        "droppedBytesToday": 67890,
+        "droppedUnnamed": 45,
+        "sources": 321,
+        "topPorts": [
+            {"protocol": "TCP", "port": 23, "service": "telnet", "packets": 900},
+            {"protocol": "ICMP", "port": None, "service": "icmp", "packets": 200},
+            {"protocol": "UDP", "port": 53, "service": "dns", "packets": 100},
+            {"protocol": "any", "port": None, "service": "further ports", "packets": 30},
+            {"protocol": "99", "port": None, "service": "unknown", "packets": 4},
+        ],
+        "logSource": "journald",
+        "logLost": 12,
     }
     assert found | expected == found
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_status_names_ports_as_the_port_map_does() -> None:
+    busy = replace(BLOCKING, counted=replace(BLOCKING.counted, top_ports=(((6, 64222), 5), ((17, 64222), 4))))
+    unknown, mapped = status(busy, NOW, ()), status(busy, NOW, (), {64222: "ssh"})
+    assert [port["service"] for port in unknown["topPorts"]] == ["unknown", "unknown"]
+    assert [port["service"] for port in mapped["topPorts"]] == ["ssh", "ssh"]
+    assert [port["protocol"] for port in mapped["topPorts"]] == ["TCP", "UDP"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 255), st.integers(0, 65535)), max_size=10))
+def test_the_status_has_each_busy_port_in_its_order(places: list[tuple[int, int]]) -> None:
+    top = tuple((place, 100 - number) for number, place in enumerate(places))
+    shown = status(replace(BLOCKING, counted=Counted(top_ports=top)), NOW, ())["topPorts"]
+    assert [port["packets"] for port in shown] == [packets for _, packets in top]
+    for port, (number, place) in zip(shown, places, strict=True):
+        assert port["protocol"]
+        assert port["service"]
+        # A number that is no port, as of ICMP's types, is not shown as one.
+        assert port["port"] == (place if number in (6, 17, 33, 132, 136) else None)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +191,8 @@ def test_the_status_of_a_start_has_the_same_keys_and_says_nothing_untrue() -> No
     assert found.keys() == status(BLOCKING, NOW, ()).keys()
     assert {name for name, value in found.items() if value is None} >= {"lastPull", "nextPull", "listVerified"}
     assert (found["uptime"], found["blockedIps"]) == (1, 0)
+    assert all(found[name] == 0 for name in found if name.startswith("dropped") or name in ("sources", "logLost"))
+    assert (found["topPorts"], found["logSource"]) == ([], "counters")
     assert status(replace(STARTING, last_pull=FAILED, dry_run=True), NOW, ())["lastPullError"] == FAILED.failure
     assert status(replace(STARTING, dry_run=True, on_trial=True), NOW, ())["dryRun"] is True
     assert status(replace(STARTING, on_trial=True), NOW, ())["onTrial"] is True
@@ -159,18 +211,19 @@ def test_times_are_utc_to_the_second(at: float) -> None:
     [
         (STARTING, "Starting: the first pull is under way"),
         (replace(STARTING, last_pull=FAILED), f"No list yet: {FAILED.failure}"),
-        (BLOCKING, "Blocking 8,774 addresses; list of 2h ago; next pull in 22h; 12,345 packets dropped"),
+        (BLOCKING, "Blocking 8,774 addresses; list of 2h ago; next pull in 22h; 1,234 packets dropped today"),
         (
             replace(BLOCKING, last_pull=FAILED),
-            f"Blocking 8,774 addresses; last pull failed: {FAILED.failure}; next pull in 22h; 12,345 packets dropped",
+            f"Blocking 8,774 addresses; last pull failed: {FAILED.failure}; next pull in 22h; "
+            "1,234 packets dropped today",
         ),
         (
             replace(BLOCKING, verified_at=None, last_pull=None, next_pull_at=None),
-            "Blocking 8,774 addresses; 12,345 packets dropped",
+            "Blocking 8,774 addresses; 1,234 packets dropped today",
         ),
         (
             replace(BLOCKING, next_pull_at=NOW - 1),
-            "Blocking 8,774 addresses; list of 2h ago; next pull in 0s; 12,345 packets dropped",
+            "Blocking 8,774 addresses; list of 2h ago; next pull in 0s; 1,234 packets dropped today",
         ),
     ],
 )

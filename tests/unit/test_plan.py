@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Prefix, parse_prefix
-from sikkerguard.core.names import CHAIN, LOG_PREFIX, loading, set_names
+from sikkerguard.core.names import CHAIN, LOG_PREFIX, NEWS_CHAIN, loading, set_names
 from sikkerguard.core.plan import (
     CreateSets,
     DesiredFamily,
@@ -33,7 +33,7 @@ from sikkerguard.core.plan import (
 from tests.unit.test_ranges import families, gather, prefixes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Hashable, Iterator
 
 # The longest name of a set that the kernel takes: IPSET_MAXNAMELEN of linux/netfilter/ipset/ip_set.h less its end.
 LONGEST_NAME = 31
@@ -42,81 +42,251 @@ LONGEST_NAME = 31
 def test_names_are_ours_and_fit_into_the_kernel() -> None:
     names = [name for family in Family for name in set_names(family).all()]
     names += [loading(name) for name in names]
-    assert len(names) == len(set(names)) == 2 * 2 * 7
+    assert len(names) == len(set(names)) == 2 * 2 * 10
     assert all(name.startswith("sikkerguard") and len(name) <= LONGEST_NAME for name in names)
 
 
-@dataclass
+# What a source has room for until the counts are read: ports that are told apart, and lines of the kernel's log.
+PORTS, LOG_LINES = 64, 5
+OCTETS = 60
+
+
+@dataclass(frozen=True)
 class Packet:
-    """A packet on its way through the chain: the sets that its source is in, and what became of it."""
+    """A packet from one source to one TCP port, None being that of a fragment, which names none."""
 
-    member: frozenset[str]
-    within_limit: bool = True
-    trail: list[str] = field(default_factory=list)
+    source: int
+    port: int | None
+
+
+@dataclass
+class Netfilter:
+    """Our chains and sets of one family, and what becomes of the packets that meet them.
+
+    `member` are the sets of lists that every packet's source is in; `room` is what the sets that packets fill have
+    room for; `dropped` is the DROP rule's counter, and `logged` the sources of log lines.
+    """
+
+    family: Family
+    member: frozenset[str] = frozenset()
+    room: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    logged: list[int] = field(default_factory=list)
     counted: list[str] = field(default_factory=list)
+    sets: dict[str, dict[Hashable, int]] = field(default_factory=dict)
 
-    def matches(self, match: Extension) -> bool:
+    def __post_init__(self) -> None:
+        names = set_names(self.family)
+        self.chains: dict[str, list[Rule]] = {}
+        for rule in chain_rules(self.family):
+            self.chains.setdefault(rule.chain, []).append(rule)
+        for name in (names.hits, names.sources, names.old_hits, names.old_sources):
+            self.sets[name] = {}
+
+    def run(self, packet: Packet, *, within_limit: bool = True) -> str:
+        """The verdict."""
+        steps = self.steps(packet, within_limit=within_limit)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return str(end.value)
+
+    def steps(self, packet: Packet, *, within_limit: bool = True, chain: str = CHAIN) -> Generator[None, None, str]:
+        """The way of a packet through a chain, in steps between which other things may happen; and the verdict."""
+        for rule in self.chains[chain]:
+            for match in rule.matches:
+                yield
+                if not self._matches(match, packet, within_limit):
+                    break
+            else:
+                yield
+                verdict = self._target(rule.target, packet)
+                if rule.target.name in self.chains:
+                    verdict = yield from self.steps(packet, within_limit=within_limit, chain=rule.target.name)
+                if verdict == "RETURN" and chain != CHAIN:
+                    break
+                if verdict:
+                    return verdict
+        return ""
+
+    def _matches(self, match: Extension, packet: Packet, within_limit: bool) -> bool:
         options = dict(match.options)
-        if match.name == "hashlimit":
-            return self.within_limit
+        if match.name == "limit":
+            return within_limit
         assert match.name == "set"
-        *inverted, name, _ = options["match-set"]
+        *inverted, name, direction = options["match-set"]
+        count = options.get("update-counters") != ("!",)
         found = name in self.member
-        if found and options.get("update-counters") != ("!",):
+        if name in self.sets:
+            # As the kernel's ip_set_match_extensions: first the packet is counted, then the counter is compared.
+            entries, key = self.sets[name], _key(packet, direction)
+            found = key in entries
+            if found:
+                entries[key] += count
+                found = "packets-lt" not in options or entries[key] < int(options["packets-lt"][0])
+        if found and count:
             self.counted.append(name)
         return found != (inverted == ["!"])
 
-    def verdict(self, rules: tuple[Rule, ...]) -> str:
-        """What the chain does with it; every non-final target that it meets is in `trail`."""
-        for rule in rules:
-            if all(self.matches(match) for match in rule.matches):
-                if rule.target.name in ("DROP", "RETURN"):
-                    return rule.target.name
-                self.trail.append(rule.target.name)
-        return "end of chain"
+    def _target(self, target: Extension, packet: Packet) -> str:
+        if target.name == "SET":
+            ((_, (name, direction)),) = target.options
+            entries, key = self.sets[name], _key(packet, direction)
+            # To add what is there already would set its counters back, if the kernel did it.
+            assert key not in entries
+            if key is not None and len(entries) < self.room.get(name, 1 << 16):
+                entries[key] = 1
+        elif target.name == "LOG":
+            self.logged.append(packet.source)
+        elif target.name == "DROP":
+            self.dropped += 1
+            return "DROP"
+        elif target.name == "RETURN":
+            return "RETURN"
+        else:
+            assert target.name in self.chains
+        return ""
+
+    def swap(self, one: str, other: str) -> None:
+        """Exchange the contents of two sets."""
+        self.sets[one], self.sets[other] = self.sets[other], self.sets[one]
+
+    def named(self) -> int:
+        """What the two sets that packets fill know by now: hits and sources, less one for each entry of hits."""
+        hits, sources = (self.sets[name] for name in (set_names(self.family).hits, set_names(self.family).sources))
+        return sum(hits.values()) + sum(sources.values()) - len(hits)
+
+
+def _key(packet: Packet, direction: str) -> Hashable:
+    if direction == "src":
+        return packet.source
+    assert direction == "src,dst"
+    return None if packet.port is None else (packet.source, packet.port)
 
 
 def memberships(family: Family) -> Iterator[frozenset[str]]:
-    for chosen in product([False, True], repeat=7):
-        yield frozenset(name for name, inside in zip(set_names(family).all(), chosen, strict=True) if inside)
+    names = set_names(family)
+    lists = [name for name in names.in_rules() if name not in (names.hits, names.sources)]
+    for chosen in product([False, True], repeat=6):
+        yield frozenset(name for name, inside in zip(lists, chosen, strict=True) if inside)
+
+
+def remembered(family: Family) -> Iterator[dict[str, dict[Hashable, int]]]:
+    """Every state of what the sets know of the packet (1, 23)."""
+    names = set_names(family)
+    for told_apart, packets in product([False, True], [0, 1, LOG_LINES, PORTS, PORTS + 1]):
+        yield {names.hits: {(1, 23): 7} if told_apart else {}, names.sources: {1: packets} if packets else {}}
+
+
+def is_blocked(family: Family, member: frozenset[str]) -> bool:
+    names = set_names(family)
+    candidate = bool(member & {names.new_singles, names.new_ranges}) and names.trial in member
+    return (bool(member & {names.singles, names.ranges}) or candidate) and names.allow not in member
 
 
 @pytest.mark.parametrize("family", Family)
 def test_a_packet_is_dropped_if_it_is_listed_or_on_trial_and_not_allowed(family: Family) -> None:
-    names = set_names(family)
-    for member in memberships(family):
-        committed = bool(member & {names.singles, names.ranges})
-        candidate = bool(member & {names.new_singles, names.new_ranges})
-        blocked = (committed or (candidate and names.trial in member)) and names.allow not in member
-        packet = Packet(member)
-        assert packet.verdict(chain_rules(family)) == ("DROP" if blocked else "RETURN"), member
+    for member, known, within_limit in product(memberships(family), remembered(family), [False, True]):
+        netfilter = Netfilter(family, member)
+        netfilter.sets |= known
+        before, blocked = netfilter.named(), is_blocked(family, member)
+        assert netfilter.run(Packet(1, 23), within_limit=within_limit) == ("DROP" if blocked else "RETURN"), member
+        assert netfilter.dropped == blocked
+        assert netfilter.named() - before == blocked
         if not blocked:
-            assert packet.trail == []
+            assert netfilter.logged == []
 
 
 @pytest.mark.parametrize("family", Family)
-def test_a_dropped_packet_is_counted_once_and_logged_within_the_limit(family: Family) -> None:
+def test_a_packet_is_counted_in_the_list_that_blocks_it_by_one_rule_alone(family: Family) -> None:
     names = set_names(family)
-    for member, within_limit in product(memberships(family), [False, True]):
-        packet = Packet(member, within_limit)
-        if packet.verdict(chain_rules(family)) != "DROP":
-            continue
-        # By a match where the kernel has the entry already, else by adding it: to add it again would set it back.
-        assert packet.counted.count(names.hits) + packet.trail.count("SET") == 1
-        assert ("SET" in packet.trail) == (names.hits not in member)
-        assert packet.trail.count("LOG") == within_limit
-        committed = [name for name in packet.counted if name in (names.singles, names.ranges)]
-        assert len(committed) == bool(member & {names.singles, names.ranges})
+    lists = (names.singles, names.ranges, names.new_singles, names.new_ranges)
+    for member in memberships(family):
+        netfilter = Netfilter(family, member)
+        netfilter.run(Packet(1, 23))
+        counted = [name for name in netfilter.counted if name in lists]
+        assert len(counted) == bool(member & {names.singles, names.ranges})
+
+
+bursts = st.lists(
+    st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9), st.integers(1, PORTS + 9), st.booleans()), max_size=12
+)
+
+
+def packets_of(drawn: list[tuple[int, int | None, int, bool]]) -> Iterator[tuple[Packet, bool]]:
+    """Scans of some ports in a row, or so many fragments, each with what the limit of the log says meanwhile."""
+    for source, first, number, within_limit in drawn:
+        for further in range(number):
+            yield Packet(source, None if first is None else first + further), within_limit
+
+
+@settings(deadline=None, max_examples=150)
+@given(families, bursts, st.sampled_from([0, 1, 3, 100, 1000]), st.integers(0, 5))
+def test_a_dropped_packet_is_counted_exactly_once_where_its_source_has_room(
+    family: Family, drawn: list[tuple[int, int | None, int, bool]], hits_room: int, sources_room: int
+) -> None:
+    names = set_names(family)
+    netfilter = Netfilter(family, frozenset({names.singles}), {names.hits: hits_room, names.sources: sources_room})
+    for number, (packet, within_limit) in enumerate(packets_of(drawn), 1):
+        before = netfilter.named()
+        assert netfilter.run(packet, within_limit=within_limit) == "DROP"
+        sources = netfilter.sets[names.sources]
+        assert packet.source in sources or len(sources) == sources_room
+        assert netfilter.named() - before == (packet.source in sources)
+        assert netfilter.dropped == number
+
+
+@settings(deadline=None, max_examples=150)
+@given(families, bursts)
+def test_a_source_has_its_share_of_the_sets_and_of_the_log_and_no_more(
+    family: Family, drawn: list[tuple[int, int | None, int, bool]]
+) -> None:
+    names = set_names(family)
+    netfilter = Netfilter(family, frozenset({names.singles}))
+    first: dict[int, list[Packet]] = {}
+    for packet, within_limit in packets_of(drawn):
+        before = len(netfilter.logged)
+        netfilter.run(packet, within_limit=within_limit)
+        assert len(netfilter.logged) - before <= within_limit
+        first.setdefault(packet.source, []).append(packet)
+    hits = list(netfilter.sets[names.hits])
+    for source, sent in first.items():
+        assert netfilter.logged.count(source) <= LOG_LINES
+        # The first ports are told apart, whatever comes behind them.
+        ports = {(source, packet.port) for packet in sent[:PORTS] if packet.port is not None}
+        assert ports <= set(hits)
+        assert len([each for each in hits if isinstance(each, tuple) and each[0] == source]) <= PORTS
 
 
 @pytest.mark.parametrize("family", Family)
-def test_the_log_is_limited_for_each_source_and_port(family: Family) -> None:
+def test_a_new_source_is_logged_however_many_packets_there_were_of_others(family: Family) -> None:
+    netfilter = Netfilter(family, frozenset({set_names(family).singles}))
+    for port in range(1000):
+        netfilter.run(Packet(1, port))
+    netfilter.run(Packet(2, 23))
+    assert netfilter.logged == [1] * LOG_LINES + [2]
+
+
+@pytest.mark.parametrize("family", Family)
+def test_the_log_is_limited_in_all(family: Family) -> None:
     (rule,) = [rule for rule in chain_rules(family) if rule.target.name == "LOG"]
     assert dict(rule.target.options)["log-prefix"] == (LOG_PREFIX,) == ("SIKKERGUARD ",)
-    (limit,) = rule.matches
-    assert dict(limit.options)["hashlimit-mode"] == ("srcip,dstport",)
-    (count,) = [rule for rule in chain_rules(family) if rule.target.name == "SET"]
-    assert dict(count.target.options)["add-set"] == (set_names(family).hits, "src,dst")
+    # Last of the matches, so that only what would be logged takes from it.
+    limit = dict(rule.matches[-1].options)
+    assert rule.matches[-1].name == "limit"
+    assert limit == {"limit": ("10/sec",), "limit-burst": ("50",)}
+
+
+@pytest.mark.parametrize("family", Family)
+def test_no_rule_drops_but_the_last_one_whose_counter_is_read(family: Family) -> None:
+    rules = chain_rules(family)
+    # A hashlimit whose table is full drops the packet by itself, past that counter.
+    assert {match.name for rule in rules for match in rule.matches} == {"set", "limit"}
+    assert {rule.chain for rule in rules} == {CHAIN, NEWS_CHAIN}
+    (drop,) = [rule for rule in rules if rule.target.name == "DROP"]
+    assert drop == [rule for rule in rules if rule.chain == CHAIN][-1]
+    assert drop.matches == ()
 
 
 WANTED = DesiredFamily(singles=3, ranges=2, allow=frozenset({Prefix(0, 8), Prefix(1 << 24, 16)}))
@@ -150,7 +320,7 @@ def test_nothing_is_done_where_nothing_is_wrong(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", Family)
-@pytest.mark.parametrize("which", ["new_singles", "new_ranges", "trial", "hits"])
+@pytest.mark.parametrize("which", ["new_singles", "new_ranges", "trial", "hits", "sources", "old_hits", "old_sources"])
 def test_a_set_that_is_filled_by_others_is_only_made(family: Family, which: str) -> None:
     name = getattr(set_names(family), which)
     assert plan(family, lacking(sound(family), name)) == (CreateSets(family, (name,)),)
@@ -196,8 +366,12 @@ def test_block_sets_of_an_empty_list_are_emptied(family: Family) -> None:
 def test_a_chain_of_other_rules_is_written(family: Family) -> None:
     right = chain_rules(family)
     other = chain_rules(Family.V6 if family is Family.V4 else Family.V4)
-    hole = Rule((), Extension("RETURN"))
-    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other):
+    hole, side_door = Rule((), Extension("RETURN")), Rule((), Extension("ACCEPT"), NEWS_CHAIN)
+    moved = (*right[:-1], replace(right[-1], chain=CHAIN))
+    news = tuple(rule for rule in right if rule.chain == NEWS_CHAIN)
+    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other, moved, news):
+        assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
+    for rules in ((*right, side_door), tuple(rule for rule in right if rule.chain == CHAIN)):
         assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
     assert plan(family, replace(sound(family), rules=None, jumps=())) == (
         WriteChain(family, right),
@@ -250,7 +424,7 @@ def carry_out(operation: Operation, observed: ObservedFamily, wanted: DesiredFam
             assert observed.allow == wanted.allow, "blocks before it allows"
             return replace(observed, sets={**observed.sets, names.singles: singles, names.ranges: ranges})
         case WriteChain(_, rules):
-            assert set(names.all()) <= observed.sets.keys(), "a rule can't name a set that is not there"
+            assert set(names.in_rules()) <= observed.sets.keys(), "a rule can't name a set that is not there"
             assert observed.allow == wanted.allow, "blocks before it allows"
             return replace(observed, rules=rules)
         case PlaceJump(_, missing):
@@ -332,7 +506,8 @@ def test_a_plan_can_be_read(family: Family, tool: str) -> None:
     assert "2 ranges" in fill
     assert tool in write
     assert write.count("\n") == len(chain_rules(family))
-    assert write.endswith("always -> DROP")
+    assert f"    {CHAIN}: always -> DROP\n    {NEWS_CHAIN}: " in write
+    assert all(f"    {rule.chain}: {rule}" in write for rule in chain_rules(family))
     assert f"set match-set {names.allow} src -> RETURN" in write
     assert (CHAIN in jump, tool in jump) == (True, True)
 

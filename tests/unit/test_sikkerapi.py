@@ -657,6 +657,14 @@ def test_a_short_list_that_begins_late_and_comes_at_once_is_not_slow() -> None:
     assert got == LIST[:2048]
 
 
+def test_a_pull_that_takes_too_long_is_given_up_and_no_more_than_that(standin: Standin) -> None:
+    # Whoever asked goes on: it was the pull that ran out of time, not the service that was stopped.
+    standin.fault("blacklist", Drip(interval=0.02))
+    error = refused(SikkerApi(standin.url, DEMO_KEY, longest=0.3))
+    assert "took longer than 0.3 s" in str(error)
+    assert error.retryable
+
+
 def test_a_pull_can_be_cancelled_and_leaves_no_connection(standin: Standin) -> None:
     async def cancelled() -> None:
         task = asyncio.create_task(client(standin).pull(50, Sink()))

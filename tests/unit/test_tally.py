@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.model import Family, Hits
-from sikkerguard.core.tally import WINDOW_SECONDS, Blocked, Tally
+from sikkerguard.core.model import ANY
+from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_words
 
-# At most so many new sources and so many sums in a window, and one line for the rest.
-LINES = 20
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sikkerguard.core.model import Key
+
+# At most so many lines at once and so many sums in a window, one line for the rest, and so many at once of a source.
+LINES, LINES_OF_A_SOURCE = 20, 3
+# What a window tells apart at most, and what is remembered as no news for so many seconds.
+KEYS, KNOWN, NEWS_SECONDS = 8192, 4096, 60.0
 
 
-def hit(source: str, packets: int, port: int = 23, protocol: int = 6) -> Hits:
-    address = ipaddress.ip_address(source)
-    family = Family.V4 if address.version == 4 else Family.V6
-    return Hits(family, address.packed, protocol, port, packets, packets * 60)
+def key(source: str | int, port: int = 23, protocol: int = 6) -> Key:
+    address = ipaddress.ip_address(source) if isinstance(source, str) else ipaddress.IPv4Address("10.0.0.0") + source
+    return address.packed, protocol, port
 
 
-def tally() -> Tally:
-    return Tally({})
+def rest_of(source: str | int) -> Key:
+    """Of a source's packets those that were not told apart."""
+    return key(source, ANY, ANY)
+
+
+class Look:
+    """A tally, and how many packets it was told of, all of them named, by `take`."""
+
+    def __init__(self) -> None:
+        self.tally = Tally({})
+        self.dropped = 0
+
+    def take(self, named: Iterable[tuple[Key, int]], now: float) -> list[Line]:
+        pairs = list(named)
+        self.dropped += sum(packets for _, packets in pairs)
+        return self.tally.take(pairs, self.dropped, now)
+
+    def texts(self, named: Iterable[tuple[Key, int]], now: float) -> list[str]:
+        return [line.text for line in self.take(named, now)]
 
 
 @pytest.mark.parametrize(
@@ -47,112 +72,246 @@ def tally() -> Tally:
         ("2001:db8::7", 51, 0, "BLOCKED 2001:db8::7 proto=AH x47"),
         ("2001:db8::7", 89, 0, "BLOCKED 2001:db8::7 proto=OSPF x47"),
         ("198.51.100.7", 99, 0, "BLOCKED 198.51.100.7 proto=99 x47"),
+        ("198.51.100.7", ANY, ANY, "BLOCKED 198.51.100.7 (further ports) proto=any x47"),
+        ("2001:db8::7", ANY, ANY, "BLOCKED 2001:db8::7 (further ports) proto=any x47"),
     ],
 )
 def test_a_line_in_the_words_of_the_product(source: str, protocol: int, port: int, line: str) -> None:
-    known = hit(source, 47, port, protocol)
+    place = key(source, port, protocol)
     # A name that the port map gives goes before the table.
-    blocked = Blocked(known.family, known.address, protocol, port, 47)
-    assert blocked.line({2222: "mysql"}) == line
-    assert Tally({2222: "mysql"}).take([known], 0.0) == [line]
+    assert in_words(place, 47, {2222: "mysql"}) == line
+    assert Tally({2222: "mysql"}).take([(place, 47)], 47, 0.0) == [Line(line, 47, place)]
 
 
 def test_a_new_source_shows_at_once_and_what_follows_when_its_window_ends() -> None:
-    counts = tally()
-    assert counts.take([hit("198.51.100.7", 1)], 100.0) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x1"]
-    assert counts.take([hit("198.51.100.7", 40)], 101.0) == []
-    assert counts.take([hit("198.51.100.7", 48)], 100.0 + WINDOW_SECONDS - 0.01) == []
-    assert counts.due(100.0 + WINDOW_SECONDS) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x47"]
-    assert counts.due(1e9) == []
+    look = Look()
+    assert look.texts([(key("198.51.100.7"), 1)], 100.0) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x1"]
+    assert look.take([(key("198.51.100.7"), 39)], 101.0) == []
+    assert look.take([(key("198.51.100.7"), 8)], 100.0 + WINDOW_SECONDS - 0.01) == []
+    assert look.texts([], 100.0 + WINDOW_SECONDS) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x47"]
+    assert look.take([], 1e9) == []
 
 
 def test_another_port_or_protocol_of_a_source_is_news() -> None:
-    counts = tally()
-    counts.take([hit("198.51.100.7", 1)], 0.0)
-    lines = counts.take([hit("198.51.100.7", 1), hit("198.51.100.7", 1, 22), hit("198.51.100.7", 1, 23, 17)], 1.0)
+    look, source = Look(), "198.51.100.7"
+    look.take([(key(source), 1)], 0.0)
+    assert [look.tally.is_news(place) for place in (key(source), key(source, 22), key("2001:db8::7"))] == [
+        False,
+        True,
+        True,
+    ]
+    lines = look.texts([(key(source), 1), (key(source, 22), 1), (key(source, 23, 17), 1)], 1.0)
     assert [line.split()[1] for line in lines] == ["198.51.100.7:22", "198.51.100.7:23"]
 
 
-def test_counts_from_before_are_no_news() -> None:
-    counts = tally()
-    counts.begin([hit("198.51.100.7", 1000)])
-    assert counts.take([hit("198.51.100.7", 1000)], 0.0) == []
-    assert counts.due(1e9) == []
-    counts.take([hit("198.51.100.7", 1003)], 1e9)
-    assert counts.due(2e9) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x3"]
+def test_what_is_told_at_once_or_waits_for_its_window_is_no_news() -> None:
+    look = Look()
+    sources = [key(number) for number in range(LINES + 1)]
+    assert all(map(look.tally.is_news, sources))
+    # There is no room at once for the last one: it waits.
+    assert len(look.take([(source, 1) for source in sources], 0.0)) == LINES
+    assert not any(map(look.tally.is_news, sources))
 
 
-def test_an_entry_that_the_kernel_forgot_counts_from_the_beginning() -> None:
-    counts = tally()
-    counts.begin([hit("198.51.100.7", 1000)])
-    counts.take([hit("198.51.100.7", 5)], 0.0)
-    assert counts.due(WINDOW_SECONDS) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x5"]
-    assert counts.take([], 20.0) == []
-    assert counts.take([hit("198.51.100.7", 6)], 21.0) == ["BLOCKED 198.51.100.7:23 (telnet) proto=TCP x6"]
+def test_a_source_is_no_news_at_a_port_for_a_while() -> None:
+    look = Look()
+    look.take([(key(1), 1)], 0.0)
+    look.take([], WINDOW_SECONDS)
+    assert look.take([(key(1), 1)], NEWS_SECONDS - 1) == []
+    assert [line.packets for line in look.take([], NEWS_SECONDS - 1 + WINDOW_SECONDS)] == [1]
+
+
+def test_a_source_that_was_silent_for_long_is_news_again() -> None:
+    look = Look()
+    look.take([(key(1), 1)], 0.0)
+    for second in range(1, 1000):
+        assert look.take([], float(second)) == []
+    assert look.tally.is_news(key(1))
+    assert [line.packets for line in look.take([(key(1), 1)], 1000.0)] == [1]
 
 
 def test_a_source_that_fell_silent_is_not_told_again() -> None:
-    counts = tally()
-    counts.take([hit("198.51.100.7", 3)], 0.0)
+    look = Look()
+    look.take([(key(1), 3)], 0.0)
     for second in range(1, 60):
-        assert counts.take([hit("198.51.100.7", 3)], float(second)) == []
+        assert look.take([], float(second)) == []
+    assert look.tally.finish(look.dropped) == []
+
+
+def test_a_source_shows_at_few_ports_at_once_and_leaves_room_for_others() -> None:
+    look = Look()
+    scan = [(key(1, port), 9) for port in range(200)]
+    lines = look.take([*scan, (key(2), 1)], 0.0)
+    assert Counter(line.key[0] for line in lines if line.key) == {key(1)[0]: LINES_OF_A_SOURCE, key(2)[0]: 1}
+    # And no more of it later on in the window.
+    assert look.take([(key(1, port), 1) for port in range(300, 400)], 1.0) == []
+    assert [line.key for line in look.take([(key(3), 1)], 2.0)] == [key(3)]
+
+
+def test_of_new_sources_the_largest_show_at_once() -> None:
+    look = Look()
+    lines = look.take([(key(number), number) for number in range(1, 101)], 0.0)
+    assert [line.packets for line in lines] == list(range(100, 100 - LINES, -1))
 
 
 def test_the_largest_come_first_and_the_rest_is_one_line() -> None:
-    counts = tally()
-    sources = [f"198.51.100.{number}" for number in range(1, 51)]
-    counts.begin([hit(source, 0) for source in sources])
-    assert counts.take([hit(source, number * 10) for number, source in enumerate(sources, 1)], 0.0) == []
-    lines = counts.due(WINDOW_SECONDS)
-    assert len(lines) == LINES + 1
-    assert [int(line.rpartition(" x")[2]) for line in lines[:-1]] == list(range(500, 300, -10))
-    assert lines[-1] == f"BLOCKED 30 more sources x{sum(range(10, 310, 10))}"
+    look = Look()
+    crowd = [(key(1000 + number), 10**6) for number in range(LINES)]
+    assert len(look.take(crowd, 0.0)) == LINES
+    assert look.take([(key(number), number * 10) for number in range(1, 51)], 1.0) == []
+    lines = look.take([], WINDOW_SECONDS)
+    assert [line.packets for line in lines[:-1]] == list(range(500, 300, -10))
+    rest = sum(range(10, 310, 10))
+    assert lines[-1] == Line(f"BLOCKED 30 more sources x{rest}", rest)
+    assert look.tally.told == look.dropped
+
+
+def test_packets_that_the_kernel_could_not_name_are_one_line() -> None:
+    tally = Tally({})
+    assert tally.take([], 700, 0.0) == []
+    assert tally.take([], 1000, WINDOW_SECONDS) == [Line("BLOCKED sources that were not told apart x1000", 1000)]
+    assert tally.take([], 1000, 1e6) == []
+    sources = [(key(number), 1) for number in range(2 * LINES + 5)]
+    tally.take(sources, 1500, 1e6)
+    lines = tally.take([], 1500, 1e6 + WINDOW_SECONDS)
+    rest = 500 - 2 * LINES
+    assert lines[-1] == Line(f"BLOCKED 5 more sources and others that were not told apart x{rest}", rest)
+
+
+def test_packets_of_earlier_runs_are_told_as_far_as_they_were_not() -> None:
+    tally = Tally({}, told=1000)
+    assert tally.take([], 1000, 0.0) == []
+    assert tally.finish(1000) == []
+    assert [line.packets for line in tally.finish(1003)] == [3]
+    assert tally.told == 1003
+
+
+def test_packets_that_were_named_before_they_were_counted_are_told_once() -> None:
+    tally = Tally({})
+    # Two of these were still on their way to the rule that counts what is dropped.
+    assert [line.packets for line in tally.take([(key(1), 10)], 8, 0.0)] == [10]
+    assert tally.take([(key(1), 5)], 15, 1.0) == []
+    assert [line.packets for line in tally.take([], 15, WINDOW_SECONDS)] == [5]
+    assert tally.take([], 15, 1e6) == []
+    assert tally.finish(15) == []
+
+
+def test_an_end_tells_what_its_window_holds() -> None:
+    look = Look()
+    look.take([(key(number), 1) for number in range(LINES + 2)], 0.0)
+    assert [line.packets for line in look.tally.finish(look.dropped + 7)] == [1, 1, 7]
+    assert look.tally.finish(look.dropped + 7) == []
 
 
 def test_a_flood_of_new_sources_does_not_flood_the_log() -> None:
-    counts, lines = tally(), []
+    look, lines = Look(), list[Line]()
     for second in range(10):
         # Spoofed sources that are new in every look.
-        lines += counts.take(
-            [hit(str(ipaddress.IPv6Address("2001:db8::") + second * 1000 + n), 1) for n in range(1000)], float(second)
-        )
+        lines += look.take([(key(second * 800 + number), 1) for number in range(800)], float(second))
     assert len(lines) == LINES
-    rest = counts.due(WINDOW_SECONDS)
-    assert len(rest) == LINES + 1
-    assert rest[-1] == f"BLOCKED {10_000 - 2 * LINES} more sources x{10_000 - 2 * LINES}"
+    last = look.take([], WINDOW_SECONDS)
+    assert len(last) == LINES + 1
+    assert last[-1].text == f"BLOCKED {8000 - 2 * LINES} more sources x{8000 - 2 * LINES}"
+
+
+def test_of_more_sources_than_are_told_apart_the_largest_are_and_every_packet_is_told() -> None:
+    look, lines = Look(), list[Line]()
+    lines += look.take([(key(10**6), 5)], 0.0)
+    for second in range(10):
+        lines += look.take([(key(second * 4000 + number), 1) for number in range(4000)], float(second))
+        lines += look.take([(key(10**6), 5)], float(second))
+        assert len(look.tally._window) <= KEYS
+    last = look.take([], WINDOW_SECONDS)
+    assert last[0] == Line("BLOCKED 10.15.66.64:23 (telnet) proto=TCP x50", 50, key(10**6))
+    assert re.fullmatch(r"BLOCKED \d+ more sources and others that were not told apart x\d+", last[-1].text)
+    assert sum(line.packets for line in lines + last) == look.dropped == 40_055
+
+
+def test_what_is_no_news_takes_little_memory() -> None:
+    look = Look()
+    for second in range(2000):
+        look.take([(key(second * 50 + number), 1) for number in range(50)], float(second))
+        # What can be told within the time for which it is no news, and within the window before it is forgotten.
+        assert len(look.tally._known) <= (NEWS_SECONDS / WINDOW_SECONDS + 2) * (2 * LINES) < KNOWN
 
 
 def test_a_new_window_shows_new_sources_at_once_again() -> None:
-    counts = tally()
-    first = [hit(f"198.51.100.{number}", 1) for number in range(30)]
-    assert len(counts.take(first, 0.0)) == LINES
-    late = [hit(f"203.0.113.{number}", 1) for number in range(30)]
-    lines = counts.take([*first, *late], WINDOW_SECONDS + 1)
-    # What is left of the first window, and then as many new ones as before.
-    assert len(lines) == 10 + LINES
-    assert lines[-1] == f"BLOCKED 203.0.113.{LINES - 1}:23 (telnet) proto=TCP x1"
+    look = Look()
+    assert len(look.take([(key(number), 1) for number in range(30)], 0.0)) == LINES
+    assert len(look.take([], WINDOW_SECONDS)) == 10
+    lines = look.take([(key(100 + number), 1) for number in range(30)], WINDOW_SECONDS + 1)
+    assert len(lines) == LINES
+    assert look.take([], 2 * WINDOW_SECONDS) == []
+    assert len(look.take([], 2 * WINDOW_SECONDS + 1)) == 10
 
 
 def test_a_port_map_read_anew_is_used() -> None:
-    counts = tally()
-    counts.port_map = {23: "ssh"}
-    assert counts.take([hit("198.51.100.7", 1)], 0.0) == ["BLOCKED 198.51.100.7:23 (ssh) proto=TCP x1"]
+    look = Look()
+    look.tally.port_map = {23: "ssh"}
+    assert look.texts([(key("198.51.100.7"), 1)], 0.0) == ["BLOCKED 198.51.100.7:23 (ssh) proto=TCP x1"]
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.floats(0, 9), st.dictionaries(st.integers(1, 60), st.integers(1, 50))), max_size=15))
-def test_every_packet_is_told_once(looks: list[tuple[float, dict[int, int]]]) -> None:
-    counts, held, now, sent = tally(), dict[int, int](), 0.0, 0
-    windows: list[list[str]] = []
-    for pause, more in looks:
+# A look: the pause before it; packets by source and port; packets that the kernel could not name; and, of its named
+# packets, how many were still on their way to the rule that counts what is dropped.
+places = st.tuples(st.integers(1, 40), st.integers(1, 4))
+looks = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.2, 1.0, 1.0, 1.0, 4.0, WINDOW_SECONDS, 70.0]),
+        st.dictionaries(places, st.integers(1, 50), max_size=60),
+        st.sampled_from([0, 0, 1, 1000]),
+        st.sampled_from([0, 0, 1, 3]),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(looks, st.booleans(), st.sampled_from([0, 5000]))
+def test_every_packet_is_told_once_in_few_lines(
+    drawn: list[tuple[float, dict[tuple[int, int], int], int, int]], finished: bool, earlier: int
+) -> None:
+    tally, now, dropped, late = Tally({}, earlier), 0.0, earlier, 0
+    lines: list[tuple[float, Line]] = []
+    sent: Counter[Key] = Counter()
+    for pause, named, nameless, on_the_way in drawn:
         now += pause
-        for source, packets in more.items():
-            held[source] = held.get(source, 0) + packets
-            sent += packets
-        windows.append(counts.take([hit(f"198.51.100.{source}", packets) for source, packets in held.items()], now))
-        # One look has at most the end of a window and the beginning of the next.
-        assert len(windows[-1]) <= 2 * LINES + 1
-    windows.append(counts.due(now + WINDOW_SECONDS))
-    told = [re.fullmatch(r"BLOCKED .* x(\d+)", line) for lines in windows for line in lines]
-    assert sum(int(match[1]) for match in told if match) == sent
-    assert all(told)
+        counts = [(key(source, port), packets) for (source, port), packets in named.items()]
+        sent.update(dict(counts))
+        dropped += sum(named.values()) + nameless + late
+        late = min(on_the_way, sum(named.values()))
+        dropped -= late
+        found = tally.take(counts, dropped, now)
+        lines += [(now, line) for line in found]
+        assert sum(line.packets for _, line in lines) == tally.told - earlier
+        # What is named beyond what is dropped will be caught up with.
+        assert tally.told <= dropped + late
+    dropped += late
+    end = tally.finish(dropped) if finished else tally.take([], dropped, now) + tally.take([], dropped, now + 10)
+    lines += [(now + WINDOW_SECONDS, line) for line in end]
+    assert tally.told == dropped == earlier + sum(line.packets for _, line in lines)
+    assert tally.finish(dropped) == tally.take([], dropped, now + 1000) == []
+
+    told: Counter[Key] = Counter()
+    for at, line in lines:
+        match = re.fullmatch(r"BLOCKED \S.* x(\d+)", line.text)
+        assert match
+        assert int(match[1]) == line.packets > 0
+        if line.key:
+            told[line.key] += line.packets
+        # A window's own lines, and those with which the next one begins.
+        assert sum(at <= other < at + WINDOW_SECONDS for other, _ in lines) <= 3 * LINES + 1
+    assert all(packets <= sent[place] for place, packets in told.items())
+    assert len(lines) <= (2 * LINES + 1) * (now // WINDOW_SECONDS + 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 4096), st.integers(1, 3)), min_size=1, max_size=12))
+def test_no_crowd_is_remembered_beyond_bounds(drawn: list[tuple[int, int, int]]) -> None:
+    look, lines = Look(), list[Line]()
+    for second, (first, number, packets) in enumerate(drawn):
+        lines += look.take([(key(first + further), packets) for further in range(number)], second / 2)
+        assert len(look.tally._window) <= KEYS
+        assert len(look.tally._known) <= KNOWN
+    lines += look.tally.finish(look.dropped)
+    assert sum(line.packets for line in lines) == look.dropped
+    assert len(lines) <= 2 * LINES + 1

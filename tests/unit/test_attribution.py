@@ -1,0 +1,212 @@
+"""Whose packets were dropped, against a kernel that counts while its sets are being changed for empty ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.attribution import Named, name
+from sikkerguard.core.model import ANY, Drain, Family, Hit, Key, Source
+from sikkerguard.core.names import set_names
+from tests.unit.test_plan import OCTETS, PORTS, Netfilter, Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What a drain tells apart further on.
+KEYS = 4096
+NAMES = set_names(Family.V4)
+
+
+def address(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def hit(source: int, port: int, packets: int, protocol: int = 6) -> Hit:
+    return address(source), port, protocol, packets * OCTETS, packets
+
+
+def count(source: int, packets: int) -> Source:
+    return address(source), packets * OCTETS, packets
+
+
+def drain(hits: list[Hit], sources: list[Source]) -> Drain:
+    return Drain(hits=[hits], sources=[sources])
+
+
+def listed(netfilter: Netfilter) -> tuple[list[Hit], list[Source]]:
+    """What lies in the sets that were changed for others, which are emptied."""
+    hits, sources = netfilter.sets[NAMES.old_hits], netfilter.sets[NAMES.old_sources]
+    found = (
+        [hit(each[0], each[1], packets) for each, packets in hits.items() if isinstance(each, tuple)],
+        [count(each, packets) for each, packets in sources.items() if isinstance(each, int)],
+    )
+    hits.clear()
+    sources.clear()
+    return found
+
+
+def test_a_packet_that_made_an_entry_is_named_by_it_alone() -> None:
+    named = name(drain([hit(1, 23, 47), hit(1, 22, 3), hit(2, 53, 2, 17)], [count(1, 2), count(2, 1)]), {})
+    assert named == Named(
+        packets=52,
+        largest=(((address(1), 6, 23), 47), ((address(1), 6, 22), 3), ((address(2), 17, 53), 2)),
+        ports={(6, 23): 47, (6, 22): 3, (17, 53): 2},
+        owed={},
+    )
+
+
+def test_packets_that_have_no_entry_are_named_by_their_source() -> None:
+    named = name(drain([hit(1, 23, 5)], [count(1, 1001), count(2, 7)]), {})
+    assert named == Named(
+        packets=1012,
+        largest=(((address(1), ANY, ANY), 1000), ((address(2), ANY, ANY), 7), ((address(1), 6, 23), 5)),
+        ports={(6, 23): 5, (ANY, ANY): 1007},
+        owed={},
+    )
+
+
+def test_entries_whose_sources_are_counted_later_are_owed_and_settled() -> None:
+    # As when packets come between the changes of the two sets.
+    first = name(drain([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)]), {})
+    assert (first.packets, first.owed) == (7, {address(1): 1, address(2): 1})
+    second = name(drain([hit(2, 23, 4)], [count(1, 3), count(2, 2)]), first.owed)
+    assert (second.packets, second.owed) == (6, {})
+    assert second.largest == (((address(2), 6, 23), 4), ((address(1), ANY, ANY), 2))
+
+
+def test_nothing_is_named_of_nothing() -> None:
+    nothing = Named(packets=0, largest=(), ports={}, owed={})
+    assert name(Drain(), {}) == name(drain([], []), {}) == nothing
+
+
+def test_both_families_are_named() -> None:
+    v6 = bytes(15) + b"\1"
+    both = Drain(hits=[[hit(1, 23, 2)], [(v6, 22, 6, 80, 1)]], sources=[[count(1, 1)], [(v6, 80, 1)]])
+    named = name(both, {})
+    assert (named.packets, named.owed) == (3, {})
+    assert dict(named.largest) == {(address(1), 6, 23): 2, (v6, 6, 22): 1}
+
+
+def test_of_more_than_are_told_apart_the_largest_are_and_all_are_counted() -> None:
+    hits = [hit(source, 23, 1 + source % 3) for source in range(3 * KEYS)]
+    named = name(drain(hits, [count(source, 1) for source in range(3 * KEYS)]), {})
+    assert len(named.largest) == KEYS
+    assert {packets for _, packets in named.largest} == {3}
+    assert named.packets == sum(packets for *_, packets in hits) == named.ports[6, 23]
+    assert named.owed == {}
+
+
+# Packets from one source to some ports in a row, None being fragments.
+scans = st.tuples(st.integers(1, 5), st.none() | st.integers(0, 4), st.integers(1, PORTS + 6))
+# A packet that is on its way when a set is changed, and after how many steps.
+caught = st.none() | st.tuples(st.integers(1, 5), st.none() | st.integers(0, 9), st.integers(1, 14))
+# A reading: packets before it, a packet caught by the first change, packets between the two, one caught by the second.
+readings = st.tuples(st.lists(scans, max_size=4), caught, st.lists(scans, max_size=3), caught)
+
+
+class Sender:
+    """Sends packets into a kernel, and knows how many of each kind, and how many of them its sets counted."""
+
+    def __init__(self, netfilter: Netfilter) -> None:
+        self.netfilter = netfilter
+        self.sent: Counter[Key] = Counter()
+        self.counted = 0
+
+    def send(self, drawn: list[tuple[int, int | None, int]]) -> None:
+        for source, first, number in drawn:
+            for further in range(number):
+                self._one(Packet(source, None if first is None else first + further))
+
+    def _one(self, packet: Packet) -> None:
+        before = self.netfilter.named()
+        self.netfilter.run(packet)
+        self.counted += self.netfilter.named() - before
+        self._remember(packet)
+
+    def _remember(self, packet: Packet) -> None:
+        key = (address(packet.source), ANY, ANY) if packet.port is None else (address(packet.source), 6, packet.port)
+        self.sent[key] += 1
+
+    def swap(self, one: str, other: str, on_its_way: tuple[int, int | None, int] | None) -> None:
+        """Change a set for another, while that packet is on its way."""
+        held = self._held()
+        steps: Iterator[None] = iter(())
+        if on_its_way:
+            source, port, number = on_its_way
+            packet = Packet(source, port)
+            self._remember(packet)
+            steps = self.netfilter.steps(packet)
+            for _ in range(number):
+                next(steps, None)
+        self.netfilter.swap(one, other)
+        for _ in steps:
+            pass
+        self.counted += self._held() - held
+
+    def _held(self) -> int:
+        """What the sets and those that were changed for them know together."""
+        hits = [*self.netfilter.sets[NAMES.hits].values(), *self.netfilter.sets[NAMES.old_hits].values()]
+        sources = [*self.netfilter.sets[NAMES.sources].values(), *self.netfilter.sets[NAMES.old_sources].values()]
+        return sum(hits) + sum(sources) - len(hits)
+
+
+def check_all_named(names: list[Named], sender: Sender) -> None:
+    assert names[-1].owed == {}
+    assert sum(named.packets for named in names) == sender.counted
+    told: Counter[Key] = Counter()
+    for named in names:
+        assert named.packets == sum(named.ports.values()) == sum(packets for _, packets in named.largest)
+        assert all(packets > 0 for _, packets in named.largest)
+        told.update(dict(named.largest))
+    sources: Counter[bytes] = Counter()
+    for (source, _, _), packets in sender.sent.items():
+        sources[source] += packets
+    for (source, protocol, port), packets in told.items():
+        assert packets <= (sources[source] if protocol == ANY else sender.sent[source, protocol, port])
+    of_source: Counter[bytes] = Counter()
+    for (source, _, _), packets in told.items():
+        of_source[source] += packets
+    assert all(packets <= sources[source] for source, packets in of_source.items())
+    # No packet is named that was not dropped, and where there was room every one is.
+    assert sender.counted <= sender.netfilter.dropped
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(readings, max_size=6), st.sampled_from([0, 2, 70, 1000]), st.sampled_from([1, 3, 1000]))
+def test_every_packet_that_the_sets_counted_is_named_once(
+    drawn: list[
+        tuple[
+            list[tuple[int, int | None, int]],
+            tuple[int, int | None, int] | None,
+            list[tuple[int, int | None, int]],
+            tuple[int, int | None, int] | None,
+        ]
+    ],
+    hits_room: int,
+    sources_room: int,
+) -> None:
+    rooms = {NAMES.hits: hits_room, NAMES.sources: sources_room}
+    sender = Sender(Netfilter(Family.V4, frozenset({NAMES.singles}), rooms))
+    names, owed = list[Named](), dict[bytes, int]()
+    for before, first, between, second in [*drawn, ([], None, [], None), ([], None, [], None)]:
+        sender.send(before)
+        # As the meter does it.
+        sender.swap(NAMES.sources, NAMES.old_sources, first)
+        sender.send(between)
+        sender.swap(NAMES.hits, NAMES.old_hits, second)
+        names.append(name(drain(*listed(sender.netfilter)), owed))
+        owed = dict(names[-1].owed)
+    check_all_named(names, sender)
+    if sources_room == 1000:
+        assert sender.counted == sender.netfilter.dropped == sum(sender.sent.values())
+
+
+def test_listings_are_only_gone_through() -> None:
+    # A listing need not be a list: a hundred thousand entries are not made into objects.
+    hits, sources = {hit(1, 23, 5): None}.keys(), {count(1, 1): None}.keys()
+    named = name(Drain(hits=[hits], sources=[sources]), {})
+    assert (named.packets, named.owed) == (5, {})

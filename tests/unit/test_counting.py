@@ -1,0 +1,577 @@
+"""Counting over a scripted kernel: what it logs, keeps and tells is the same, and all of what was dropped.
+
+The loop keeps a time of its own, in which a pause takes none, and does in its own thread what is meant for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import selectors
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.model import NOTHING, Count, Counted, Drain, DropEvent, Family
+from sikkerguard.counting import Counting
+from sikkerguard.errors import KernelError, RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from sikkerguard.core.faces import CountsFace, KernelFace
+    from sikkerguard.core.model import Key
+    from sikkerguard.cycle import Owner
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
+
+LOGGER = "sikkerguard.counting"
+BROKEN = "/state/records.sqlite3 can't be used (disk full); make room, or mend its rights"
+
+
+class Timeless(selectors.SelectSelector):
+    """Waits by setting the time."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "nothing will ever happen any more"
+        self.now += timeout
+        return super().select(0)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """A loop in which nothing takes time but what says so."""
+
+    def __init__(self) -> None:
+        self.clock = Timeless()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Arguments], _Result], *args: *_Arguments
+    ) -> asyncio.Future[_Result]:
+        future: asyncio.Future[_Result] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except (RecordError, KernelError) as error:
+            future.set_exception(error)
+        return future
+
+
+def run(work: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(work)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Kernel:
+    """Gives these drains, one list of them each time it is asked, and then none; an error is raised instead."""
+
+    def __init__(self, *script: list[Drain] | KernelError) -> None:
+        self.script = list(script)
+        self.resumed: Mapping[Family, Count] | None = None
+        self.asked: list[float] = []
+        self.counters: Mapping[Family, Count] = {}
+
+    def resume(self, counters: Mapping[Family, Count]) -> None:
+        self.resumed = counters
+
+    def drain(self) -> list[Drain]:
+        self.asked.append(now())
+        found = self.script.pop(0) if self.script else [Drain(NOTHING, self.counters)]
+        if isinstance(found, KernelError):
+            raise found
+        self.counters = found[-1].counters if found else self.counters
+        return found
+
+
+class Thread:
+    """The owner's thread. While `gate` is closed, what it has done is not yet known to the loop."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:
+        result = action(*arguments)
+        await self.gate.wait()
+        return result
+
+
+class Records:
+    """What is kept. `shown` says how many packets stand on lines by now."""
+
+    def __init__(self, shown: Callable[[], int]) -> None:
+        self.ledger = Ledger()
+        self.sources: set[bytes] = set()
+        self.ports: dict[tuple[int, int], int] = {}
+        self.blocked: Counter[Key] = Counter()
+        self.saves = 0
+        self.broken = ""
+        self._shown = shown
+
+    def load(self) -> tuple[Ledger, list[bytes], dict[tuple[int, int], int]]:
+        self._try()
+        return self.ledger, list(self.sources), dict(self.ports)
+
+    def save(
+        self,
+        ledger: Ledger,
+        blocked: Iterable[tuple[Key, int]],
+        fresh_sources: Sequence[bytes],
+        ports: Sequence[tuple[tuple[int, int], int]],
+        *,
+        new_day: bool,
+    ) -> None:
+        self._try()
+        # What is kept is on lines already, or about to be: never is it shown first.
+        assert self._shown() <= ledger.told
+        self.saves += 1
+        self.ledger = ledger
+        self.blocked.update(dict(blocked))
+        self.sources = {*fresh_sources} | (set() if new_day else self.sources)
+        self.ports = dict(ports)
+
+    def _try(self) -> None:
+        if self.broken:
+            raise RecordError(self.broken)
+
+
+class Lines(logging.Handler):
+    """What is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.errors.append(record.getMessage())
+        elif record.levelno == logging.INFO:
+            self.texts.append(record.getMessage())
+
+    def packets(self) -> int:
+        found = [re.fullmatch(r"BLOCKED .* x(\d+)", text) for text in self.texts]
+        assert all(found)
+        return sum(int(match[1]) for match in found if match)
+
+
+@contextmanager
+def logged() -> Iterator[Lines]:
+    lines, logger = Lines(), logging.getLogger(LOGGER)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class Desk:
+    """A counting with all that it works with."""
+
+    def __init__(self, lines: Lines, kernel: Kernel, records: Records | None = None) -> None:
+        self.lines = lines
+        self.kernel = kernel
+        self.records = records or Records(lines.packets)
+        self.thread = Thread()
+        self.told: list[Counted] = []
+        self.counting = Counting(
+            cast("KernelFace", kernel),
+            cast("Owner", self.thread),
+            cast("CountsFace", self.records),
+            {},
+            self.told.append,
+        )
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.counting.begin()
+        self.task = asyncio.create_task(self.counting.count_forever())
+
+    async def asked(self, times: int) -> None:
+        """Wait until the kernel was asked so often, and all that was in it is digested."""
+        while len(self.kernel.asked) < times:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+
+    async def stop(self, *, unhooked: bool = True) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+        await self.counting.finish(unhooked=unhooked)
+
+
+def address(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def drain(packets: Mapping[tuple[int, int], int], counter: int, nameless: int = 0, on_the_way: int = 0) -> Drain:
+    """{(source, port): packets}, all over TCP, and others; the DROP rule's counter then stood there."""
+    total = sum(packets.values())
+    hits = [(address(source), port, 6, 60 * number, number) for (source, port), number in packets.items()]
+    entries = Counter(source for source, _ in packets)
+    sources = [(address(source), 60 * number, number) for source, number in entries.items()]
+    dropped = total + nameless - on_the_way
+    return Drain(Count(dropped, 60 * dropped), {Family.V4: Count(counter, 60 * counter)}, [hits], [sources])
+
+
+def event(source: int, port: int) -> DropEvent:
+    return DropEvent(Family.V4, address(source), 6, port)
+
+
+def test_what_is_logged_kept_and_told_is_the_same() -> None:
+    first, second = drain({(1, 23): 47, (2, 22): 3}, 60, nameless=10), drain({(1, 23): 5, (3, 80): 1}, 66)
+    with logged() as lines:
+        desk = Desk(lines, Kernel([first], [second]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            assert lines.texts == [
+                "BLOCKED 0.0.0.1:23 (telnet) proto=TCP x47",
+                "BLOCKED 0.0.0.2:22 (ssh) proto=TCP x3",
+            ]
+            await desk.asked(4)
+            await desk.stop()
+
+        run(work())
+    records, told = desk.records, desk.told[-1]
+    assert lines.texts[2:] == [
+        "BLOCKED 0.0.0.3:80 (http) proto=TCP x1",
+        "BLOCKED 0.0.0.1:23 (telnet) proto=TCP x5",
+        "BLOCKED sources that were not told apart x10",
+    ]
+    assert lines.packets() == records.ledger.told == records.ledger.dropped.packets == told.dropped.packets == 66
+    assert records.blocked == {(address(1), 6, 23): 52, (address(2), 6, 22): 3, (address(3), 6, 80): 1}
+    assert (records.ledger.named, told.unnamed) == (56, 10)
+    assert records.sources == {address(1), address(2), address(3)}
+    assert (told.sources, told.top_ports) == (3, (((6, 23), 52), ((6, 22), 3), ((6, 80), 1)))
+    assert told.dropped == told.dropped_today == records.ledger.dropped == Count(66, 66 * 60)
+    assert lines.errors == []
+
+
+def test_where_nothing_happens_nothing_is_written() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel())
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(10)
+            await desk.stop(unhooked=False)
+
+        run(work())
+    assert (desk.records.saves, lines.texts, lines.errors) == (0, [], [])
+    assert len(desk.told) > 5
+
+
+def test_it_goes_on_from_where_the_last_run_ended() -> None:
+    counters = {Family.V4: Count(50, 3000), Family.V6: NOTHING}
+    today = day_of(time.time())
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 54)]))
+        # Ten packets stood on no line when that run ended.
+        desk.records.ledger = Ledger(Count(50, 3000), today, Count(20, 1200), 45, 40, counters)
+        desk.records.sources, desk.records.ports = {address(1), address(9)}, {(6, 23): 7}
+
+        async def work() -> None:
+            await desk.counting.begin()
+            assert desk.kernel.resumed == counters
+            assert desk.told == [Counted(Count(50, 3000), Count(20, 1200), 5, 2, (((6, 23), 7),))]
+            desk.task = asyncio.create_task(desk.counting.count_forever())
+            await desk.asked(2)
+            await desk.stop()
+
+        run(work())
+    assert lines.packets() == 14
+    assert desk.records.ledger.told == desk.records.ledger.dropped.packets == 54
+    assert desk.told[-1] == Counted(Count(54, 3240), Count(24, 1440), 5, 2, (((6, 23), 11),))
+
+
+def test_a_day_that_is_over_is_not_gone_on_with() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([Drain()], [drain({(9, 22): 4}, 54)]))
+        desk.records.ledger = Ledger(Count(50, 3000), day_of(time.time()) - 1, Count(20, 1200), 50, 50)
+        desk.records.sources, desk.records.ports = {address(1), address(9)}, {(6, 23): 7}
+
+        async def work() -> None:
+            await desk.counting.begin()
+            assert desk.told == [Counted(Count(50, 3000))]
+            desk.task = asyncio.create_task(desk.counting.count_forever())
+            await desk.asked(3)
+            await desk.stop()
+
+        run(work())
+    assert desk.told[-1] == Counted(Count(54, 3240), Count(4, 240), 0, 1, (((6, 22), 4),))
+    assert (desk.records.sources, desk.records.ports) == ({address(9)}, {(6, 22): 4})
+
+
+def test_records_that_can_not_be_read_are_said_once_and_not_written_over() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(2, 23): 1}, 5)]))
+        desk.records.broken = BROKEN
+
+        async def work() -> None:
+            await desk.counting.begin()
+            assert desk.kernel.resumed == {}
+            desk.records.broken = ""
+            desk.task = asyncio.create_task(desk.counting.count_forever())
+            await desk.asked(4)
+            await desk.stop()
+
+        run(work())
+    (error,) = lines.errors
+    assert error.startswith(BROKEN)
+    assert "Blocking and counting go on" in error
+    assert desk.records.saves == 0
+    assert lines.packets() == desk.told[-1].dropped.packets == 5
+
+
+def test_records_that_can_not_be_written_are_said_once_and_counting_goes_on() -> None:
+    script = [[drain({(number, 23): 1}, number)] for number in range(1, 7)]
+    with logged() as lines:
+        desk = Desk(lines, Kernel(*script))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            desk.records.broken = BROKEN
+            await desk.asked(3)
+            assert len(lines.errors) == 1
+            desk.records.broken = BROKEN.replace("disk full", "it is locked")
+            await desk.asked(4)
+            assert len(lines.errors) == 2
+            desk.records.broken = ""
+            await desk.asked(5)
+            desk.records.broken = BROKEN
+            await desk.asked(6)
+            desk.records.broken = ""
+            await desk.stop()
+
+        run(work())
+    assert [("disk full" in error, "it is locked" in error) for error in lines.errors] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+    assert lines.packets() == 6
+    # The totals catch up, and so do the day's sources.
+    assert (desk.records.ledger.dropped.packets, desk.records.ledger.told) == (6, 6)
+    assert desk.records.sources == {address(number) for number in range(1, 7)}
+    assert set(desk.records.blocked) == {(address(number), 6, 23) for number in (1, 5)}
+
+
+def test_a_kernel_that_can_not_be_read_is_asked_again() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel(KernelError("refused"), [drain({(1, 23): 4}, 4)], KernelError("refused")))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(4)
+            await desk.stop()
+
+        run(work())
+    assert (lines.packets(), desk.records.ledger.dropped.packets, lines.errors) == (4, 4, [])
+
+
+@pytest.mark.parametrize("unhooked", [False, True])
+def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(unhooked: bool) -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(1, 23): 3}, 7)]))
+
+        async def work() -> None:
+            desk.thread.gate.set()
+            await desk.counting.begin()
+            desk.thread.gate.clear()
+            desk.task = asyncio.create_task(desk.counting.count_forever())
+            # Read from the kernel, and nowhere else yet.
+            await desk.asked(1)
+            assert desk.records.saves == 0
+            desk.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await desk.task
+            assert desk.records.saves == 0
+            finishing = asyncio.create_task(desk.counting.finish(unhooked=unhooked))
+            await asyncio.sleep(1)
+            assert not finishing.done()
+            desk.thread.gate.set()
+            await finishing
+
+        run(work())
+    assert desk.records.ledger.dropped.packets == (7 if unhooked else 4)
+    assert lines.packets() == desk.records.ledger.told == desk.records.ledger.dropped.packets
+
+
+def test_an_end_while_the_rules_stay_leaves_their_counters_to_the_next_run() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(1, 23): 3}, 7)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(2)
+            await desk.stop(unhooked=False)
+
+        run(work())
+    assert desk.records.ledger.counters == {Family.V4: Count(7, 420)}
+    # What stands on no line yet is for the next run to say.
+    assert lines.packets() == desk.records.ledger.told == 4
+
+
+def test_an_end_without_rules_takes_the_last_packets_and_clears_the_counters() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            desk.kernel.script = [[drain({(1, 23): 3, (2, 22): 1}, 8, nameless=2)]]
+            await desk.stop(unhooked=True)
+
+        run(work())
+    assert desk.records.ledger.counters == {}
+    # Each place once, though the end is kept by itself.
+    assert desk.records.blocked == {(address(1), 6, 23): 7, (address(2), 6, 22): 1}
+    assert lines.packets() == desk.records.ledger.told == desk.records.ledger.dropped.packets == 10
+    assert desk.told[-1].dropped.packets == 10
+
+
+def test_several_drains_at_once_are_each_taken_into_account() -> None:
+    # As of a dead process's sets, or of a rule that was written anew meanwhile.
+    leftover = replace(drain({(1, 23): 10}, 0), dropped=NOTHING, counters={})
+    with logged() as lines:
+        desk = Desk(lines, Kernel([leftover, drain({(1, 23): 4}, 14, nameless=10)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(2)
+            await desk.stop()
+
+        run(work())
+    assert lines.packets() == desk.records.ledger.dropped.packets == desk.records.ledger.named == 14
+    assert desk.records.blocked == {(address(1), 6, 23): 14}
+
+
+def test_packets_that_are_named_before_they_are_counted_are_kept_for_the_reports() -> None:
+    late = drain({(1, 23): 3}, 4, on_the_way=3)
+    with logged() as lines:
+        # No line is due for them, and none of them is counted as dropped yet.
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [late], [drain({}, 7, nameless=3)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(2)
+            assert desk.records.blocked == {(address(1), 6, 23): 7}
+            await desk.asked(3)
+            await desk.stop()
+
+        run(work())
+    assert lines.packets() == desk.records.ledger.named == desk.records.ledger.dropped.packets == 7
+
+
+def test_only_news_has_the_counters_read_sooner() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)]))
+
+        async def pause_after(noticed: DropEvent | None) -> float:
+            """How long after the last reading the next one came."""
+            times = len(desk.kernel.asked)
+            if noticed is not None:
+                desk.counting.notice(noticed)
+            await desk.asked(times + 1)
+            return desk.kernel.asked[-1] - desk.kernel.asked[-2]
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            assert await pause_after(None) == pytest.approx(1.0, abs=0.05)
+            assert await pause_after(event(1, 23)) == pytest.approx(1.0, abs=0.05)
+            # Not at once: a flood of news must not have us do nothing but read.
+            assert await pause_after(event(2, 23)) == pytest.approx(0.2, abs=0.05)
+            assert await pause_after(event(1, 22)) == pytest.approx(0.2, abs=0.05)
+            assert await pause_after(None) == pytest.approx(1.0, abs=0.05)
+            await desk.stop()
+
+        run(work())
+
+
+def test_a_port_map_read_anew_is_used() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([drain({(1, 2222): 4}, 4)]))
+
+        async def work() -> None:
+            desk.counting.set_port_map({2222: "mysql"})
+            await desk.start()
+            await desk.asked(1)
+            await desk.stop()
+
+        run(work())
+    assert lines.texts == ["BLOCKED 0.0.0.1:2222 (mysql) proto=TCP x4"]
+
+
+counts = st.tuples(
+    st.dictionaries(st.tuples(st.integers(1, 30), st.integers(1, 4)), st.integers(1, 50), max_size=40),
+    st.sampled_from([0, 0, 5]),
+    st.sampled_from([0, 0, 1]),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(counts, max_size=8), st.booleans())
+def test_the_lines_the_ledger_and_the_reports_agree(
+    drawn: list[tuple[dict[tuple[int, int], int], int, int, bool]], restarted: bool
+) -> None:
+    script: list[list[Drain] | KernelError] = []
+    sent: Counter[Key] = Counter()
+    counter = late = nameless = 0
+    for packets, more, on_the_way, refused in drawn:
+        if refused:
+            script.append(KernelError("refused"))
+        behind = min(on_the_way, sum(packets.values()))
+        counter += sum(packets.values()) + more + late - behind
+        script.append([drain(packets, counter, more + late, behind)])
+        late, nameless = behind, nameless + more
+        sent.update({(address(source), 6, port): number for (source, port), number in packets.items()})
+    counter += late
+    script.append([drain({}, counter, late)])
+    half = len(script) // 2 if restarted else len(script)
+    with logged() as lines:
+        first = Desk(lines, Kernel(*script[:half]))
+        second = Desk(lines, Kernel(*script[half:]), first.records)
+
+        async def work(desk: Desk, asked: int, unhooked: bool) -> None:
+            await desk.start()
+            await desk.asked(asked)
+            await desk.stop(unhooked=unhooked)
+
+        run(work(first, half, not restarted))
+        if restarted:
+            run(work(second, len(script) - half, True))
+    ledger = first.records.ledger
+    assert lines.packets() == ledger.told == ledger.dropped.packets == counter
+    assert ledger.named == sum(sent.values()) == counter - nameless
+    assert first.records.blocked == sent
+    assert (second if restarted else first).told[-1].dropped.packets == counter
+    assert lines.errors == []

@@ -1,0 +1,253 @@
+"""The counts on a real file: what is kept comes back, and what can't be kept is said and changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import tempfile
+from collections import Counter
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.ledger import Ledger
+from sikkerguard.core.model import ANY, NOTHING, Count, Family
+from sikkerguard.edges.counts import Counts
+from sikkerguard.edges.database import FILE, Database
+from sikkerguard.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sikkerguard.core.model import Key
+
+V4, V6 = bytes([198, 51, 100, 7]), bytes.fromhex("20010db8000000000000000000000007")
+LEDGER = Ledger(
+    dropped=Count(12_345, 678_900),
+    day=20_000,
+    dropped_today=Count(345, 18_900),
+    named=12_300,
+    told=12_340,
+    counters={Family.V4: Count(10_000, 600_000), Family.V6: Count(2_345, 78_900)},
+)
+# Rows of `blocked` that are kept.
+MOST_BLOCKED = 65_536
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[Counts]:
+    database = Database(directory)
+    try:
+        yield Counts(database)
+    finally:
+        database.close()
+
+
+def save(
+    counts: Counts,
+    ledger: Ledger = LEDGER,
+    blocked: Mapping[Key, int] | None = None,
+    fresh: list[bytes] | None = None,
+    ports: list[tuple[tuple[int, int], int]] | None = None,
+    *,
+    new_day: bool = False,
+) -> None:
+    counts.save(ledger, (blocked or {}).items(), fresh or [], ports or [], new_day=new_day)
+
+
+def rows(directory: Path, query: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(directory / FILE)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def blocked_in(directory: Path) -> dict[Key, int]:
+    query = "SELECT address, protocol, port, packets FROM blocked"
+    with closing(sqlite3.connect(directory / FILE)) as connection:
+        return {(address, protocol, port): packets for address, protocol, port, packets in connection.execute(query)}
+
+
+def purged(directory: Path) -> int:
+    with closing(sqlite3.connect(directory / FILE)) as connection:
+        found = connection.execute("SELECT value FROM ledger WHERE name = 'filed_packets_purged'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def test_a_new_file_has_counted_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        ledger, sources, ports = counts.load()
+    assert ledger == Ledger(counters=dict.fromkeys(Family, NOTHING))
+    assert (sources, ports) == ([], {})
+
+
+def test_what_was_saved_is_there_in_the_next_run(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        save(counts, LEDGER, {(V4, 6, 23): 5, (V6, ANY, ANY): 7}, [V4, V6], [((6, 23), 5), ((ANY, ANY), 7)])
+    with opened(tmp_path) as counts:
+        ledger, sources, ports = counts.load()
+    assert ledger == LEDGER
+    assert sorted(sources) == sorted([V4, V6])
+    assert ports == {(6, 23): 5, (ANY, ANY): 7}
+    assert blocked_in(tmp_path) == {(V4, 6, 23): 5, (V6, ANY, ANY): 7}
+
+
+def test_a_later_save_replaces_the_ledger_and_the_ports_and_adds_the_rest(tmp_path: Path) -> None:
+    later = Ledger(Count(20_000, 0), 20_000, Count(9, 0), 19_999, 3, {Family.V4: Count(1, 60), Family.V6: NOTHING})
+    with opened(tmp_path) as counts:
+        save(counts, LEDGER, {(V4, 6, 23): 5, (V4, 17, 23): 1}, [V4], [((6, 23), 5)])
+        # A source may be given once more, as where an answer to the first time was lost.
+        save(counts, later, {(V4, 6, 23): 2, (V6, 6, 23): 7}, [V6, V4], [((6, 22), 4)])
+        assert counts.load()[0] == later
+        assert sorted(counts.load()[1]) == sorted([V4, V6])
+        assert counts.load()[2] == {(6, 22): 4}
+    assert blocked_in(tmp_path) == {(V4, 6, 23): 7, (V4, 17, 23): 1, (V6, 6, 23): 7}
+
+
+def test_a_new_day_has_its_own_sources_and_ports(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        save(counts, LEDGER, {(V4, 6, 23): 5}, [V4], [((6, 23), 5)])
+        save(counts, LEDGER, {(V6, 6, 22): 1}, [V6], [((6, 22), 1)], new_day=True)
+        assert counts.load() == (LEDGER, [V6], {(6, 22): 1})
+    # What waits to be reported does not end with the day.
+    assert blocked_in(tmp_path) == {(V4, 6, 23): 5, (V6, 6, 22): 1}
+
+
+def test_counters_of_a_chain_that_is_gone_are_not_gone_on_with(tmp_path: Path) -> None:
+    gone = Ledger(LEDGER.dropped, LEDGER.day, LEDGER.dropped_today, LEDGER.named, LEDGER.told)
+    with opened(tmp_path) as counts:
+        save(counts, LEDGER)
+        save(counts, gone)
+        assert counts.load()[0].counters == dict.fromkeys(Family, NOTHING)
+
+
+def test_a_place_that_comes_twice_is_summed(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        counts.save(LEDGER, [((V4, 6, 23), 5), ((V4, 6, 23), 2)], [V4, V4], [], new_day=False)
+    assert blocked_in(tmp_path) == {(V4, 6, 23): 7}
+
+
+def test_of_too_many_places_the_largest_are_kept_and_no_packet_is_lost_from_the_account(tmp_path: Path) -> None:
+    def places(start: int, number: int, packets: int) -> dict[Key, int]:
+        return {(each.to_bytes(4, "big"), 6, 23): packets for each in range(start, start + number)}
+
+    with opened(tmp_path) as counts:
+        save(counts, blocked=places(0, MOST_BLOCKED - 1, 2) | {(V4, 6, 23): 10**6})
+        assert (len(blocked_in(tmp_path)), purged(tmp_path)) == (MOST_BLOCKED, 0)
+        sent = 2 * (MOST_BLOCKED - 1) + 10**6
+        for round_ in range(1, 4):
+            save(counts, blocked=places(round_ << 20, 40_000, 1))
+            sent += 40_000
+            held = blocked_in(tmp_path)
+            assert len(held) <= MOST_BLOCKED
+            assert held[V4, 6, 23] == 10**6
+            assert purged(tmp_path) > 0
+            assert sum(held.values()) + purged(tmp_path) == sent
+        # It is no part of the ledger that counting keeps, and no later save takes it away.
+        assert counts.load()[0] == LEDGER
+
+
+places = st.tuples(st.sampled_from([V4, V6]), st.sampled_from([ANY, 1, 6, 17]), st.integers(0, 3))
+number = st.integers(0, (1 << 62) - 1)
+count = st.builds(Count, number, number)
+ledgers = st.builds(
+    Ledger, count, st.integers(0, 40_000), count, number, number, st.fixed_dictionaries(dict.fromkeys(Family, count))
+)
+saves = st.tuples(
+    ledgers,
+    st.dictionaries(places, st.integers(1, 10**9)),
+    st.lists(st.binary(min_size=4, max_size=4)),
+    st.dictionaries(st.tuples(st.integers(-1, 255), st.integers(-1, 65_535)), number, max_size=5),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(saves, min_size=1, max_size=5), st.booleans())
+def test_whatever_is_counted_comes_back(
+    drawn: list[tuple[Ledger, dict[Key, int], list[bytes], dict[tuple[int, int], int], bool]], reopened: bool
+) -> None:
+    blocked: Counter[Key] = Counter()
+    sources: set[bytes] = set()
+    with tempfile.TemporaryDirectory() as directory:
+        database = Database(Path(directory))
+        with closing(database):
+            for ledger, more, fresh, ports, new_day in drawn:
+                save(Counts(database), ledger, more, fresh, list(ports.items()), new_day=new_day)
+                blocked.update(more)
+                sources = set(fresh) | (set() if new_day else sources)
+                if reopened:
+                    database.close()
+                found = Counts(database).load()
+                assert (found[0], found[2]) == (ledger, ports)
+                assert len(found[1]) == len(sources)
+                assert set(found[1]) == sources
+        assert blocked_in(Path(directory)) == dict(blocked)
+
+
+def is_a_sentence(error: RecordError, directory: Path) -> bool:
+    return str(error).startswith(f"{directory / FILE} can't be used (") and "mend its rights" in str(error)
+
+
+def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with opened(missing) as counts:
+        with pytest.raises(RecordError) as error:
+            counts.load()
+        assert is_a_sentence(error.value, missing)
+        with pytest.raises(RecordError):
+            save(counts)
+        # Once it can be used it is.
+        missing.mkdir()
+        save(counts)
+        assert counts.load()[0] == LEDGER
+
+
+def test_a_file_that_another_hand_changed_is_said(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        save(counts)
+        with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+            connection.execute("DROP TABLE sources")
+        for action in (counts.load, lambda: save(counts, blocked={(V4, 6, 23): 5}, fresh=[V4])):
+            with pytest.raises(RecordError, match="no such table: sources") as error:
+                action()
+            assert is_a_sentence(error.value, tmp_path)
+    assert blocked_in(tmp_path) == {}
+
+
+def test_where_there_is_no_room_nothing_is_kept_and_it_is_said(tmp_path: Path) -> None:
+    more = Ledger(Count(99_999, 0), told=99_999)
+    many = {(each.to_bytes(4, "big"), 6, 23): 1 for each in range(10_000)}
+    database = Database(tmp_path)
+    counts = Counts(database)
+    with closing(database):
+        save(counts, LEDGER, {(V4, 6, 23): 5}, [V4])
+        with database.transaction() as connection:
+            # The file may not grow any further, as on a full disk.
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(RecordError, match="full") as error:
+            save(counts, more, many, [V6], new_day=True)
+        assert is_a_sentence(error.value, tmp_path)
+        assert counts.load() == (LEDGER, [V4], {})
+        assert blocked_in(tmp_path) == {(V4, 6, 23): 5}
+        with database.transaction() as connection:
+            connection.execute("PRAGMA max_page_count=1000000")
+        save(counts, more, many, [V6], new_day=True)
+        assert counts.load()[1] == [V6]
+        assert len(blocked_in(tmp_path)) == 10_001
+
+
+def test_a_damaged_file_is_set_aside_and_counting_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path) as counts:
+        save(counts)
+    (tmp_path / FILE).write_bytes(b"\0garbage" * 4096)
+    with caplog.at_level(logging.ERROR), opened(tmp_path) as counts:
+        assert counts.load()[0].dropped == NOTHING
+        save(counts)
+        assert counts.load()[0] == LEDGER
+    (record,) = caplog.records
+    assert "set aside" in record.getMessage()
+    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]

@@ -1,0 +1,237 @@
+"""The file of counts and reports on a real disk: whole transactions only, noticed when damaged, nobody's in the way."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sikkerguard.edges.database import FILE, Database
+from sikkerguard.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(name="database")
+def _database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path)
+    database.open()
+    yield database
+    database.close()
+
+
+def write(database: Database, name: str, value: int, *, durable: bool = False) -> None:
+    with database.transaction(durable=durable) as connection:
+        connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
+
+
+def read(database: Database) -> dict[str, int]:
+    with database.transaction() as connection:
+        return dict(connection.execute("SELECT name, value FROM ledger"))
+
+
+def test_what_is_written_is_there_after_the_next_start(tmp_path: Path) -> None:
+    for number, durable in enumerate((False, True)):
+        database = Database(tmp_path)
+        database.open()
+        write(database, f"name{number}", number, durable=durable)
+        database.close()
+    with closing(Database(tmp_path)) as database:
+        assert read(database) == {"name0": 0, "name1": 1}
+
+
+def test_it_opens_at_the_first_need_and_again_after_a_close(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    write(database, "a", 1)
+    database.close()
+    database.close()
+    assert read(database) == {"a": 1}
+    database.open()
+    database.close()
+
+
+def test_nobody_else_may_read_it(database: Database, tmp_path: Path) -> None:
+    write(database, "a", 1)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_it_is_written_ahead_so_that_readers_hold_up_nobody(database: Database, tmp_path: Path) -> None:
+    write(database, "a", 1)
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as reader:
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM ledger").fetchall()
+        began = time.monotonic()
+        write(database, "b", 2)
+        assert time.monotonic() - began < 2
+        assert reader.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
+
+
+def test_all_or_nothing(database: Database) -> None:
+    def begin_and_raise() -> None:
+        with database.transaction() as connection:
+            connection.execute("DELETE FROM ledger")
+            raise ArithmeticError
+
+    def begin_and_fail() -> None:
+        with database.transaction() as connection:
+            connection.execute("DELETE FROM ledger")
+            connection.execute("DELETE FROM missing")
+
+    write(database, "a", 1)
+    with pytest.raises(ArithmeticError):
+        begin_and_raise()
+    with pytest.raises(RecordError, match="no such table"):
+        begin_and_fail()
+    assert read(database) == {"a": 1}
+
+
+def test_several_threads_take_turns(database: Database) -> None:
+    def count() -> None:
+        for _ in range(100):
+            with database.transaction() as connection:
+                (found,) = connection.execute("SELECT coalesce(max(value), 0) FROM ledger").fetchone()
+                connection.execute("INSERT OR REPLACE INTO ledger VALUES ('n', ?)", (found + 1,))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read(database) == {"n": 400}
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("damage", ["text", "header", "pages", "version"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / FILE
+    with closing(Database(tmp_path)) as database:
+        for number in range(2000):
+            write(database, f"a rather long name {number}", number)
+    match damage:
+        case "text":
+            file.write_text("not a database at all, but long enough to be looked at\n" * 100)
+        case "header":
+            file.write_bytes(b"SQLite format 4\0" + file.read_bytes()[16:])
+        case "pages":
+            content = bytearray(file.read_bytes())
+            content[8192:] = bytes(0xA5 for _ in content[8192:])
+            file.write_bytes(content)
+        case "version":
+            with closing(sqlite3.connect(file)) as other:
+                other.execute("PRAGMA user_version = 99")
+    before = file.read_bytes()
+    with closing(Database(tmp_path)) as database:
+        database.open()
+        assert read(database) == {}
+        write(database, "a", 1)
+    (message,) = [record.message for record in caplog.records]
+    assert "set aside as records.sqlite3.damaged" in message
+    assert "Blocking is not touched" in message
+    assert (tmp_path / f"{FILE}.damaged").read_bytes() == before
+    with closing(Database(tmp_path)) as database:
+        assert read(database) == {"a": 1}
+
+
+def test_a_place_that_is_none_is_an_error_and_opens_when_it_is_there(tmp_path: Path) -> None:
+    database = Database(tmp_path / "later")
+    for action in (database.open, lambda: write(database, "a", 1)):
+        with pytest.raises(RecordError, match=r"can't be used .*make room, or mend its rights"):
+            action()
+    (tmp_path / "later").mkdir()
+    write(database, "a", 1)
+    assert read(database) == {"a": 1}
+    database.close()
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file can grow beyond this size: the kernel itself cuts the write off, for root too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_nothing_changes_and_it_goes_on_when_there_is_some(database: Database, tmp_path: Path) -> None:
+    write(database, "a", 1)
+    size = (tmp_path / f"{FILE}-wal").stat().st_size
+    with no_room(size), pytest.raises(RecordError, match="can't be used"):
+        write(database, "b", 2)
+    assert read(database) == {"a": 1}
+    write(database, "b", 2)
+    assert read(database) == {"a": 1, "b": 2}
+
+
+def test_without_room_for_the_file_itself_it_is_an_error_and_nothing_is_set_aside(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    with no_room(0), pytest.raises(RecordError, match="can't be used"):
+        database.open()
+    database.open()
+    write(database, "a", 1)
+    database.close()
+    assert {path.name for path in tmp_path.iterdir()} == {FILE}
+
+
+def test_another_process_that_writes_is_waited_for(database: Database, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ending = threading.Timer(0.3, other.execute, ["COMMIT"])
+        ending.start()
+        write(database, "a", 1)
+        ending.join()
+    assert read(database) == {"a": 1}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sikkerguard.edges.database import Database
+database = Database(Path(sys.argv[1]))
+number = 0
+while True:
+    number += 1
+    with database.transaction(durable=number % 10 == 0) as connection:
+        for name in ("a", "b"):
+            connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, number))
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_process_leaves_what_it_committed_and_no_half_of_anything(tmp_path: Path) -> None:
+    committed = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            lines = iter(process.stdout)
+            for line in lines:
+                if int(line) >= 100:
+                    break
+            process.kill()
+            committed = max(100, *(int(line) for line in lines if line.endswith("\n")), 0)
+        with closing(Database(tmp_path)) as database:
+            held = read(database)
+        assert held["a"] == held["b"] >= committed

@@ -1,0 +1,72 @@
+"""The account: the whole, its parts, and the day."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.model import NOTHING, Count, Drain, Family
+
+DAY = 86_400
+COUNTERS = {Family.V4: Count(100, 6000), Family.V6: Count(7, 420)}
+
+
+def test_a_drain_is_added_to_the_whole_and_to_its_day() -> None:
+    first = Ledger().with_drain(Drain(Count(100, 6000), COUNTERS), 90, 20_000 * DAY)
+    assert first == Ledger(Count(100, 6000), 20_000, Count(100, 6000), 90, 0, COUNTERS)
+    moved = {Family.V4: Count(103, 6180)}
+    second = first.with_drain(Drain(Count(3, 180), moved), 3, 20_001 * DAY - 0.001)
+    assert second == Ledger(Count(103, 6180), 20_000, Count(103, 6180), 93, 0, moved)
+    third = second.with_drain(Drain(Count(5, 300), COUNTERS), 5, 20_001 * DAY)
+    assert third == Ledger(Count(108, 6480), 20_001, Count(5, 300), 98, 0, COUNTERS)
+
+
+def test_a_drain_of_nothing_begins_a_day_and_changes_no_total() -> None:
+    ledger = Ledger(Count(100, 6000), 20_000, Count(100, 6000), 90, 80, COUNTERS)
+    assert ledger.with_drain(Drain(NOTHING, COUNTERS), 0, 20_001 * DAY) == replace(
+        ledger, day=20_001, dropped_today=NOTHING
+    )
+
+
+def test_a_drain_that_knows_no_counters_leaves_them() -> None:
+    # As of sets that a dead process had changed and not read.
+    ledger = Ledger(Count(100, 6000), 20_000, Count(100, 6000), 90, 80, COUNTERS)
+    assert ledger.with_drain(Drain(), 7, 20_000 * DAY) == replace(ledger, named=97)
+
+
+@pytest.mark.parametrize(("dropped", "named", "unnamed"), [(0, 0, 0), (10, 7, 3), (10, 10, 0), (10, 12, 0)])
+def test_what_is_not_named_is_the_difference(dropped: int, named: int, unnamed: int) -> None:
+    # Packets that were on their way to the DROP rule are named before it counts them.
+    assert Ledger(dropped=Count(dropped, 0), named=named).unnamed() == unnamed
+
+
+@settings(deadline=None)
+@given(st.integers(0, 4_000_000_000), st.sampled_from([0.0, 0.25]))
+def test_days_are_those_of_utc(seconds: int, part: float) -> None:
+    days = timedelta(days=day_of(seconds + part))
+    assert datetime.fromtimestamp(0, UTC).date() + days == datetime.fromtimestamp(seconds, UTC).date()
+
+
+drains = st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 2 * DAY))
+
+
+@settings(deadline=None)
+@given(st.lists(drains))
+def test_nothing_is_lost_from_the_account(drawn: list[tuple[int, int, int, int]]) -> None:
+    ledger, now = Ledger(told=17), 20_000 * DAY
+    days: dict[int, list[Count]] = {}
+    for packets, octets, named, pause in drawn:
+        now += pause
+        days.setdefault(now // DAY, []).append(Count(packets, octets))
+        ledger = ledger.with_drain(Drain(Count(packets, octets)), min(named, packets), now)
+        assert ledger.day == now // DAY
+        assert ledger.dropped_today == Count(*map(sum, zip(*days[now // DAY], strict=True)))
+    every = [count for counts in days.values() for count in counts]
+    assert ledger.dropped == Count(sum(count.packets for count in every), sum(count.octets for count in every))
+    assert ledger.named + ledger.unnamed() == ledger.dropped.packets
+    assert ledger.told == 17

@@ -1,0 +1,479 @@
+"""The outbox on a real file: each row goes out once, no packet is lost from the account, and nothing grows."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sikkerguard.core.model import ReportNumbers
+from sikkerguard.core.reports import MOST_ROWS, Row, row_of
+from sikkerguard.edges.database import Database
+from sikkerguard.edges.outbox import Outbox, Recovered
+from sikkerguard.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sikkerguard.core.reports import Parcel
+
+DAY = 20_000
+NOW = DAY * 86_400 + 43_200.5
+KEY = "sk_free_demo"
+SSH, HTTP, DNS, UNTOLD = (6, 22), (6, 80), (17, 53), (-1, -1)
+BLOCK = "INSERT INTO blocked VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET packets = packets + excluded.packets"
+
+decide = partial(row_of, port_map={}, spoofable=False)
+
+
+def source(number: int) -> bytes:
+    return (0x20010DB8 << 96 | number).to_bytes(16, "big")
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[Database]:
+    database = Database(directory)
+    database.open()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@pytest.fixture(name="database")
+def _database(tmp_path: Path) -> Iterator[Database]:
+    with opened(tmp_path) as database:
+        yield database
+
+
+@pytest.fixture(name="outbox")
+def _outbox(database: Database) -> Outbox:
+    return Outbox(database)
+
+
+def block(database: Database, blocked: Mapping[int, Mapping[tuple[int, int], int]]) -> None:
+    """{number of a source: {(protocol, port): packets}}, as counting puts it there."""
+    with database.transaction() as connection:
+        for number, packets in blocked.items():
+            connection.executemany(BLOCK, [(source(number), *key, count) for key, count in packets.items()])
+
+
+def states(database: Database) -> dict[tuple[int, str], tuple[str, int, int]]:
+    """{(source, category): (state, packets, day)}"""
+    with database.transaction() as connection:
+        found = connection.execute("SELECT address, category, state, packets, day FROM outbox")
+        return {(int.from_bytes(row[0][8:], "big"), row[1]): row[2:] for row in found}
+
+
+def ledger(database: Database) -> dict[str, int]:
+    with database.transaction() as connection:
+        return dict(connection.execute("SELECT name, value FROM ledger"))
+
+
+def taken(outbox: Outbox, most: int = MOST_ROWS) -> Parcel:
+    parcel = outbox.take(most)
+    assert parcel is not None
+    return parcel
+
+
+def numbers(parcel: Parcel) -> list[int]:
+    return [int.from_bytes(row.address[8:], "big") for row in parcel.rows]
+
+
+# What comes in
+
+
+def test_what_was_blocked_becomes_rows_and_is_no_longer_there(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5, DNS: 7}, 2: {DNS: 3}, 3: {HTTP: 1, UNTOLD: 9}})
+    outbox.gather(DAY, decide)
+    assert states(database) == {
+        (1, "brute_force"): ("waiting", 5, DAY),
+        (2, ""): ("withheld", 3, DAY),
+        (3, "web_exploit"): ("waiting", 10, DAY),
+    }
+    assert outbox.accounted() == 25
+    assert outbox.numbers(DAY, KEY) == ReportNumbers(withheld=1, waiting=2)
+    with database.transaction() as connection:
+        assert connection.execute("SELECT count(*) FROM blocked").fetchone() == (0,)
+
+
+def test_a_source_has_one_row_a_day_for_a_category(database: Database, outbox: Outbox) -> None:
+    for number in range(3):
+        block(database, {1: {SSH: 5}, 2: {DNS: 1}, 3: {HTTP if number else SSH: 1}})
+        outbox.gather(DAY, decide)
+    assert states(database) == {
+        (1, "brute_force"): ("waiting", 15, DAY),
+        (2, ""): ("withheld", 3, DAY),
+        (3, "brute_force"): ("waiting", 1, DAY),
+        (3, "web_exploit"): ("waiting", 2, DAY),
+    }
+    assert outbox.numbers(DAY, KEY).withheld == 1
+
+
+@pytest.mark.parametrize("fate", ["sent", "rejected", "unanswered"])
+def test_what_a_source_sends_after_its_report_is_added_to_the_row_and_not_reported(
+    database: Database, outbox: Outbox, fate: str
+) -> None:
+    block(database, {1: {SSH: 5}})
+    outbox.gather(DAY, decide)
+    parcel = taken(outbox)
+    if fate == "unanswered":
+        outbox.unanswered(parcel.request)
+    else:
+        outbox.settle(parcel.request, {source(1)} if fate == "rejected" else set(), set(), NOW)
+    block(database, {1: {SSH: 100}})
+    outbox.gather(DAY, decide)
+    assert states(database) == {(1, "brute_force"): (fate, 105, DAY)}
+    assert outbox.take(10) is None
+
+
+def test_a_new_day_carries_what_waits_and_forgets_what_is_done_with(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 50}, 2: {SSH: 40}, 3: {SSH: 30}, 4: {SSH: 20}, 5: {SSH: 10}, 6: {DNS: 5}, 7: {SSH: 1}})
+    outbox.gather(DAY, decide)
+    parcel = taken(outbox, 3)
+    outbox.settle(parcel.request, {source(2)}, {source(3)}, NOW)
+    outbox.unanswered(taken(outbox, 1).request)
+    block(database, {1: {SSH: 3}, 5: {SSH: 3}})
+    outbox.gather(DAY + 1, decide)
+    assert states(database) == {
+        (1, "brute_force"): ("waiting", 3, DAY + 1),
+        (4, "brute_force"): ("waiting", 20, DAY + 1),
+        (5, "brute_force"): ("waiting", 13, DAY + 1),
+        (7, "brute_force"): ("waiting", 1, DAY + 1),
+    }
+    assert ledger(database)["filed_packets_purged"] == 50 + 40 + 30 + 5
+    assert outbox.accounted() == 162
+    assert outbox.numbers(DAY + 1, KEY) == ReportNumbers(
+        sent=1, withheld=1, rejected=1, unanswered=1, waiting=4, last_report_at=float(int(NOW))
+    )
+
+
+def test_a_row_that_comes_back_over_midnight_joins_the_one_of_today(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}})
+    outbox.gather(DAY, decide)
+    parcel = taken(outbox)
+    block(database, {1: {SSH: 3}})
+    outbox.gather(DAY + 1, decide)
+    assert len(states(database)) == 1  # the request's own is still on its way, and is seen below
+    outbox.release(parcel.request)
+    outbox.gather(DAY + 1, decide)
+    assert states(database) == {(1, "brute_force"): ("waiting", 8, DAY + 1)}
+    assert len(taken(outbox).rows) == 1
+
+
+def test_a_clock_put_back_over_midnight_reports_nobody_twice(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}})
+    outbox.gather(DAY + 1, decide)
+    outbox.settle(taken(outbox).request, set(), set(), NOW)
+    for day in (DAY, DAY + 1):
+        block(database, {1: {SSH: 1}})
+        outbox.gather(day, decide)
+    assert states(database)[1, "brute_force"][0] != "waiting"
+    assert outbox.accounted() == 7
+
+
+def test_rows_of_a_clock_that_was_years_ahead_don_t_stay_for_years(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}, 2: {SSH: 4}})
+    outbox.gather(DAY + 3650, decide)
+    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
+    outbox.gather(DAY, decide)
+    assert states(database) == {(2, "brute_force"): ("waiting", 4, DAY)}
+
+
+def test_the_smallest_rows_go_where_too_many_wait(database: Database) -> None:
+    outbox = Outbox(database, most_waiting=10)
+    block(database, {number: {SSH: number} for number in range(1, 26)})
+    block(database, {number: {DNS: number} for number in range(101, 126)})
+    outbox.gather(DAY, decide)
+    left = states(database)
+    assert {number for number, category in left if category} == set(range(16, 26))
+    assert {number for number, category in left if not category} == set(range(116, 126))
+    assert ledger(database)["reports_dropped"] == 15
+    assert outbox.numbers(DAY, KEY).withheld == 25
+    assert outbox.accounted() == sum(range(1, 26)) + sum(range(101, 126))
+
+
+def test_where_nobody_wants_reports_nothing_is_kept_but_the_count(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5, DNS: 7}})
+    outbox.discard()
+    assert states(database) == {}
+    assert outbox.accounted() == ledger(database)["filed_packets_purged"] == 12
+    outbox.gather(DAY, decide)
+    assert outbox.take(10) is None
+
+
+def test_what_the_decision_raises_leaves_everything_as_it_was(database: Database, outbox: Outbox) -> None:
+    def refuse(address: bytes, packets: Mapping[tuple[int, int], int]) -> Row | None:
+        if address == source(2):
+            raise ArithmeticError
+        return decide(address, packets)
+
+    block(database, {1: {SSH: 5}, 2: {SSH: 5}})
+    with pytest.raises(ArithmeticError):
+        outbox.gather(DAY, refuse)
+    assert states(database) == {}
+    outbox.gather(DAY, decide)
+    assert len(states(database)) == 2
+
+
+# What goes out
+
+
+def test_the_largest_go_first_and_no_more_than_asked_for(database: Database, outbox: Outbox) -> None:
+    block(database, {number: {SSH: 100 - number} for number in range(10)} | {50: {SSH: 1000}})
+    outbox.gather(DAY, decide)
+    first, second = taken(outbox, 4), taken(outbox, 100)
+    assert numbers(first) == [50, 0, 1, 2]
+    assert numbers(second) == [3, 4, 5, 6, 7, 8, 9]
+    assert first.request != second.request
+    assert outbox.take(10) is None
+    assert outbox.numbers(DAY, KEY).waiting == 11
+
+
+def test_no_request_has_an_address_twice(database: Database, outbox: Outbox) -> None:
+    for key in (SSH, HTTP):
+        block(database, {1: {key: 5}, 2: {key: 4}})
+        outbox.gather(DAY, decide)
+    first, second = taken(outbox), taken(outbox)
+    assert numbers(first) == numbers(second) == [1, 2]
+    assert {row.category for row in first.rows + second.rows} == {"brute_force", "web_exploit"}
+
+
+def test_a_request_is_never_larger_than_the_service_takes(database: Database, outbox: Outbox) -> None:
+    block(database, {number: {SSH: 1} for number in range(MOST_ROWS + 5)})
+    outbox.gather(DAY, decide)
+    assert len(taken(outbox, 1 << 30).rows) == MOST_ROWS
+    assert len(taken(outbox, 1 << 30).rows) == 5
+
+
+def test_of_nothing_nothing_is_taken(outbox: Outbox) -> None:
+    assert outbox.take(10) is None
+    assert outbox.take(0) is None
+
+
+def test_each_row_ends_as_the_answer_says(database: Database, outbox: Outbox) -> None:
+    block(database, {number: {SSH: 10 - number} for number in range(5)})
+    outbox.gather(DAY, decide)
+    parcel = taken(outbox)
+    outbox.on_wire(parcel.request)
+    outbox.settle(parcel.request, {source(1)}, {source(3)}, NOW)
+    assert [state for state, _, _ in states(database).values()] == ["sent", "rejected", "sent", "waiting", "sent"]
+    assert outbox.numbers(DAY, KEY) == ReportNumbers(sent=3, rejected=1, waiting=1, last_report_at=float(int(NOW)))
+    assert numbers(taken(outbox)) == [3]
+
+
+def test_a_request_that_brought_nothing_home_is_no_report(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 1}})
+    outbox.gather(DAY, decide)
+    outbox.settle(taken(outbox).request, {source(1)}, set(), NOW)
+    assert outbox.numbers(DAY, KEY).last_report_at is None
+
+
+def test_what_was_released_is_taken_again_under_another_number(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 1}})
+    outbox.gather(DAY, decide)
+    first = taken(outbox)
+    outbox.on_wire(first.request)
+    outbox.release(first.request)
+    second = taken(outbox)
+    assert second.rows == first.rows
+    assert second.request != first.request
+    # The mark of the first says nothing of the second.
+    assert outbox.recover() == Recovered(1, 0)
+
+
+# Cut off
+
+
+@pytest.mark.parametrize(
+    ("wire", "reboot", "expected"),
+    [
+        (False, False, Recovered(2, 0)),
+        (True, False, Recovered(0, 2)),
+        # After a power failure the mark may be lost though the byte was sent.
+        (False, True, Recovered(0, 2)),
+        (True, True, Recovered(0, 2)),
+    ],
+)
+def test_a_start_decides_by_the_marks(tmp_path: Path, wire: bool, reboot: bool, expected: Recovered) -> None:
+    boot = tmp_path / "boot_id"
+    boot.write_text("3f5bb9a0-6d5b-4f0e-8d35-0f2b2f0c9f11\n")
+    with opened(tmp_path) as database:
+        outbox = Outbox(database, boot_id=boot)
+        block(database, {1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
+        outbox.gather(DAY, decide)
+        parcel = taken(outbox, 2)
+        if wire:
+            outbox.on_wire(parcel.request)
+    if reboot:
+        boot.write_text("a2f0c6d4-58d8-4b9b-a4f7-6c5c7f8e9d01\n")
+    with opened(tmp_path) as database:
+        outbox = Outbox(database, boot_id=boot)
+        assert outbox.recover() == expected
+        assert outbox.recover() == Recovered(0, 0)
+        assert numbers(taken(outbox)) == ([1, 2, 3] if expected.waiting else [3])
+        assert outbox.numbers(DAY, KEY).unanswered == expected.unanswered
+        assert outbox.accounted() == 24
+
+
+@pytest.mark.parametrize("content", [None, "", "no number"])
+def test_where_the_kernel_does_not_name_its_boot_nothing_is_risked(tmp_path: Path, content: str | None) -> None:
+    boot = tmp_path / "boot_id"
+    if content is not None:
+        boot.write_text(content)
+    with opened(tmp_path) as database:
+        outbox = Outbox(database, boot_id=boot)
+        block(database, {1: {SSH: 9}})
+        outbox.gather(DAY, decide)
+        taken(outbox)
+        assert outbox.recover() == Recovered(0, 1)
+
+
+def test_the_kernel_s_own_boot_id_is_read(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 9}})
+    outbox.gather(DAY, decide)
+    taken(outbox)
+    assert ledger(database)["requests_boot"] > 0
+    assert outbox.recover() == Recovered(1, 0)
+
+
+def test_the_rows_taken_are_on_the_disk_before_they_are_seen(tmp_path: Path) -> None:
+    synced: list[bool] = []
+
+    class Watched(Database):
+        def transaction(self, *, durable: bool = False):  # type: ignore[no-untyped-def]
+            synced.append(durable)
+            return super().transaction(durable=durable)
+
+    database = Watched(tmp_path)
+    database.open()
+    with closing(database):
+        outbox = Outbox(database)
+        block(database, {1: {SSH: 9}})
+        outbox.gather(DAY, decide)
+        synced.clear()
+        request = taken(outbox).request
+        assert synced == [True]
+        outbox.on_wire(request)
+        assert synced == [True, False]
+
+
+def test_the_mark_before_the_last_byte_moves_no_pages_and_what_follows_does_again(
+    database: Database, outbox: Outbox
+) -> None:
+    def pages() -> int:
+        with database.transaction() as connection:
+            return int(connection.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
+
+    usual = pages()
+    for end in (outbox.release, outbox.unanswered, lambda request: outbox.settle(request, set(), set(), NOW)):
+        block(database, {1: {SSH: 9}, 2: {SSH: 1}, 3: {SSH: 1}})
+        outbox.gather(DAY, decide)
+        request = taken(outbox, 1).request
+        outbox.on_wire(request)
+        assert pages() == 0
+        end(request)
+        assert pages() == usual > 0
+
+
+# What is known
+
+
+def test_the_quota_belongs_to_a_day_and_a_key(tmp_path: Path) -> None:
+    with opened(tmp_path) as database:
+        outbox = Outbox(database)
+        assert outbox.quota(DAY, KEY) is None
+        outbox.note_quota(DAY, KEY, 17)
+    with opened(tmp_path) as database:
+        outbox = Outbox(database)
+        assert outbox.quota(DAY, KEY) == 17
+        assert outbox.numbers(DAY, KEY).quota_remaining == 17
+        assert outbox.quota(DAY + 1, KEY) is None
+        assert outbox.quota(DAY, "sk_free_other") is None
+        outbox.note_quota(DAY, KEY, 0)
+        assert outbox.quota(DAY, KEY) == 0
+    assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
+    outbox = Outbox(Database(tmp_path / "missing"))
+    for action in (
+        lambda: outbox.gather(DAY, decide),
+        outbox.discard,
+        lambda: outbox.take(1),
+        lambda: outbox.on_wire(1),
+        lambda: outbox.settle(1, set(), set(), NOW),
+        lambda: outbox.release(1),
+        lambda: outbox.unanswered(1),
+        outbox.recover,
+        lambda: outbox.quota(DAY, KEY),
+        lambda: outbox.note_quota(DAY, KEY, 1),
+        lambda: outbox.numbers(DAY, KEY),
+        outbox.accounted,
+    ):
+        with pytest.raises(RecordError, match="can't be used"):
+            action()
+
+
+# Whatever happens, in whatever order
+
+Step = tuple[object, ...]
+keys = st.sampled_from([SSH, HTTP, DNS, UNTOLD, (1, 2048), (6, 4711)])
+steps = st.one_of(
+    st.tuples(st.just("block"), st.integers(0, 8), keys, st.integers(1, 100)),
+    st.tuples(st.just("gather"), st.integers(0, 2)),
+    st.tuples(st.just("take"), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["settle", "release", "unanswered", "on_wire", "recover", "discard"])),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(steps, max_size=40), st.integers(1, 6))
+def test_the_account_is_kept_and_no_row_goes_out_twice_a_day(steps: list[Step], most: int) -> None:
+    with tempfile.TemporaryDirectory() as directory, opened(Path(directory)) as database:
+        walk(database, Outbox(database, most_waiting=most), steps)
+
+
+def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
+    day, taken_on, put, flying, wired = DAY, DAY, 0, None, False
+    gone: set[tuple[int, bytes, str]] = set()
+    for step in steps:
+        match step:
+            case ("block", int(number), (int(protocol), int(port)), int(count)):
+                block(database, {number: {(protocol, port): count}})
+                put += count
+            case ("gather", int(days)):
+                day += days
+                outbox.gather(day, decide)
+            case ("take", int(rows)) if flying is None:
+                flying, wired, taken_on = outbox.take(rows), False, day
+                assert not {(day, row.address, row.category) for row in (flying.rows if flying else ())} & gone
+            case ("on_wire",) if flying is not None:
+                outbox.on_wire(flying.request)
+                wired = True
+            case (("settle" | "unanswered" | "release" | "recover") as end,) if flying is not None:
+                finish(outbox, end, flying.request)
+                if end in ("settle", "unanswered") or (end == "recover" and wired):
+                    gone |= {(taken_on, row.address, row.category) for row in flying.rows}
+                flying = None
+            case ("discard",):
+                outbox.discard()
+        assert outbox.accounted() == put
+
+
+def finish(outbox: Outbox, end: str, request: int) -> None:
+    match end:
+        case "settle":
+            outbox.settle(request, set(), set(), NOW)
+        case "unanswered":
+            outbox.unanswered(request)
+        case "release":
+            outbox.release(request)
+        case "recover":
+            outbox.recover()
