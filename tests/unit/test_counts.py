@@ -115,14 +115,6 @@ def test_a_new_day_has_its_own_sources_and_ports(tmp_path: Path) -> None:
     assert blocked_in(tmp_path) == {(V4, 6, 23): 5, (V6, 6, 22): 1}
 
 
-def test_counters_of_a_chain_that_is_gone_are_not_gone_on_with(tmp_path: Path) -> None:
-    gone = Ledger(LEDGER.dropped, LEDGER.day, LEDGER.dropped_today, LEDGER.named, LEDGER.told)
-    with opened(tmp_path) as counts:
-        save(counts, LEDGER)
-        save(counts, gone)
-        assert counts.load()[0].counters == dict.fromkeys(Family, NOTHING)
-
-
 def test_a_place_that_comes_twice_is_summed(tmp_path: Path) -> None:
     with opened(tmp_path) as counts:
         counts.save(LEDGER, [((V4, 6, 23), 5), ((V4, 6, 23), 2)], [V4, V4], [], new_day=False)

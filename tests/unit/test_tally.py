@@ -95,7 +95,7 @@ def test_a_new_source_shows_at_once_and_what_follows_when_its_window_ends() -> N
 def test_another_port_or_protocol_of_a_source_is_news() -> None:
     look, source = Look(), "198.51.100.7"
     look.take([(key(source), 1)], 0.0)
-    assert [look.tally.is_news(place) for place in (key(source), key(source, 22), key("2001:db8::7"))] == [
+    assert [look.tally.is_news(place, 0.0) for place in (key(source), key(source, 22), key("2001:db8::7"))] == [
         False,
         True,
         True,
@@ -107,10 +107,10 @@ def test_another_port_or_protocol_of_a_source_is_news() -> None:
 def test_what_is_told_at_once_or_waits_for_its_window_is_no_news() -> None:
     look = Look()
     sources = [key(number) for number in range(LINES + 1)]
-    assert all(map(look.tally.is_news, sources))
+    assert all(look.tally.is_news(source, 0.0) for source in sources)
     # There is no room at once for the last one: it waits.
     assert len(look.take([(source, 1) for source in sources], 0.0)) == LINES
-    assert not any(map(look.tally.is_news, sources))
+    assert not any(look.tally.is_news(source, 0.0) for source in sources)
 
 
 def test_a_source_is_no_news_at_a_port_for_a_while() -> None:
@@ -126,7 +126,7 @@ def test_a_source_that_was_silent_for_long_is_news_again() -> None:
     look.take([(key(1), 1)], 0.0)
     for second in range(1, 1000):
         assert look.take([], float(second)) == []
-    assert look.tally.is_news(key(1))
+    assert look.tally.is_news(key(1), 1000.0)
     assert [line.packets for line in look.take([(key(1), 1)], 1000.0)] == [1]
 
 

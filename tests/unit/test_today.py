@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import ANY, Drain, Source
+from sikkerguard.core.protocols import WITH_PORTS
 from sikkerguard.core.today import MOST_SOURCES, Today
 
 # Ports that are told apart.
@@ -97,7 +98,8 @@ def test_sources_are_distinct_and_packets_are_summed(
     today, fresh, packets = Today(0), list[bytes](), Counter[tuple[int, int]]()
     for sources, ports in drawn:
         fresh += today.add(Drain(sources=[listing(*each) for each in sources]), ports)
-        packets.update(ports)
+        for (protocol, port), number in ports.items():
+            packets[protocol, port if protocol in WITH_PORTS or protocol == ANY else 0] += number
     assert len(fresh) == len(set(fresh)) == today.sources
     assert set(fresh) == {address(number) for sources, _ in drawn for each in sources for number in each}
     assert dict(today.top_ports(100)) == dict(packets)
