@@ -243,8 +243,14 @@ def test_what_was_overwritten_is_counted_exactly(log_lab: Laboratory) -> None:
     attacker = own_v4()
     with flooding(), opened() as opener:
         source = Kmsg(opener.fileno(), read)
-        # Again and again: the kernel may hold a record back until the next one comes.
-        wait_for("the first record", lambda: (write("<30>a test begins"), source.read(), numbers)[2])
+
+        def begun() -> bool:
+            # Again and again: the kernel may hold a record back until the next one comes.
+            write("<30>a test begins")
+            source.read()
+            return bool(numbers)
+
+        wait_for("the first record", begun)
         assert source.lost == 0
         for _ in range(2):
             lost = source.lost
