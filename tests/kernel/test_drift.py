@@ -66,8 +66,9 @@ def replace_address(lab: Laboratory, twin: Twin) -> None:
 
 def remove_everything(lab: Laboratory, twin: Twin) -> None:
     remove_jump(lab, twin)
-    twin.iptables(lab, "-F", "SIKKERGUARD")
-    twin.iptables(lab, "-X", "SIKKERGUARD")
+    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW"):
+        twin.iptables(lab, "-F", chain)
+        twin.iptables(lab, "-X", chain)
     for name in lab.host.run("ipset", "list", "-n").split():
         if re.fullmatch(rf"sikkerguard(-[a-z]+)?-{twin.label}(-net)?", name):
             lab.host.run("ipset", "destroy", name)
