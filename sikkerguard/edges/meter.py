@@ -59,7 +59,7 @@ class Meter:
     def _collect(self, anew: set[Family]) -> None:
         """Add a drain; `anew` are families whose counters began anew, and say too little of what was dropped."""
         # Before the sets: all that these have counted is in the sets by now, if there was room.
-        anew = anew | {family for family in self._families if self._read(family)}
+        anew = anew | {family for family in self._families if self._read(family, settled=family in anew)}
         if self._unread:
             self._read_sets()
         if self._listings:
@@ -77,9 +77,9 @@ class Meter:
         self._drains.append(replace(drain, dropped=total))
         self._dropped = dict.fromkeys(self._families, NOTHING)
 
-    def _read(self, family: Family) -> bool:
+    def _read(self, family: Family, *, settled: bool) -> bool:
         """Add what the rule dropped since it was read before; says whether its counter began anew meanwhile."""
-        found, stood = self._chains.counters(family), self._stood[family]
+        found, stood = self._chains.counters(family, settled=settled), self._stood[family]
         if found is None or found.packets < stood.packets:
             found = self._chains.counters(family, settled=True)
         began_anew = found is None or found.packets < stood.packets
