@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import Ledger
 from sikkerguard.core.model import Count, Family
+from sikkerguard.edges.database import PURGED, add
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,11 +67,7 @@ def _limit(connection: Connection) -> None:
     gone = connection.execute(
         f"DELETE FROM blocked WHERE (address, protocol, port) IN ({smallest}) RETURNING packets", (rows // 2,)
     )
-    connection.execute(
-        "INSERT INTO ledger VALUES ('filed_packets_purged', ?) "
-        "ON CONFLICT DO UPDATE SET value = value + excluded.value",
-        (sum(packets for (packets,) in gone),),
-    )
+    add(connection, PURGED, sum(packets for (packets,) in gone))
 
 
 def _entries(ledger: Ledger) -> list[tuple[str, int]]:

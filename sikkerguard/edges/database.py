@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "records.sqlite3"
+# The ledger's name for packets whose rows were deleted, so that a sum over everything is still possible.
+PURGED = "filed_packets_purged"
 _VERSION = 1
 # Seconds that a transaction waits for another process: a backup, or a person with a shell.
 _BUSY_SECONDS = 5.0
@@ -143,3 +145,12 @@ class Database:
 
     def _unusable(self, error: Exception) -> RecordError:
         return RecordError(f"{self._path} can't be used ({error}); make room, or mend its rights")
+
+
+def add(connection: sqlite3.Connection, name: str, value: int) -> None:
+    """Add to a total of the ledger, within a transaction."""
+    if value:
+        connection.execute(
+            "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, value),
+        )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Parcel, Row, first_request
+from sikkerguard.edges.database import PURGED, add
 
 if TYPE_CHECKING:
     import sqlite3
@@ -83,15 +84,15 @@ class Outbox:
                     values |= {"category": row.category, "protocol": row.protocol, "packets": row.packets}
                 connection.execute(_ADD, {**values, "state": "withheld" if row is None else "waiting"})
             connection.execute("DELETE FROM blocked")
-            _add(connection, "filed_packets_purged", beside)
-            _add(connection, "reports_withheld", _count(connection, "withheld") - known)
-            _add(connection, "reports_dropped", self._drop_smallest(connection, "waiting"))
+            add(connection, PURGED, beside)
+            add(connection, "reports_withheld", _count(connection, "withheld") - known)
+            add(connection, "reports_dropped", self._drop_smallest(connection, "waiting"))
             self._drop_smallest(connection, "withheld")
 
     def discard(self) -> None:
         """Forget what was blocked since the last time, for nobody wants it reported; its packets stay counted."""
         with self._database.transaction() as connection:
-            _add(connection, "filed_packets_purged", _sum(connection, "blocked"))
+            add(connection, PURGED, _sum(connection, "blocked"))
             connection.execute("DELETE FROM blocked")
 
     # What goes out
@@ -115,7 +116,7 @@ class Outbox:
                 return None
             fitting, body = first_request([row for _, row in rows.values()])
             chosen = list(rows.values())[:fitting]
-            _add(connection, "requests", 1)
+            add(connection, "requests", 1)
             request = _read(connection, "requests") or 0
             connection.executemany(
                 "UPDATE outbox SET state = 'sending', request = ? WHERE id = ?",
@@ -144,8 +145,8 @@ class Outbox:
                     [(state, number) for number, address in rows if address in addresses],
                 )
             sent = _move(connection, request, "sent")
-            _add(connection, "reports_sent", sent)
-            _add(connection, "reports_rejected", sum(address in rejected for _, address in rows))
+            add(connection, "reports_sent", sent)
+            add(connection, "reports_rejected", sum(address in rejected for _, address in rows))
             if sent:
                 _write(connection, "last_report_at", int(now))
 
@@ -157,7 +158,7 @@ class Outbox:
     def unanswered(self, request: int) -> None:
         """The request may have been accepted: its rows are not sent again."""
         with self._closing() as connection:
-            _add(connection, "reports_unanswered", _move(connection, request, "unanswered"))
+            add(connection, "reports_unanswered", _move(connection, request, "unanswered"))
 
     def recover(self) -> Recovered:
         """Decide on rows that a process which is no more left as sending, before anything is taken.
@@ -179,7 +180,7 @@ class Outbox:
             else:
                 changed = connection.execute("UPDATE outbox SET state = 'unanswered' WHERE state = 'sending'")
                 unanswered, waiting = changed.rowcount, 0
-            _add(connection, "reports_unanswered", unanswered)
+            add(connection, "reports_unanswered", unanswered)
             return Recovered(waiting, unanswered)
 
     # What is known
@@ -213,7 +214,7 @@ class Outbox:
     def accounted(self) -> int:
         """Every packet that was ever put into `blocked`, wherever it is now."""
         with self._database.transaction() as connection:
-            purged = _read(connection, "filed_packets_purged") or 0
+            purged = _read(connection, PURGED) or 0
             return _sum(connection, "blocked") + _sum(connection, "outbox") + purged
 
     def _turn_over(self, connection: sqlite3.Connection, day: int) -> None:
@@ -222,7 +223,7 @@ class Outbox:
         connection.execute(_CARRY, days)
         connection.execute(f"DELETE FROM outbox WHERE {_STALE} AND state = 'waiting'", days)
         done = f"{_STALE} AND state <> 'sending'"
-        _add(connection, "filed_packets_purged", _sum(connection, "outbox", done, days))
+        add(connection, PURGED, _sum(connection, "outbox", done, days))
         connection.execute(f"DELETE FROM outbox WHERE {done}", days)
 
     def _drop_smallest(self, connection: sqlite3.Connection, state: str) -> int:
@@ -231,7 +232,7 @@ class Outbox:
         if excess:
             smallest = "id IN (SELECT id FROM outbox WHERE state = :state ORDER BY packets, id DESC LIMIT :excess)"
             which = {"state": state, "excess": excess}
-            _add(connection, "filed_packets_purged", _sum(connection, "outbox", smallest, which))
+            add(connection, PURGED, _sum(connection, "outbox", smallest, which))
             connection.execute(f"DELETE FROM outbox WHERE {smallest}", which)
         return excess
 
@@ -281,14 +282,6 @@ def _read(connection: sqlite3.Connection, name: str) -> int | None:
 
 def _write(connection: sqlite3.Connection, name: str, value: int) -> None:
     connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
-
-
-def _add(connection: sqlite3.Connection, name: str, value: int) -> None:
-    if value:
-        connection.execute(
-            "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, value),
-        )
 
 
 def _quota(connection: sqlite3.Connection, day: int, key: str) -> int | None:
