@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from sikkerguard.core.ledger import day_of
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, judge, rejected_line, reported_line, row_of
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
@@ -267,7 +268,7 @@ class Reporter:
         return self._api[1]
 
     def _day(self) -> int:
-        return int(self._clock() // _DAY_SECONDS)
+        return day_of(self._clock())
 
     def _means_today(self, retry_after: float | None) -> bool:
         """Whether a server that refused for the quota's sake, and wants to be left alone so long, means the day."""

@@ -35,6 +35,11 @@ class Family(Enum):
         self.number = int(number)
 
 
+def family_of(address: bytes) -> Family:
+    """The family of a packed address."""
+    return Family.V4 if len(address) == Family.V4.size else Family.V6
+
+
 class Prefix(NamedTuple):
     """A range of addresses: its first address as a number, and its prefix length."""
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Family, Prefix, parse_prefix, to_text
+from sikkerguard.core.model import Prefix, family_of, parse_prefix, to_text
 from sikkerguard.core.ports import category_of_source, service_of
 from sikkerguard.core.protocols import PROTOCOLS
 from sikkerguard.errors import UnansweredError
@@ -40,7 +40,7 @@ class Row:
 
     def ip(self) -> str:
         """The address as text."""
-        family = Family.V4 if len(self.address) == Family.V4.size else Family.V6
+        family = family_of(self.address)
         return to_text(family, Prefix(int.from_bytes(self.address, "big"), family.bits))
 
 

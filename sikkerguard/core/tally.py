@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import ANY, Family
+from sikkerguard.core.model import ANY, Family, family_of
 from sikkerguard.core.ports import service_of
 from sikkerguard.core.protocols import ICMP, PROTOCOLS, WITH_PORTS
 
@@ -155,11 +155,6 @@ def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
     elif protocol in ICMP:
         what = f" (type {port >> 8} code {port & 255})"
     return f"BLOCKED {place}{what} proto={name} x{packets}"
-
-
-def family_of(address: bytes) -> Family:
-    """The family of a packed address."""
-    return Family.V4 if len(address) == Family.V4.size else Family.V6
 
 
 def _size(item: tuple[Key, float]) -> float:
