@@ -1075,16 +1075,19 @@ def test_demo_serves_until_it_is_interrupted(number: signal.Signals) -> None:
             url = f"{match[1]}{BLACKLIST}?plaintext=true&x=%1b[2J"
             answer = httpx.get(url, headers=headers, **PLAIN)
             assert (answer.status_code, len(answer.text.splitlines())) == (200, 1120)
+            # A request is told of when it has been answered: only a line that is there comes before the next.
+            assert process.stderr is not None
+            first = process.stderr.readline()
             control = httpx.get(f"{match[1]}/standin/log", **PLAIN)
             process.send_signal(number)
             output = process.communicate()
         finally:
             timer.cancel()
     assert (process.returncode, control.status_code, match[2]) == (0, 404, "sk_tier_1_mine")
-    lines = output[1].splitlines()
+    lines = [first, *output[1].splitlines(keepends=True)]
     assert lines == [
-        f"127.0.0.1 GET {BLACKLIST}?plaintext=true&x=\\x1b[2J 200",
-        "127.0.0.1 GET /standin/log 404",
+        f"127.0.0.1 GET {BLACKLIST}?plaintext=true&x=\\x1b[2J 200\n",
+        "127.0.0.1 GET /standin/log 404\n",
     ]
 
 
