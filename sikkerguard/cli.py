@@ -55,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     pull = add("pull", _pull, "have the running service pull the list now")
     pull.add_argument("--accept", action="store_true", help="take the list once, however much it grew or shrank")
     add("health", _health, "exit with 0 if the running service is healthy")
-    add("config", _config, "print the settings in force, the key masked")
+    config = add("config", _config, "print the settings in force, the key masked")
+    config.add_argument(
+        "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
+    )
+    add("restore", _restore, "block by the list kept on disk, and end: at a boot, before the network is up")
     add("cleanup", _cleanup, "remove everything of SikkerGuard from the kernel")
     demo = add("demo", _demo, "start a stand-in for SikkerAPI, for trying things out")
     from sikkerguard.standin import command as standin
@@ -78,7 +82,15 @@ def _run(options: argparse.Namespace) -> int:
     return running.run(reread(), reread)
 
 
+def _restore(options: argparse.Namespace) -> int:
+    from sikkerguard import running
+
+    return running.restore(_settings(options, need_key=True))
+
+
 def _config(options: argparse.Namespace) -> int:
+    if options.has_key:
+        return _has_key(options)
     problem: ConfigError | None = None
     try:
         settings = _settings(options, need_key=True)
@@ -94,6 +106,17 @@ def _config(options: argparse.Namespace) -> int:
     if problem is not None:
         raise problem
     return 0
+
+
+def _has_key(options: argparse.Namespace) -> int:
+    """systemd asks this before each start: a service without a key waits, and `systemctl status` shows why."""
+    from sikkerguard.edges.notify import Notifier
+
+    missing = configuration.missing_key(os.environ, options.config)
+    if missing:
+        print(f"Waiting: {missing}", file=sys.stderr)
+        Notifier().status(f"Waiting: {missing}")
+    return 1 if missing else 0
 
 
 def _cleanup(options: argparse.Namespace) -> int:

@@ -88,9 +88,7 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
         ConfigError: with one sentence for each fault.
     """
     complaints: list[str] = []
-    settings = _read_file(file, complaints)
-    settings.update({name: text for name, text in environment.items() if name.startswith("SIKKER_") and text.strip()})
-    settings = {name: text.strip() for name, text in settings.items() if text.strip()}
+    settings = _settings(environment, file, complaints)
     for name in sorted(settings.keys() - VARIABLES.keys()):
         near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)
         complaints.append(f"{name} is not a variable of SikkerGuard; the nearest is {near[0]}.")
@@ -113,6 +111,15 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
     if complaints:
         raise ConfigError(complaints)
     return Config(**values)  # type: ignore[arg-type]
+
+
+def missing_key(environment: Mapping[str, str], file: Path | None = None) -> str:
+    """Why there is no key, in a sentence, and what to do; empty where there is one. Other faults are not looked at."""
+    settings = _settings(environment, file, [])
+    complaints: list[str] = []
+    if _find_key(settings, environment, complaints):
+        return ""
+    return " ".join(complaints) or f"There is no key yet; put yours into {DEFAULT_KEY_FILE}."
 
 
 def in_force(config: Config) -> list[tuple[str, str]]:
@@ -152,6 +159,12 @@ def _masked(key: str) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _settings(environment: Mapping[str, str], file: Path | None, complaints: list[str]) -> dict[str, str]:
+    settings = _read_file(file, complaints)
+    settings.update({name: text for name, text in environment.items() if name.startswith("SIKKER_") and text.strip()})
+    return {name: text.strip() for name, text in settings.items() if text.strip()}
 
 
 def _read_file(file: Path | None, complaints: list[str]) -> dict[str, str]:
@@ -204,7 +217,8 @@ def _find_key(settings: Mapping[str, str], environment: Mapping[str, str], compl
                 complaints.append(f"SIKKER_API_KEY_FILE: there is no file {path}.")
         except (OSError, ValueError) as error:
             # A ValueError is a path or a content that no file of ours has: a NUL in it, or bytes that are not text.
-            complaints.append(f"SIKKER_API_KEY_FILE: {path} can't be read: {error}.")
+            reason = error.strerror if isinstance(error, OSError) else error
+            complaints.append(f"SIKKER_API_KEY_FILE: {path} can't be read ({reason}); let SikkerGuard's user read it.")
     return ""
 
 

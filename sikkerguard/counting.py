@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.attribution import name
 from sikkerguard.core.ledger import Ledger, day_of
 from sikkerguard.core.model import NOTHING, Counted
-from sikkerguard.core.tally import Line, Tally
+from sikkerguard.core.tally import Line, Tally, in_fields
 from sikkerguard.core.today import Today
 from sikkerguard.errors import KernelError, RecordError, as_sentence
 
@@ -96,7 +96,7 @@ class Counting:
         while True:
             spent = time.process_time()
             # Not to be broken off: what was read is nowhere else until it is kept.
-            self._under_way = asyncio.create_task(self._count_or_not())
+            self._under_way = asyncio.create_task(self.count_once())
             await asyncio.shield(self._under_way)
             # A source that fills the sets must not have us do nothing but read them.
             spent = time.process_time() - spent
@@ -108,15 +108,16 @@ class Counting:
                     await self._noticed.wait()
             self._noticed.clear()
 
-    async def finish(self, *, unhooked: bool) -> None:
-        """After `count_forever` was cancelled: have what was read kept. Where the rules are unhooked, take into
-        account all that they counted, and say what was not said yet."""
+    async def finish(self, *, final: bool) -> None:
+        """After `count_forever` was cancelled: have what was read kept. At an orderly end, take into account all that
+        the rules have counted, and say what was not said yet."""
         if self._under_way is not None:
             await self._under_way
-        if unhooked:
-            await self._count_or_not(final=True)
+        if final:
+            await self.count_once(final=True)
 
-    async def _count_or_not(self, *, final: bool = False) -> None:
+    async def count_once(self, *, final: bool = False) -> None:
+        """Take into account what was counted until now, where the kernel tells; with `final` no more will come."""
         try:
             await self._count(final)
         except KernelError as error:
@@ -158,7 +159,7 @@ class Counting:
             await asyncio.to_thread(self._save)
             self._changed, self._blocked = False, ()
         for line in lines:
-            log.info("%s", line.text)
+            log.info("%s", line.text, extra={"fields": in_fields(line, self._tally.port_map)})
 
     def _save(self) -> None:
         if self._records is None:

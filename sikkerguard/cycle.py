@@ -74,12 +74,14 @@ class Pulled:
 
 @dataclass(slots=True)
 class Cycle:
-    """The steps, with what they need. `on_trial` is called with True and False as a trial begins and ends."""
+    """The steps, with what they need. `on_trial` is called with True and False as a trial begins and ends, and
+    `progress` each time that something has been done."""
 
     kernel: KernelFace
     owner: Owner
     probes: ProbesFace
     on_trial: Callable[[bool], None] = field(default=lambda running: None)
+    progress: Callable[[], None] = field(default=lambda: None)
 
     async def pull(self, config: Config, api: ApiFace) -> Pulled:
         """Fetch and read the API's list and the custom one.
@@ -93,6 +95,7 @@ class Cycle:
         async def sink(piece: bytes) -> None:
             # In a thread, so that the loop goes on answering while a megabyte is read.
             await asyncio.to_thread(parser.feed, piece)
+            self.progress()
 
         quota = await api.pull(config.score_min, sink)
         parsed = await asyncio.to_thread(parser.finish)
@@ -156,10 +159,13 @@ class Cycle:
 
     async def _try(self, candidate: Blocklist, api_addresses: tuple[str, ...]) -> None:
         try:
+            self.progress()
             await self.owner.run(self.kernel.stage, candidate)
+            self.progress()
             before = await self.probes.run(api_addresses)
             for result in already_failing(before):
                 log.warning("Self-test: %s already before the trial; the list is not to blame for it.", result)
+            self.progress()
             await self.owner.run(self.kernel.begin_trial)
             self.on_trial(True)
             failed = lost(before, await self._probe_while_renewing(api_addresses))

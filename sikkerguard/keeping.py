@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Allowlist
+from sikkerguard.core.model import API, GATEWAY, RESOLVER, Allowlist
 from sikkerguard.core.policy import always_allowed
 from sikkerguard.errors import KernelError, as_sentence
 
@@ -55,6 +55,7 @@ class Keeper:
         self._following = asyncio.Lock()
         self._trouble = ""
         self._repairs = 0
+        self._kept: tuple[AllowEntry, ...] = ()
         self.allowlist = Allowlist()
         self.api_addresses: tuple[str, ...] = ()
 
@@ -64,9 +65,8 @@ class Keeper:
 
     async def begin(self, kept: Allowlist) -> None:
         """Find out what is allowed; `kept` is what was when the last run ended."""
-        self.api_addresses = tuple(
-            str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == "SikkerAPI"
-        )
+        self.api_addresses = tuple(str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == API)
+        self._kept = tuple(entry for entry in kept.entries if entry.reason in (GATEWAY, RESOLVER))
         self.allowlist = await self._owner.run(self._detected)
 
     async def look_forever(self) -> None:
@@ -116,7 +116,11 @@ class Keeper:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
     def _detected(self) -> Allowlist:
-        return Allowlist((*always_allowed(), *self._detect(self.api_addresses)))
+        found = Allowlist((*always_allowed(), *self._detect(self.api_addresses)))
+        if found.has_gateway():
+            self._kept = ()
+        # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
+        return Allowlist(tuple(dict.fromkeys((*found.entries, *self._kept))))
 
     async def _follow_host_alone(self) -> None:
         allowlist = await self._owner.run(self._detected)

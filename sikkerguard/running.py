@@ -1,4 +1,4 @@
-"""Wiring for `sikkerguard run`: edges, signals, the log."""
+"""Wiring for `sikkerguard run` and `sikkerguard restore`: edges, signals, the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sikkerguard import logs
+from sikkerguard.edges import logs
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
@@ -19,7 +19,8 @@ from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
 from sikkerguard.errors import ConfigError
-from sikkerguard.service import Edges, Service
+from sikkerguard.needs import Edges
+from sikkerguard.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +52,37 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
     return 0
 
 
-async def _run(config: Config, reread: Callable[[], Config], store: Store, adjust: Callable[[Edges], Edges]) -> None:
+def restore(config: Config) -> int:
+    """Block by the list kept on disk, and end; the answer is the exit code. Where there is none, nothing is done.
+
+    Raises:
+        SikkerGuardError: it could not be put into force, or a service runs, which has done it.
+    """
+    logs.begin(config.log_level)
+    store = Store(config.state_dir)
+    if config.dry_run or not store.has_list():
+        log.info("No list is kept on disk yet: nothing is blocked until one was pulled.")
+        return 0
+    store.prepare()
+    try:
+        asyncio.run(_restore(config, store))
+    finally:
+        store.close()
+    return 0
+
+
+async def _restore(config: Config, store: Store) -> None:
+    database = Database(config.state_dir)
+    try:
+        await Service(config, _edges(config, store, database), lambda: config).restore()
+    finally:
+        database.close()
+
+
+def _edges(config: Config, store: Store, database: Database | None) -> Edges:
     from sikkerguard.edges import surroundings
 
-    database = None if config.dry_run else Database(config.state_dir)
-    edges = Edges(
+    return Edges(
         kernel=_kernel(config),
         store=store,
         counts=Counts(database) if database else None,
@@ -68,7 +95,11 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
         make_watch=surroundings.ChangeWatch,
         open_log=_log_opener(),
     )
-    edges = adjust(edges)
+
+
+async def _run(config: Config, reread: Callable[[], Config], store: Store, adjust: Callable[[Edges], Edges]) -> None:
+    database = None if config.dry_run else Database(config.state_dir)
+    edges = adjust(_edges(config, store, database))
     service = Service(config, edges, reread)
     web = Web(config.health_host, config.health_port, service.health, service.status)
     try:

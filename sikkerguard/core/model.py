@@ -165,6 +165,10 @@ class Blocklist:
         return self.v4 if family is Family.V4 else self.v6
 
 
+# Reasons for which an entry is allowed, where someone asks for them.
+GATEWAY, RESOLVER, API = "default gateway", "resolver", "SikkerAPI"
+
+
 @dataclass(frozen=True, slots=True)
 class AllowEntry:
     """A range that is never blocked, and why: `default gateway`, `resolver`, ..."""
@@ -186,6 +190,10 @@ class Allowlist:
     def prefixes(self, family: Family) -> frozenset[Prefix]:
         """The ranges of one family, each once."""
         return frozenset(entry.prefix for entry in self.entries if entry.family is family)
+
+    def has_gateway(self) -> bool:
+        """Whether the host has a network beyond its own."""
+        return any(entry.reason == GATEWAY for entry in self.entries)
 
     def protector(self, family: Family, address: int) -> AllowEntry | None:
         """The most specific entry that covers this address, or None."""

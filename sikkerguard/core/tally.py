@@ -140,21 +140,36 @@ class Tally:
         return chosen
 
 
+def in_fields(line: Line, port_map: Mapping[int, str]) -> dict[str, str]:
+    """The same for the journal, each part in a field of its own: `SIKKER_SRC=192.0.2.7`, `SIKKER_DPT=23`, ..."""
+    fields = {"SIKKER_PACKETS": str(line.packets)}
+    if line.key is not None:
+        address, protocol, port = line.key
+        name = PROTOCOLS.get(protocol, str(protocol))
+        fields |= {"SIKKER_SRC": _text(address), "SIKKER_PROTO": "any" if protocol == ANY else name}
+        if protocol in WITH_PORTS:
+            fields |= {"SIKKER_DPT": str(port), "SIKKER_SERVICE": service_of(name, port, port_map).name}
+    return fields
+
+
 def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
     """In the product's words: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`."""
     address, protocol, port = key
-    family = family_of(address)
-    place = socket.inet_ntop(family.number, address)
+    place = _text(address)
     if protocol == ANY:
         return f"BLOCKED {place} (further ports) proto=any x{packets}"
     name = PROTOCOLS.get(protocol, str(protocol))
     what = ""
     if protocol in WITH_PORTS:
-        place = f"[{place}]:{port}" if family is Family.V6 else f"{place}:{port}"
+        place = f"[{place}]:{port}" if family_of(address) is Family.V6 else f"{place}:{port}"
         what = f" ({service_of(name, port, port_map).name})"
     elif protocol in ICMP:
         what = f" (type {port >> 8} code {port & 255})"
     return f"BLOCKED {place}{what} proto={name} x{packets}"
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(family_of(address).number, address)
 
 
 def _size(item: tuple[Key, float]) -> float:

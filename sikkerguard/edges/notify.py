@@ -1,19 +1,37 @@
-"""Word to systemd by sd_notify; silent where nobody listens."""
+"""Word to systemd by sd_notify, silent where nobody listens; and the one thing that is asked of it."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 2.0
+# The last of our control groups that is a service's: `0::/system.slice/sikkerguard.service`.
+_UNIT = re.compile(r"/([^/\n]+\.service)(?:/[^\n]*)?$", re.MULTILINE)
 
 
 class Notifier:
     """Tells systemd how the service is. Every method does nothing without NOTIFY_SOCKET."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        groups: Path = Path("/proc/self/cgroup"),
+        jobs: Sequence[str] = ("systemctl", "list-jobs", "--no-legend", "--plain"),
+    ) -> None:
         self._notifier: Any = None
+        self._groups = groups
+        self._jobs = tuple(jobs)
         if environment.get("NOTIFY_SOCKET"):
             from sdnotify import SystemdNotifier
 
@@ -28,6 +46,11 @@ class Notifier:
         """A sentence for `systemctl status`."""
         self._send(f"STATUS={status}")
 
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` says that it was. systemd wants to know since when, by the
+        clock that it uses (sd_notify(3), MONOTONIC_USEC)."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
     def alive(self) -> None:
         """Feed the watchdog; to be called on real progress only."""
         self._send("WATCHDOG=1")
@@ -39,6 +62,23 @@ class Notifier:
     def stopping(self) -> None:
         """The end has begun."""
         self._send("STOPPING=1")
+
+    def restarting(self) -> bool:
+        """Whether systemd stops the service only to start it again at once, as an upgrade of the package does too.
+        Where that can't be found out, it is a stop for good."""
+        if self._notifier is None:
+            return False
+        try:
+            unit = _UNIT.search(self._groups.read_text())
+            if unit is None:
+                return False
+            words = (*self._jobs, unit[1])
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.debug("systemd could not be asked why it stops us: %s", error)
+            return False
+        # Number, unit, type and state of each job.
+        return any(job.split()[2:3] == ["restart"] for job in done.stdout.splitlines())
 
     def _send(self, text: str) -> None:
         if self._notifier is not None:

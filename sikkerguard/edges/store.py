@@ -115,6 +115,10 @@ class Store:
         finally:
             os.close(handle)
 
+    def has_list(self) -> bool:
+        """Whether a list is kept, sound or not."""
+        return (self.directory / _LIST).exists()
+
     def save_list(self, verified: VerifiedList) -> None:
         """Keep a list that passed its trial."""
         self._replace(_LIST, _encoded(verified))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import AllowEntry, Family, Gateway, parse_prefix
+from sikkerguard.core.model import API, GATEWAY, RESOLVER, AllowEntry, Family, Gateway, parse_prefix
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tup
         KernelError: routes or addresses can't be read; then nothing new may be blocked.
     """
     texts = [
-        *((gateway.address, "default gateway") for gateway in gateways()),
-        *((address, "resolver") for address in resolvers() if not address.startswith(("127.", "::1"))),
+        *((gateway.address, GATEWAY) for gateway in gateways()),
+        *((address, RESOLVER) for address in resolvers() if not address.startswith(("127.", "::1"))),
         *((address, "own address") for _, address in own_addresses()),
-        *((address, "SikkerAPI") for address in api_addresses),
+        *((address, API) for address in api_addresses),
         *((address, "SSH session") for address in ssh_peers()),
     ]
     entries: dict[AllowEntry, None] = {}

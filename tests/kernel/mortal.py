@@ -17,7 +17,7 @@ from sikkerguard.edges.kernel import Kernel
 
 if TYPE_CHECKING:
     from sikkerguard.core.model import Blocklist, Family
-    from sikkerguard.service import Edges
+    from sikkerguard.needs import Edges
 
 
 class MortalSets(Sets):

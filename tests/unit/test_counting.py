@@ -216,12 +216,12 @@ class Desk:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.01)
 
-    async def stop(self, *, unhooked: bool = True) -> None:
+    async def stop(self, *, final: bool = True) -> None:
         assert self.task is not None
         self.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await self.task
-        await self.counting.finish(unhooked=unhooked)
+        await self.counting.finish(final=final)
 
 
 def address(number: int) -> bytes:
@@ -280,7 +280,7 @@ def test_where_nothing_happens_nothing_is_written() -> None:
         async def work() -> None:
             await desk.start()
             await desk.asked(10)
-            await desk.stop(unhooked=False)
+            await desk.stop(final=False)
 
         run(work())
     assert (desk.records.saves, lines.texts, lines.errors) == (0, [], [])
@@ -396,8 +396,8 @@ def test_a_kernel_that_can_not_be_read_is_asked_again() -> None:
     assert (lines.packets(), desk.records.ledger.dropped.packets, lines.errors) == (4, 4, [])
 
 
-@pytest.mark.parametrize("unhooked", [False, True])
-def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(unhooked: bool) -> None:
+@pytest.mark.parametrize("final", [False, True])
+def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(final: bool) -> None:
     with logged() as lines:
         desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(1, 23): 3}, 7)]))
 
@@ -413,14 +413,14 @@ def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(unhooked: bool) -> N
             with pytest.raises(asyncio.CancelledError):
                 await desk.task
             assert desk.records.saves == 0
-            finishing = asyncio.create_task(desk.counting.finish(unhooked=unhooked))
+            finishing = asyncio.create_task(desk.counting.finish(final=final))
             await asyncio.sleep(1)
             assert not finishing.done()
             desk.thread.gate.set()
             await finishing
 
         run(work())
-    assert desk.records.ledger.dropped.packets == (7 if unhooked else 4)
+    assert desk.records.ledger.dropped.packets == (7 if final else 4)
     assert lines.packets() == desk.records.ledger.told == desk.records.ledger.dropped.packets
 
 
@@ -431,7 +431,7 @@ def test_an_end_while_the_rules_stay_leaves_their_counters_to_the_next_run() -> 
         async def work() -> None:
             await desk.start()
             await desk.asked(2)
-            await desk.stop(unhooked=False)
+            await desk.stop(final=False)
 
         run(work())
     assert desk.records.ledger.counters == {Family.V4: Count(7, 420)}
@@ -447,7 +447,7 @@ def test_an_end_without_rules_takes_the_last_packets() -> None:
             await desk.start()
             await desk.asked(1)
             desk.kernel.script = [[drain({(1, 23): 3, (2, 22): 1}, 8, nameless=2)]]
-            await desk.stop(unhooked=True)
+            await desk.stop(final=True)
 
         run(work())
     # Each place once, though the end is kept by itself.
@@ -560,10 +560,10 @@ def test_the_lines_the_ledger_and_the_reports_agree(
         first = Desk(lines, Kernel(*script[:half]))
         second = Desk(lines, Kernel(*script[half:]), first.records)
 
-        async def work(desk: Desk, asked: int, unhooked: bool) -> None:
+        async def work(desk: Desk, asked: int, final: bool) -> None:
             await desk.start()
             await desk.asked(asked)
-            await desk.stop(unhooked=unhooked)
+            await desk.stop(final=final)
 
         run(work(first, half, not restarted))
         if restarted:

@@ -47,7 +47,7 @@ LIBRARIES: dict[str, tuple[str, ...] | None] = {
     "iptc": ("chains", "xtables_abi"),
     "pyroute2": None,
     "sdnotify": ("notify",),
-    "systemd": ("kernlog",),
+    "systemd": ("kernlog", "logs"),
 }
 # Reading iptc runs modprobe: never as a side effect of another import.
 LAZY = frozenset({"iptc"})

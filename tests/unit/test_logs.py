@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from sikkerguard import logs
+from sikkerguard.edges import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,14 +66,14 @@ def test_the_journal_gets_a_priority_and_no_time(
     level: int, prefix: str, stream: IO[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal(stream, monkeypatch)
-    logs.begin("debug", stream)
+    logs.begin("debug", stream, lambda: None)
     log.log(level, "Blocking %d IPs", 8774)
     assert written(stream) == [f"{prefix}Blocking 8774 IPs"]
 
 
 def test_every_line_of_a_message_has_the_priority(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
     journal(stream, monkeypatch)
-    logs.begin("info", stream)
+    logs.begin("info", stream, lambda: None)
     try:
         raise RuntimeError("one\ntwo")
     except RuntimeError:
@@ -160,3 +160,33 @@ def test_to_begin_again_takes_the_place_of_the_first_beginning(stream: IO[str], 
         log.info("once")
         assert len(written(other)) == 1
     assert written(stream) == []
+
+
+def test_the_journal_gets_one_record_with_fields(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, dict[str, object]]] = []
+    journal(stream, monkeypatch)
+    logs.begin("info", stream, lambda: logs.JournalHandler(lambda message, **fields: sent.append((message, fields))))
+    log.info("BLOCKED %s", "192.0.2.7", extra={"fields": {"SIKKER_SRC": "192.0.2.7"}})
+    try:
+        raise RuntimeError("one\ntwo")
+    except RuntimeError:
+        log.exception("It failed")
+    assert written(stream) == []
+    (blocked, fields), (failed, others) = sent
+    assert (blocked, fields["PRIORITY"], fields["SIKKER_SRC"]) == ("BLOCKED 192.0.2.7", "6", "192.0.2.7")
+    assert (fields["SYSLOG_IDENTIFIER"], fields["CODE_FILE"]) == ("sikkerguard", __file__)
+    assert failed.startswith("It failed\nTraceback")
+    assert others["PRIORITY"] == "3"
+    assert not [name for name in others if name.startswith("SIKKER")]
+
+
+def test_a_journal_that_fails_does_not_end_the_service(
+    stream: IO[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def send(message: str, **fields: object) -> None:
+        raise OSError("no room")
+
+    journal(stream, monkeypatch)
+    logs.begin("info", stream, lambda: logs.JournalHandler(send))
+    log.info("hello")
+    assert "OSError: no room" in capsys.readouterr().err

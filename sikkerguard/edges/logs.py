@@ -1,0 +1,95 @@
+"""How the service's log looks: for people on a terminal and in Docker, for the journal with priorities and fields."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# syslog(3) priorities.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+_TALKATIVE = frozenset({"httpx", "httpcore", "asyncio", "pyroute2"})
+
+
+class _PrefixFormatter(logging.Formatter):
+    """As journald reads priorities from the beginning of each line on standard error (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+class JournalHandler(logging.Handler):
+    """Sends each record, whole, also where it has several lines. What was logged with `extra={"fields": ...}` has
+    these fields too; `send` is `systemd.journal.send`."""
+
+    def __init__(self, send: Callable[..., None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it; what goes wrong is shown as with every handler of logging."""
+        try:
+            self._send(
+                self.format(record),
+                PRIORITY=str(_PRIORITIES.get(record.levelno, 6)),
+                SYSLOG_IDENTIFIER="sikkerguard",
+                CODE_FILE=record.pathname,
+                CODE_LINE=record.lineno,
+                CODE_FUNC=record.funcName,
+                **getattr(record, "fields", {}),
+            )
+        except Exception:  # noqa: BLE001 - as logging's own handlers do it: logging must not end what is logged
+            self.handleError(record)
+
+
+def open_handler() -> logging.Handler | None:
+    """The journal by its own protocol, or None where the Python package systemd is not installed."""
+    try:
+        from systemd import journal
+    except ImportError:
+        return None
+    return JournalHandler(journal.send)
+
+
+def begin(
+    level: str,
+    stream: IO[str] | None = None,
+    open_journal: Callable[[], logging.Handler | None] = open_handler,
+) -> None:
+    """Have everything of this level and above written to `stream`, standard error by default; where that leads to the
+    journal, with fields, by what `open_journal` gives.
+
+    httpx tells of every request at level info, with the whole address, and pyroute2 of every message at level debug,
+    and sets its own level as it is imported; that is no news to an operator.
+    """
+    target = stream or sys.stderr
+    handler: logging.Handler | None = None
+    formatter = logging.Formatter("%(message)s")
+    if not _is_journal(target):
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    elif (handler := open_journal()) is None:
+        formatter = _PrefixFormatter("%(message)s")
+    handler = handler or logging.StreamHandler(target)
+    handler.setFormatter(formatter)
+    handler.addFilter(_is_news)
+    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler], force=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _TALKATIVE
+
+
+def _is_journal(stream: IO[str]) -> bool:
+    """Whether the stream leads to journald, by the device and inode that systemd names (systemd.exec(5))."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"

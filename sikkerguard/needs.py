@@ -1,0 +1,43 @@
+"""What the service needs from outside: one value that wiring makes and tests change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sikkerguard.config import Config
+    from sikkerguard.core.faces import (
+        ApiFace,
+        CountsFace,
+        KernelFace,
+        LogFace,
+        NotifierFace,
+        ProbesFace,
+        StoreFace,
+        WatchFace,
+    )
+    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.reporting import OutboxFace, ReportFace
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """All that the service needs from outside. `detect` gets the whitelist and the API's addresses and gives what is
+    allowed; `make_api`, `make_reports` and `make_probes` are asked again when the configuration changes; `make_watch`
+    gets what to call when the surroundings changed; `open_log` gets the setting of the log source. `counts` and
+    `outbox` are None where nothing is to be kept or reported."""
+
+    kernel: KernelFace
+    store: StoreFace
+    counts: CountsFace | None
+    outbox: OutboxFace | None
+    notifier: NotifierFace
+    detect: Callable[[Iterable[AllowEntry], Iterable[str]], tuple[AllowEntry, ...]]
+    make_api: Callable[[Config], ApiFace]
+    make_reports: Callable[[Config], ReportFace]
+    make_probes: Callable[[Config], ProbesFace]
+    make_watch: Callable[[Callable[[], None]], WatchFace]
+    open_log: Callable[[str], LogFace | None]
