@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
     )
     add("restore", _restore, "block by the list kept on disk, and end: at a boot, before the network is up")
-    add("cleanup", _cleanup, "remove everything of SikkerGuard from the kernel")
+    cleanup = add("cleanup", _cleanup, "remove everything of SikkerGuard from the kernel")
+    cleanup.add_argument(
+        "--after-stop", action="store_true", help="as systemd's ExecStopPost=: only if the service was stopped for good"
+    )
     demo = add("demo", _demo, "start a stand-in for SikkerAPI, for trying things out")
     from sikkerguard.standin import command as standin
 
@@ -114,12 +117,15 @@ def _has_key(options: argparse.Namespace) -> int:
 
     missing = configuration.missing_key(os.environ, options.config)
     if missing:
-        print(f"Waiting: {missing}", file=sys.stderr)
-        Notifier().status(f"Waiting: {missing}")
+        sentence = f"Waiting for a key, and starting by itself once there is one: {missing}"
+        print(sentence, file=sys.stderr)
+        Notifier().status(sentence)
     return 1 if missing else 0
 
 
 def _cleanup(options: argparse.Namespace) -> int:
+    if options.after_stop and _goes_on():
+        return 0
     from sikkerguard.edges.kernel import Kernel
 
     kernel = Kernel()
@@ -127,9 +133,20 @@ def _cleanup(options: argparse.Namespace) -> int:
         kernel.remove()
     finally:
         kernel.close()
-    print("Nothing of SikkerGuard is left in the kernel.")
-    _warn_of_service(options)
+    if not options.after_stop:
+        print("Nothing of SikkerGuard is left in the kernel.")
+        _warn_of_service(options)
     return 0
+
+
+def _goes_on() -> bool:
+    """Whether the service that has ended is to go on: it is being restarted, or has died, so that its list must stay
+    in force. The result is what systemd says of it (systemd.exec(5), SERVICE_RESULT)."""
+    from sikkerguard.edges.notify import Notifier
+
+    job = Notifier().job()
+    result = os.environ.get("SERVICE_RESULT", "success")
+    return job == "restart" or (job != "stop" and result not in ("success", "exec-condition"))
 
 
 def _warn_of_service(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -114,12 +115,12 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
 
 
 def missing_key(environment: Mapping[str, str], file: Path | None = None) -> str:
-    """Why there is no key, in a sentence, and what to do; empty where there is one. Other faults are not looked at."""
+    """Why there is no key, and what to do; empty where there is one. Other faults are not looked at."""
     settings = _settings(environment, file, [])
     complaints: list[str] = []
     if _find_key(settings, environment, complaints):
         return ""
-    return " ".join(complaints) or f"There is no key yet; put yours into {DEFAULT_KEY_FILE}."
+    return " ".join(complaints) or f"put yours into {DEFAULT_KEY_FILE}."
 
 
 def in_force(config: Config) -> list[tuple[str, str]]:
@@ -204,8 +205,10 @@ def _find_key(settings: Mapping[str, str], environment: Mapping[str, str], compl
     if "SIKKER_API_KEY_FILE" in settings:
         places = [Path(settings["SIKKER_API_KEY_FILE"])]
     else:
-        if "CREDENTIALS_DIRECTORY" in environment:
-            places.append(Path(environment["CREDENTIALS_DIRECTORY"]) / CREDENTIAL)
+        # Where no credential is passed, systemd 252 may name a directory that only root can enter.
+        credentials = environment.get("CREDENTIALS_DIRECTORY", "")
+        if os.access(credentials, os.X_OK):
+            places.append(Path(credentials) / CREDENTIAL)
         places.append(DEFAULT_KEY_FILE)
     for path in places:
         try:

@@ -184,7 +184,7 @@ class Service:
         if not self._stopped.is_set():
             await self._counting.finish(final=False)
             return
-        if await asyncio.to_thread(self._edges.notifier.restarting):
+        if await asyncio.to_thread(self._edges.notifier.job) == "restart":
             await self._counting.finish(final=True)
             log.info("Stopped for a restart: what is blocked stays blocked meanwhile.")
             return

@@ -62,7 +62,7 @@ _REMOVAL_LOCK_SECONDS, _UNHOOK_LOCK_SECONDS = 2.0, 0.5
 
 def usable_families() -> tuple[Family, ...]:
     """The families that this host speaks: a kernel without IPv6 has no packets to protect from and no such table."""
-    return tuple(Family) if Path("/proc/net/if_inet6").exists() else (Family.V4,)
+    return tuple(Family) if Path("/proc/self/net/if_inet6").exists() else (Family.V4,)
 
 
 class Kernel:

@@ -63,22 +63,23 @@ class Notifier:
         """The end has begun."""
         self._send("STOPPING=1")
 
-    def restarting(self) -> bool:
-        """Whether systemd stops the service only to start it again at once, as an upgrade of the package does too.
-        Where that can't be found out, it is a stop for good."""
+    def job(self) -> str:
+        """What systemd is doing with our service: `start`, `stop`, `restart`, as an upgrade of the package does, or
+        nothing, also where it can't be asked."""
         if self._notifier is None:
-            return False
+            return ""
         try:
             unit = _UNIT.search(self._groups.read_text())
             if unit is None:
-                return False
+                return ""
             words = (*self._jobs, unit[1])
             done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
         except (OSError, subprocess.SubprocessError) as error:
-            log.debug("systemd could not be asked why it stops us: %s", error)
-            return False
-        # Number, unit, type and state of each job.
-        return any(job.split()[2:3] == ["restart"] for job in done.stdout.splitlines())
+            log.debug("systemd could not be asked what it does with us: %s", error)
+            return ""
+        # Number, unit, type and state of the one job that a unit can have.
+        fields = done.stdout.split()
+        return fields[2] if len(fields) > 2 else ""
 
     def _send(self, text: str) -> None:
         if self._notifier is not None:

@@ -275,7 +275,7 @@ def _peers_of_ports(root: Path, ports: set[int]) -> set[str]:
     """The far ends of established connections to these local ports, from the tables of proc_net_tcp."""
     wanted = {f"{port:04X}" for port in ports}
     peers = set()
-    for name in ("proc/net/tcp", "proc/net/tcp6"):
+    for name in ("proc/self/net/tcp", "proc/self/net/tcp6"):
         with suppress(OSError), (root / name).open("r") as table:
             for line in table:
                 fields = line.split(None, 4)

@@ -303,7 +303,7 @@ class Root:
             )
         for name, lines in tables.items():
             head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-            self.write(f"proc/net/{name}", head + "".join(lines))
+            self.write(f"proc/self/net/{name}", head + "".join(lines))
 
     def log_in(self, host: str, remote: int = 1) -> None:
         """A session that logind knows."""

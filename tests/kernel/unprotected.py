@@ -1,6 +1,7 @@
-"""`sikkerguard run` with an empty allowlist, so that a test can have a list cut off the host's own gateway.
+"""`sikkerguard run` with an allowlist that misses the host's own gateway, so that a test can have a list cut it off.
 
-The ranges that are allowed on every host stay; nothing that was found out about this host does.
+The ranges that are allowed on every host stay; nothing that was found out about this host does. In its gateway's stead
+it takes another for one, since a host without any waits for its network.
 """
 
 from __future__ import annotations
@@ -8,8 +9,20 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sikkerguard import config, running
+from sikkerguard.core.model import GATEWAY, AllowEntry, parse_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
+
+
+def detect(whitelist: Iterable[AllowEntry], addresses: Iterable[str]) -> tuple[AllowEntry, ...]:
+    """What is allowed for another reason than where this host stands."""
+    return (ELSEWHERE, *whitelist)
 
 
 def main() -> int:
@@ -18,9 +31,7 @@ def main() -> int:
     def reread() -> config.Config:
         return config.load(os.environ)
 
-    return running.run(
-        reread(), reread, adjust=lambda edges: replace(edges, detect=lambda whitelist, addresses: tuple(whitelist))
-    )
+    return running.run(reread(), reread, adjust=lambda edges: replace(edges, detect=detect))
 
 
 if __name__ == "__main__":
