@@ -148,9 +148,11 @@ class Counting:
         if self._records is not None:
             self._fresh += fresh
         lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
+        # Also where a rule that was made anew counts from 0 again, and has dropped nothing yet.
+        anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest
-        self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh)
+        self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh or anew)
         return lines
 
     async def _show(self, lines: list[Line]) -> None:

@@ -1,0 +1,117 @@
+"""Word to systemd, as it arrives at the socket that systemd would listen on; and what systemd is asked."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sikkerguard.edges.notify import Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(name="manager")
+def _manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """systemd's end of the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listening
+
+
+@pytest.fixture(name="make")
+def _make(manager: socket.socket) -> Iterator[Callable[..., Notifier]]:
+    """Makes notifiers; their sockets, which live as long as a process, are closed at the end."""
+    made: list[Notifier] = []
+
+    def make(**options: object) -> Notifier:
+        made.append(Notifier(**options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for notifier in made:
+        notifier._notifier.socket.close()
+
+
+def heard(manager: socket.socket) -> list[str]:
+    return manager.recv(4096).decode().split("\n")
+
+
+def test_each_word_arrives_in_the_form_of_sd_notify(manager: socket.socket, make: Callable[..., Notifier]) -> None:
+    notifier = make()
+    notifier.ready("Blocking 2 addresses")
+    assert heard(manager) == ["READY=1", "STATUS=Blocking 2 addresses"]
+    notifier.status("Blocking 3 addresses")
+    assert heard(manager) == ["STATUS=Blocking 3 addresses"]
+    notifier.alive()
+    assert heard(manager) == ["WATCHDOG=1"]
+    notifier.extend(1.5)
+    assert heard(manager) == ["EXTEND_TIMEOUT_USEC=1500000"]
+    notifier.stopping()
+    assert heard(manager) == ["STOPPING=1"]
+
+
+def test_a_reload_has_its_moment_by_systemds_clock(manager: socket.socket, make: Callable[..., Notifier]) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    make().reloading()
+    word, moment = heard(manager)
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert word == "RELOADING=1"
+    found = re.fullmatch(r"MONOTONIC_USEC=(\d+)", moment)
+    assert found is not None
+    assert before <= int(found[1]) <= after
+
+
+def test_where_nobody_listens_nothing_is_said_or_asked(tmp_path: Path) -> None:
+    notifier = Notifier({}, jobs=("touch", str(tmp_path / "asked")))
+    for tell in (notifier.alive, notifier.reloading, notifier.stopping):
+        tell()
+    assert notifier.job() == ""
+    assert not (tmp_path / "asked").exists()
+
+
+GROUPS = {
+    "version 2": "0::/system.slice/sikkerguard.service\n",
+    "both versions": "12:pids:/system.slice/sikkerguard.service\n1:name=systemd:/system.slice/sikkerguard.service\n"
+    "0::/system.slice/sikkerguard.service\n",
+    "a control process": "0::/system.slice/sikkerguard.service/.control\n",
+    "a container": "0::/docker/1dde5f23/system.slice/sikkerguard.service\n",
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
+@pytest.mark.parametrize("job", ["restart", "stop", "start"])
+def test_the_job_of_our_own_unit_is_told(groups: str, job: str, make: Callable[..., Notifier], tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    # As `systemctl list-jobs` prints it, for the one unit that it is given.
+    program = ("sh", "-c", f'echo " 4711 $1 {job} running"; echo "$1" >{tmp_path}/asked', "sh")
+    assert make(groups=tmp_path / "cgroup", jobs=program).job() == job
+    assert (tmp_path / "asked").read_text() == "sikkerguard.service\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "program"),
+    [
+        pytest.param(
+            "0::/user.slice/user-0.slice/session-3.scope\n", "echo 1 other.service restart running", id="none"
+        ),
+        pytest.param("0::/system.slice/sikkerguard.service\n", "true", id="no job"),
+        pytest.param(
+            "0::/system.slice/sikkerguard.service\n", "echo 1 sikkerguard.service restart; exit 1", id="failed"
+        ),
+        pytest.param("0::/system.slice/sikkerguard.service\n", "exec /nowhere", id="no such program"),
+    ],
+)
+def test_what_can_not_be_found_out_is_no_job(
+    groups: str, program: str, make: Callable[..., Notifier], tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    assert make(groups=tmp_path / "cgroup", jobs=("sh", "-c", program, "sh")).job() == ""
+    assert make(groups=tmp_path / "nothing").job() == ""
