@@ -502,10 +502,21 @@ def test_wrong_words_are_wrong_use_and_touch_nothing(guard: Guard, words: tuple[
     assert not guard.state.exists()
 
 
+def test_whether_there_is_a_key_is_answered_without_a_look_at_the_rest(guard: Guard) -> None:
+    done = guard.cli("config", "--has-key", SIKKER_SCORE_MIN="nonsense")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = guard.cli("config", "--has-key", SIKKER_API_KEY="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Waiting for a key, and starting by itself once there is one: put yours into /etc/sikkerguard/api-key.\n"
+    )
+    assert guard.lab.everything() == "\n"
+
+
 def test_help_names_every_command_and_touches_nothing(guard: Guard) -> None:
     done = outcome(guard, *NOBODY, *SIKKERGUARD, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for word in ("run", "status", "check", "pull", "health", "config", "cleanup", "demo", "version"):
+    for word in ("run", "restore", "status", "check", "pull", "health", "config", "cleanup", "demo", "version"):
         assert re.search(rf"^ +{word}\b", done.stdout, re.MULTILINE), word
     assert guard.lab.everything() == "\n"
     assert not guard.state.exists()
@@ -579,6 +590,31 @@ def test_cleanup_takes_away_what_a_dead_service_left_and_nothing_else(guard: Gua
     assert not lab.passes(INNOCENT)
     # The list on disk is not in the kernel, and the next start wants it.
     assert sorted(path.name for path in guard.state.iterdir()) == kept
+
+
+@pytest.mark.parametrize(
+    ("result", "left"),
+    [
+        # What systemd says of the service that has ended (systemd.exec(5), SERVICE_RESULT); no job of it is queued.
+        ("success", False),
+        ("exec-condition", False),
+        ("watchdog", True),
+        ("signal", True),
+        ("core-dump", True),
+        ("exit-code", True),
+        ("oom-kill", True),
+        ("timeout", True),
+    ],
+)
+def test_after_a_stop_only_what_was_stopped_for_good_is_removed(guard: Guard, result: str, left: bool) -> None:
+    put(guard, *LIST)
+    guard.start()
+    guard.logged("Blocking 4 IPs")
+    guard.kill()
+    done = guard.cli("cleanup", "--after-stop", SERVICE_RESULT=result)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert bool(guard.lab.sets()) == left
+    assert guard.lab.passes(LISTED) != left
 
 
 def test_cleanup_without_a_configuration_does_its_work(guard: Guard) -> None:

@@ -441,6 +441,33 @@ def test_a_command_that_needs_no_key_runs_where_the_key_may_not_be_read(tmp_path
     assert "api-key can't be read" in complaints({})[0]
 
 
+def test_a_key_that_is_missing_is_told_with_what_to_do(tmp_path: Path) -> None:
+    assert configuration.missing_key({}) == f"put yours into {tmp_path}/default/api-key."
+    # A service that waits for its key must not begin for another fault to be seen.
+    assert configuration.missing_key({"SIKKER_SCORE_MIN": "nonsense"}) == f"put yours into {tmp_path}/default/api-key."
+    put(tmp_path / "default" / "api-key", "\n")
+    assert configuration.missing_key({}) != ""
+    put(tmp_path / "default" / "api-key", "a key with spaces")
+    assert "no key has" in configuration.missing_key({})
+    assert "spaces" not in configuration.missing_key({})
+    put(tmp_path / "default" / "api-key", KEY)
+    assert configuration.missing_key({}) == ""
+
+
+def test_a_key_is_found_wherever_it_may_be(tmp_path: Path) -> None:
+    file = put(tmp_path / "some.env", f"SIKKER_API_KEY={KEY}\n")
+    credential = put(tmp_path / "credentials" / "sikker_api_key", KEY)
+    assert configuration.missing_key(WITH_KEY) == ""
+    assert configuration.missing_key({}, file) == ""
+    assert configuration.missing_key({"SIKKER_API_KEY_FILE": str(credential)}) == ""
+    assert configuration.missing_key({"CREDENTIALS_DIRECTORY": str(credential.parent)}) == ""
+
+
+def test_a_directory_of_credentials_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
+    put(tmp_path / "default" / "api-key", KEY)
+    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}).api_key == KEY
+
+
 @pytest.mark.parametrize("key", [KEY, "sk_business_abc", "plainkey", "sk_x", "SK_FREE_abc", "sk_free_a_b_c"])
 def test_the_key_is_never_shown(key: str) -> None:
     found = load({"SIKKER_API_KEY": key})

@@ -128,6 +128,12 @@ def test_no_entry_costs_the_others_of_an_allowlist(store: Store) -> None:
     assert store.load_allowlist() == known
 
 
+def test_a_list_is_there_once_it_is_kept_sound_or_not(store: Store, tmp_path: Path) -> None:
+    assert not store.has_list()
+    (store.directory / "list.bin").write_bytes(b"nonsense")
+    assert store.has_list()
+
+
 def test_what_is_known_of_pulls_comes_back(store: Store) -> None:
     assert store.load_pulls() == {}
     store.save_pulls({"heldBack": ["shrunk"], "n": 3})

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import ANY
-from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_words
+from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,6 +81,24 @@ def test_a_line_in_the_words_of_the_product(source: str, protocol: int, port: in
     # A name that the port map gives goes before the table.
     assert in_words(place, 47, {2222: "mysql"}) == line
     assert Tally({2222: "mysql"}).take([(place, 47)], 47, 0.0) == [Line(line, 47, place)]
+
+
+def test_the_parts_of_a_line_are_fields_of_the_journal() -> None:
+    line = Line("...", 47, key("198.51.100.7", 2222, 6))
+    assert in_fields(line, {2222: "mysql"}) == {
+        "SIKKER_SRC": "198.51.100.7",
+        "SIKKER_DPT": "2222",
+        "SIKKER_PROTO": "TCP",
+        "SIKKER_SERVICE": "mysql",
+        "SIKKER_PACKETS": "47",
+    }
+    assert in_fields(Line("...", 5, key("2001:db8::7", 128 << 8, 58)), {}) == {
+        "SIKKER_SRC": "2001:db8::7",
+        "SIKKER_PROTO": "ICMPv6",
+        "SIKKER_PACKETS": "5",
+    }
+    assert in_fields(Line("...", 5, key("198.51.100.7", ANY, ANY)), {})["SIKKER_PROTO"] == "any"
+    assert in_fields(Line("BLOCKED 30 more sources x9", 9), {}) == {"SIKKER_PACKETS": "9"}
 
 
 def test_a_new_source_shows_at_once_and_what_follows_when_its_window_ends() -> None:
