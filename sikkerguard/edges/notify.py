@@ -21,7 +21,8 @@ _UNIT = re.compile(r"/([^/\n]+\.service)(?:/[^\n]*)?$", re.MULTILINE)
 
 
 class Notifier:
-    """Tells systemd how the service is. Every method does nothing without NOTIFY_SOCKET."""
+    """Tells systemd how the service is. What is told goes nowhere without NOTIFY_SOCKET; nothing is asked without
+    INVOCATION_ID, which every process of a unit has (systemd.exec(5))."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Notifier:
         jobs: Sequence[str] = ("systemctl", "list-jobs", "--no-legend", "--plain"),
     ) -> None:
         self._notifier: Any = None
+        self._managed = bool(environment.get("INVOCATION_ID"))
         self._groups = groups
         self._jobs = tuple(jobs)
         if environment.get("NOTIFY_SOCKET"):
@@ -66,7 +68,7 @@ class Notifier:
     def job(self) -> str:
         """What systemd is doing with our service: `start`, `stop`, `restart`, as an upgrade of the package does, or
         nothing, also where it can't be asked."""
-        if self._notifier is None:
+        if not self._managed:
             return ""
         try:
             unit = _UNIT.search(self._groups.read_text())

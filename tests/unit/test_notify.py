@@ -23,6 +23,7 @@ def _manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("INVOCATION_ID", "9a7d2c8a0f5e4b3c8d1e6f7a8b9c0d1e")
         yield listening
 
 
