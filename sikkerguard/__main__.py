@@ -12,15 +12,16 @@ FAILED, WRONG_USE = 1, 2
 def main() -> int:
     """Run the command line's command. The answer is the exit code; every error is a sentence on standard error."""
     from sikkerguard import cli
+    from sikkerguard.edges.logs import complain
 
     try:
         return cli.run(sys.argv[1:])
     except ConfigError as error:
         for complaint in error.complaints:
-            print(f"sikkerguard: {complaint}", file=sys.stderr)
+            complain(complaint)
         return WRONG_USE
     except SikkerGuardError as error:
-        print(f"sikkerguard: {error}", file=sys.stderr)
+        complain(str(error))
         return FAILED
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; it wants no more words on any stream.

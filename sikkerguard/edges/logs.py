@@ -81,6 +81,12 @@ def begin(
     logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler], force=True)
 
 
+def complain(sentence: str) -> None:
+    """Say on standard error why a command failed; the journal would take it for information if it were not told."""
+    prefix = f"<{_PRIORITIES[logging.ERROR]}>" if _is_journal(sys.stderr) else "sikkerguard: "
+    print(f"{prefix}{sentence}", file=sys.stderr)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _TALKATIVE
 

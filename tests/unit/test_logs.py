@@ -180,6 +180,17 @@ def test_the_journal_gets_one_record_with_fields(stream: IO[str], monkeypatch: p
     assert not [name for name in others if name.startswith("SIKKER")]
 
 
+def test_why_a_command_failed_is_an_error_in_the_journal(
+    monkeypatch: pytest.MonkeyPatch, stream: IO[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.complain("SIKKER_SCORE_MIN: 'nonsense' is not a number from 1 to 100.")
+    assert capsys.readouterr().err == "sikkerguard: SIKKER_SCORE_MIN: 'nonsense' is not a number from 1 to 100.\n"
+    monkeypatch.setattr("sys.stderr", stream)
+    journal(stream, monkeypatch)
+    logs.complain("no list")
+    assert written(stream) == ["<3>no list"]
+
+
 def test_a_journal_that_fails_does_not_end_the_service(
     stream: IO[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
