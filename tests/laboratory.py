@@ -29,8 +29,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 GATEWAY, RESOLVER, API = "198.51.100.1", "198.51.100.53", "198.51.100.80"
-HOST, INNER = "198.51.100.10", "10.77.0.2"
-GATEWAY_V6, HOST_V6, INNER_V6 = "2001:db8:1::1", "2001:db8:1::10", "fd77::2"
+HOST, HOST_LAN, INNER = "198.51.100.10", "10.77.0.1", "10.77.0.2"
+GATEWAY_V6, HOST_V6, HOST_LAN_V6, INNER_V6 = "2001:db8:1::1", "2001:db8:1::10", "fd77::1", "fd77::2"
+# What `ip` is told to do with the ends of the links.
+_INTERNET_END = f"""\
+addr add {GATEWAY}/24 dev lan
+addr add {RESOLVER}/24 dev lan
+addr add {API}/24 dev lan
+addr add {GATEWAY_V6}/64 dev lan nodad
+link set lan up
+route add 10.77.0.0/24 via {HOST}
+route add fd77::/64 via {HOST_V6}
+"""
+_INNER_END = f"""\
+addr add {INNER}/24 dev wan
+addr add {INNER_V6}/64 dev wan nodad
+link set wan up
+route add default via {HOST_LAN}
+route add default via {HOST_LAN_V6}
+"""
+_HOST_ENDS = f"""\
+addr add {HOST}/24 dev wan
+addr add {HOST_V6}/64 dev wan nodad
+addr add {HOST_LAN}/24 dev lan
+addr add {HOST_LAN_V6}/64 dev lan nodad
+link set wan up
+link set lan up
+route add default via {GATEWAY}
+route add default via {GATEWAY_V6}
+"""
 
 # Whose namespaces these are, so that two runs beside each other are not taken for one another's leftovers.
 TAG = f"sg{os.getpid():x}"
@@ -121,6 +148,8 @@ class Laboratory:
     host: Namespace
     internet: Namespace
     inner: Namespace
+    # Whether the host has nobody else to configure its ends of the links.
+    configures_host: bool = True
     owned: set[str] = field(default_factory=set)
 
     def own(self, address: str) -> str:
@@ -152,6 +181,33 @@ class Laboratory:
     def reaches(self, source: str, target: str = "") -> bool:
         """The same where it is expected to: a packet that a busy machine was late with does not count."""
         return any(self.passes(source, target) for _ in range(4))
+
+    def plug(self) -> None:
+        """Join the three by links, in place of those there were, and configure all ends that nobody else does."""
+        # A link to a host that is gone may still be there for a moment.
+        for namespace, end in ((self.internet, "lan"), (self.inner, "wan")):
+            namespace.run("ip", "link", "del", end, check=False)
+        for end, namespace, other in (("wan", self.internet, "lan"), ("lan", self.inner, "wan")):
+            link = ("ip", "link", "add", end, "netns", self.host.name, "type", "veth")
+            command(*link, "peer", "name", other, "netns", namespace.name)
+        if self.configures_host:
+            self.host.run("ip", "-batch", "-", text=_HOST_ENDS)
+            self.host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.internet.run("ip", "-batch", "-", text=_INTERNET_END)
+        self.inner.run("ip", "-batch", "-", text=_INNER_END)
+
+    def wait_for_host(self, seconds: float = 10.0) -> None:
+        """Wait until a host that configures itself has its addresses, those of its links too, and its routes."""
+        wanted = {HOST, HOST_V6, HOST_LAN, HOST_LAN_V6, GATEWAY, GATEWAY_V6}
+
+        def configured() -> bool:
+            # A ping too early would not be answered for a second: so long the sender waits to ask for the host again.
+            shown = ("-brief address", "-4 route", "-6 route show default")
+            text = "".join(self.host.run("ip", *words.split()) for words in shown)
+            # Each of both links makes an address for itself; without it the host can't ask for its neighbours there.
+            return wanted <= {word.partition("/")[0] for word in text.split()} and text.count(" fe80:") >= 2
+
+        wait_for("the host's addresses and routes", configured, seconds)
 
     def sets(self) -> str:
         """`ipset save` of the host."""
@@ -252,21 +308,28 @@ def _ping(source: str, target: str) -> bool:
 
 @contextlib.contextmanager
 def laboratory(host: Namespace | None = None) -> Iterator[Laboratory]:
-    """Make the namespaces, and take them away whatever happens. A host that is there already is wired, and stays."""
+    """Make the namespaces, and take them away whatever happens.
+
+    A host that is there already stays. It gets its links and has to configure them itself, see `wait_for_host`.
+    """
     tag = f"{TAG}{secrets.token_hex(2)}"
     names = [f"{tag}-{role}" for role in ("internet", "inner")]
+    made = host or Namespace(f"{tag}-host")
     if host is None:
-        host = Namespace(f"{tag}-host")
-        names.append(host.name)
-    resolver = Path(f"/etc/netns/{host.name}")
+        names.append(made.name)
+    resolver = Path(f"/etc/netns/{made.name}")
     try:
         for name in names:
             command("ip", "netns", "add", name)
+            Namespace(name).run("ip", "link", "set", "lo", "up")
+            # Addresses are to be usable at once: nobody else has them here.
+            Namespace(name).run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
         resolver.mkdir(parents=True)
         (resolver / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
         internet, inner = (Namespace(name) for name in names[:2])
-        _wire(host, internet, inner)
-        yield Laboratory(host, internet, inner)
+        lab = Laboratory(made, internet, inner, configures_host=host is None)
+        lab.plug()
+        yield lab
     finally:
         for name in names:
             with contextlib.suppress(AssertionError):
@@ -275,59 +338,6 @@ def laboratory(host: Namespace | None = None) -> Iterator[Laboratory]:
             (resolver / "resolv.conf").unlink()
             resolver.rmdir()
             resolver.parent.rmdir() if not any(resolver.parent.iterdir()) else None
-
-
-def _wire(host: Namespace, internet: Namespace, inner: Namespace) -> None:
-    for namespace in (host, internet, inner):
-        namespace.run("ip", "link", "set", "lo", "up")
-        # Addresses are to be usable at once: nobody else has them here.
-        namespace.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
-    command(
-        "ip", "link", "add", "wan", "netns", host.name, "type", "veth", "peer", "name", "lan", "netns", internet.name
-    )
-    command("ip", "link", "add", "lan", "netns", host.name, "type", "veth", "peer", "name", "wan", "netns", inner.name)
-    host.run(
-        "ip",
-        "-batch",
-        "-",
-        text=f"""\
-addr add {HOST}/24 dev wan
-addr add {HOST_V6}/64 dev wan nodad
-addr add 10.77.0.1/24 dev lan
-addr add fd77::1/64 dev lan nodad
-link set wan up
-link set lan up
-route add default via {GATEWAY}
-route add default via {GATEWAY_V6}
-""",
-    )
-    internet.run(
-        "ip",
-        "-batch",
-        "-",
-        text=f"""\
-addr add {GATEWAY}/24 dev lan
-addr add {RESOLVER}/24 dev lan
-addr add {API}/24 dev lan
-addr add {GATEWAY_V6}/64 dev lan nodad
-link set lan up
-route add 10.77.0.0/24 via {HOST}
-route add fd77::/64 via {HOST_V6}
-""",
-    )
-    inner.run(
-        "ip",
-        "-batch",
-        "-",
-        text=f"""\
-addr add {INNER}/24 dev wan
-addr add {INNER_V6}/64 dev wan nodad
-link set wan up
-route add default via 10.77.0.1
-route add default via fd77::1
-""",
-    )
-    host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
 
 def clear_after_the_dead() -> None:

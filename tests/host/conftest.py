@@ -1,20 +1,24 @@
-"""Fixtures of the host tier: a freshly booted guest for each test, on the laboratory's internet."""
+"""Fixtures of the host tier: a freshly booted guest for each test, on the laboratory's internet.
+
+A test is about Debian 12, and about others where it says so: `@pytest.mark.parametrize("suite", SUITES)`. With
+`--suite trixie` all tests are about that one.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.server import DEMO_KEY, Standin
-from tests.host.base import base
+from sikkerguard.standin.server import Standin
+from tests.host.base import SUITES, base
 from tests.host.engine import Engine, engine
-from tests.host.guest import CHECKOUT, Guest, guest
+from tests.host.guest import Guest, guest
+from tests.host.installed import installed
+from tests.host.service import Service
 from tests.laboratory import (
     API,
     TAG,
@@ -27,11 +31,12 @@ from tests.laboratory import (
     laboratory,
     locked,
     log_of_all_namespaces,
-    wait_for,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -76,23 +81,50 @@ def docker(_untouched: None) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def bookworm(docker: Engine) -> str:
-    """The image of Debian 12."""
-    return base(docker, "bookworm")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this checkout."""
+    built = command(str(PROJECT / "scripts/deb"), str(tmp_path_factory.mktemp("deb")), timeout=300)
+    return Path(built.splitlines()[-1])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """On the command line: which Debian."""
+    parser.addoption("--suite", choices=SUITES, default=SUITES[0], help="the Debian that guests are")
 
 
 @pytest.fixture
-def host(docker: Engine, bookworm: str) -> Iterator[Guest]:
-    """A booted Debian 12."""
+def suite(request: pytest.FixtureRequest) -> str:
+    """Which Debian the guest is."""
+    chosen: str = request.config.getoption("--suite")
+    return chosen
+
+
+@pytest.fixture
+def bare(docker: Engine, suite: str) -> Iterator[Guest]:
+    """A booted Debian, as it is before SikkerGuard is installed."""
+    with _booted(docker, base(docker, suite)) as booted:
+        yield booted
+
+
+@pytest.fixture
+def host(docker: Engine, suite: str, package: Path) -> Iterator[Guest]:
+    """A booted Debian where SikkerGuard is installed, and waits for its key."""
+    with _booted(docker, installed(docker, base(docker, suite), package)) as booted:
+        yield booted
+
+
+@contextlib.contextmanager
+def _booted(docker: Engine, image: str) -> Iterator[Guest]:
     # Not beside a test of the kernel tier that overwrites the kernel's log faster than anyone can read it.
-    with locked(cache() / "kernel-log-flood.lock", 120), guest(docker, bookworm) as booted:
+    with locked(cache() / "kernel-log-flood.lock", 120), guest(docker, image) as booted:
         yield booted
 
 
 @pytest.fixture
 def lab(host: Guest) -> Iterator[Laboratory]:
-    """The laboratory around the guest: its `host` is the guest's network."""
+    """The laboratory around the guest, which has configured its network: this is the laboratory's `host`."""
     with laboratory(host.network) as made:
+        made.wait_for_host()
         yield made
 
 
@@ -106,81 +138,9 @@ def standin(lab: Laboratory) -> Iterator[Standin]:
         server.stop()
 
 
-# The checkout as a service; nobody needs to install anything for it.
-UNIT = """\
-[Unit]
-Description=SikkerGuard, from a checkout
-
-[Service]
-Type=notify
-ExecStart=/usr/bin/python3 -m sikkerguard run
-StateDirectory=sikkerguard
-StandardError=journal
-"""
-
-
-@dataclass
-class Service:
-    """SikkerGuard under systemd in the guest. An error in its log fails the test."""
-
-    host: Guest
-    lab: Laboratory
-    standin: Standin
-    environment: dict[str, str]
-    _shown: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def start(self, *addresses: str) -> None:
-        """Block these, and wait for READY."""
-        self.standin.replace(map(Entry, addresses))
-        variables = "".join(f"Environment={name}={value}\n" for name, value in self.environment.items())
-        self.host.write("/etc/systemd/system/sikkerguard.service", UNIT + variables)
-        self.host.run("systemctl", "daemon-reload")
-        self.host.run("systemctl", "start", "sikkerguard", check=False)
-        assert self.host.run("systemctl", "is-active", "sikkerguard", check=False) == "active\n", self.log()
-
-    def status(self) -> dict[str, Any]:
-        """What `sikkerguard status --json` prints in the guest."""
-        words = ("python3", "-m", "sikkerguard", "status", "--json")
-        found: dict[str, Any] = json.loads(self.host.run(*words, environment=self.environment))
-        return found
-
-    def shown(self, text: str) -> list[dict[str, Any]]:
-        """The entries of the service with this text that the journal has had until now, also those that it has
-        forgotten since an earlier look."""
-        for entry in self.host.journal("--unit=sikkerguard"):
-            self._shown.setdefault(entry["__CURSOR"], entry)
-        return [entry for entry in self._shown.values() if text in entry["MESSAGE"]]
-
-    def log(self) -> str:
-        """All that the journal has had of the service and of systemd about it."""
-        return "\n".join(str(entry["MESSAGE"]) for entry in self.shown(""))
-
-    def wait_until_shown(self, text: str, seconds: float = 5.0) -> dict[str, Any]:
-        """Wait for an entry with this text, and give the first one."""
-        try:
-            return wait_for(f"{text!r} in the journal", lambda: self.shown(text), seconds)[0]
-        except AssertionError as error:
-            raise AssertionError(f"{error}:\n{self.log()}") from None
-
-    def dropped(self) -> int:
-        """The packets that the kernel has dropped in our chain, as the stock tool prints them."""
-        rules = self.host.run("iptables-legacy", "-t", "raw", "-L", "SIKKERGUARD", "-v", "-x", "-n").splitlines()
-        (packets,) = [words[0] for rule in rules if (words := rule.split())[2:3] == ["DROP"]]
-        return int(packets)
-
-
 @pytest.fixture
 def service(host: Guest, lab: Laboratory, standin: Standin) -> Iterator[Service]:
     """The service, not yet started."""
-    environment = {
-        "PYTHONPATH": CHECKOUT,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "SIKKER_API_URL": f"http://{API}",
-        "SIKKER_API_KEY": DEMO_KEY,
-        "SIKKER_LOG_SOURCE": "journald",
-    }
-    made = Service(host, lab, standin, environment)
+    made = Service(host, lab, standin)
     yield made
-    log = made.log()
-    assert not [entry for entry in made.shown("") if int(entry["PRIORITY"]) <= 3], log
-    assert "Traceback" not in log
+    assert not made.unexpected_errors(), made.log()

@@ -42,6 +42,14 @@ class Engine:
         """Run a command of the Docker client and give its standard output."""
         return command(*self.client, *words, check=check, text=text, timeout=timeout, env=_environment())
 
+    def has_only(self, name: str) -> bool:
+        """Whether there is an image of this name and tag; those with other tags are older ones, and are removed."""
+        listed = ("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", name.partition(":")[0])
+        found = self.docker(*listed).split()
+        if older := [other for other in found if other != name]:
+            self.docker("image", "rm", *older)
+        return name in found
+
 
 @contextlib.contextmanager
 def engine() -> Iterator[Engine]:

@@ -10,14 +10,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.host.guest import CHECKOUT
 from tests.laboratory import HOST, wait_for
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from tests.host.conftest import Service
     from tests.host.guest import Guest
+    from tests.host.service import Service
     from tests.laboratory import Laboratory
 
 # Guests hear of all LOG lines of the machine: these sources are no other test's.
@@ -185,7 +184,7 @@ class Reading:
     """The journal's reader, running in the guest, and what it has given so far."""
 
     def __init__(self, host: Guest) -> None:
-        self._process = host.start(("python3", "-c", READER), {"PYTHONPATH": CHECKOUT, "PYTHONDONTWRITEBYTECODE": "1"})
+        self._process = host.start(("python3", "-c", READER))
         self._thread = threading.Thread(target=self._read)
         self.messages: list[str] = []
 

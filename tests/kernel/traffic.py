@@ -61,8 +61,12 @@ class Traffic:
             lambda: all(self._arrived[source] >= number for source, number in sent.items()),
             2,
         )
-        leaked = {source: self._arrived[source] for source in self._listed if self._arrived[source]}
+        leaked = self.leaked()
         assert not leaked, f"of {max(sent.values())} packets of each source, these got through: {leaked}"
+
+    def leaked(self) -> dict[str, int]:
+        """The packets of listed sources that have arrived until now."""
+        return {source: self._arrived[source] for source in self._listed if self._arrived[source]}
 
     def _send(self) -> None:
         while not self._stopped.wait(_EVERY):
