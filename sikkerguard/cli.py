@@ -113,11 +113,8 @@ def _config(options: argparse.Namespace) -> int:
 
 def _has_key(options: argparse.Namespace) -> int:
     """systemd asks this before each start: a service without a key waits, and `systemctl status` shows why."""
-    from sikkerguard.edges import lookout
     from sikkerguard.edges.notify import Notifier
 
-    if state := os.environ.get("STATE_DIRECTORY"):
-        lookout.note_look(Path(state))
     missing = configuration.missing_key(os.environ, options.config)
     if missing:
         sentence = f"Waiting for a key, and starting by itself once there is one: {missing}"
@@ -145,14 +142,10 @@ def _cleanup(options: argparse.Namespace) -> int:
 def _goes_on() -> bool:
     """Whether the service that has ended is to go on: it is being restarted, or has died, so that its list must stay
     in force. The result is what systemd says of it (systemd.exec(5), SERVICE_RESULT)."""
-    from sikkerguard.edges import lookout
     from sikkerguard.edges.notify import Notifier
 
     job = Notifier().job()
     result = os.environ.get("SERVICE_RESULT", "success")
-    waits = result == "exec-condition" or os.environ.get("EXIT_STATUS") == "2"
-    if waits and (state := os.environ.get("STATE_DIRECTORY")):
-        lookout.look_again(Path(state), (configuration.DEFAULT_FILE, configuration.DEFAULT_KEY_FILE))
     return job == "restart" or (job != "stop" and result not in ("success", "exec-condition"))
 
 

@@ -60,6 +60,14 @@ class Service:
         """The unit's state: active, inactive, failed, ..."""
         return self.property("ActiveState", unit)
 
+    def wait_until_active(self, seconds: float = 30.0) -> None:
+        """Wait until the rules are live."""
+        try:
+            wait_for("the service", lambda: self.state() == "active", seconds)
+        except AssertionError as error:
+            units = self.host.run("systemctl", "status", "--no-pager", "sikkerguard*", check=False)
+            raise AssertionError(f"{error}:\n{self.log()}\n{units}") from None
+
     def drop_in(self, name: str, text: str) -> None:
         """Have the unit differ by this drop-in, from its next start on."""
         self.host.run("mkdir", "-p", DROP_INS)
@@ -99,10 +107,13 @@ class Service:
         ]
 
     def dropped(self) -> int:
-        """The packets that the kernel has dropped in our chain, as the stock tool prints them."""
-        rules = self.host.run("iptables-legacy", "-t", "raw", "-L", "SIKKERGUARD", "-v", "-x", "-n").splitlines()
-        (packets,) = [words[0] for rule in rules if (words := rule.split())[2:3] == ["DROP"]]
-        return int(packets)
+        """The packets that the kernel has dropped in our chains, as the stock tools print them: of both families."""
+        packets = 0
+        for tool in ("iptables-legacy", "ip6tables-legacy"):
+            rules = self.host.run(tool, "-t", "raw", "-L", "SIKKERGUARD", "-v", "-x", "-n").splitlines()
+            (dropped,) = [words[0] for rule in rules if (words := rule.split())[2:3] == ["DROP"]]
+            packets += int(dropped)
+        return packets
 
     def rules(self) -> str:
         """The rules of table raw, both families, as the stock tools print them."""

@@ -64,7 +64,7 @@ def test_rules_that_were_saved_with_ours_load_at_the_next_boot(service: Service)
     service.lab.wait_for_host()
     assert service.state("netfilter-persistent.service") == "active"
     assert "--dport 9997 -j DROP" in host.run("iptables", "-S", "INPUT")
-    wait_for("the service", lambda: service.state() == "active", 20)
+    service.wait_until_active()
     wait_for("that it blocks", lambda: blocks(service), 15)
     jumps = [
         line for line in host.run("iptables", "-t", "raw", "-S", "PREROUTING").splitlines() if "SIKKERGUARD" in line

@@ -68,7 +68,7 @@ def test_it_waits_for_its_key_and_then_begins_by_itself(service: Service) -> Non
     host.run("sh", "-c", f"umask 077; echo {DEMO_KEY} >{KEY_FILE}")
     wait_for("the sentence", lambda: "can't be read (Permission denied)" in service.property("StatusText"))
     host.run("sh", "-c", f"rm {KEY_FILE}; echo {DEMO_KEY} >{KEY_FILE}")
-    wait_for("the start", lambda: service.state() == "active")
+    service.wait_until_active()
     # READY means that the rules are live.
     assert not service.lab.passes(LISTED)
     assert not service.lab.passes(LISTED_V6)
@@ -150,9 +150,15 @@ def test_nothing_gets_through_in_a_restart_and_an_upgrade(service: Service, pack
         wait_for("the pull after the upgrade", lambda: service.status()["lastPull"])
         traffic.check()
     assert host.run("dpkg-query", "-W", "-f=${Version}", "sikkerguard") != OLDER
+    # Nor was a packet forgotten, or told twice, on the way from one process to the next.
+    wait_for("all lines", lambda: _told(service) == service.status()["droppedPackets"] == service.dropped(), 30)
     # What the administrator wrote, and his key, are as they were.
     assert host.run("cat", SETTINGS_FILE) == settings
     assert host.run("cat", KEY_FILE).strip() == DEMO_KEY
+
+
+def _told(service: Service) -> int:
+    return sum(int(entry["SIKKER_PACKETS"]) for entry in service.shown("BLOCKED ") if "SIKKER_PACKETS" in entry)
 
 
 def test_a_service_that_is_killed_stopped_or_hangs_is_restarted_and_nothing_gets_through(service: Service) -> None:
@@ -166,7 +172,7 @@ def test_a_service_that_is_killed_stopped_or_hangs_is_restarted_and_nothing_gets
             former = service.property("MainPID")
             host.run("kill", f"-{name}", former)
             wait_for(f"another process after SIG{name}", partial(_has_other_process, service, former), 45)
-            wait_for("the service", lambda: service.state() == "active", 20)
+            service.wait_until_active()
             traffic.check()
     assert service.property("NRestarts") == "3"
     assert service.log().count("Watchdog timeout") == 2
@@ -186,12 +192,16 @@ def test_a_reboot_blocks_before_the_network_is_up(service: Service) -> None:
     service.expected_errors.append("SikkerAPI can't be reached")
     with Pings(service.lab, **SOURCES) as pings:
         wait_for("answers", lambda: all(pings.answers(source) for source in SOURCES["innocent"]))
-        service.host.reboot(service.lab.plug)
-        # Those before the reboot say nothing of what comes after it.
-        pings.forget()
+
+        def plug() -> None:
+            # The former network is down: what was answered before says nothing of what comes.
+            pings.forget()
+            service.lab.plug()
+
+        service.host.reboot(plug)
         wait_for("answers", lambda: all(pings.answers(source) > 20 for source in SOURCES["innocent"]), 30)
         assert not any(pings.answers(source) for source in SOURCES["listed"])
-        wait_for("the service", lambda: service.state() == "active", 20)
+        service.wait_until_active()
         assert not any(pings.answers(source) for source in SOURCES["listed"])
     assert "from the cache" in service.log()
     assert service.status()["droppedPackets"] > before
@@ -208,7 +218,7 @@ def test_wrong_settings_are_not_tried_again_and_a_stop_removes_what_stayed(servi
     assert complaint["PRIORITY"] == "3"
     assert not service.lab.passes(LISTED)
     service.configure()
-    wait_for("the start by itself", lambda: service.state() == "active")
+    service.wait_until_active()
     assert service.property("NRestarts") == "0"
     service.configure(SIKKER_SCORE_MIN="nonsense")
     host.run("systemctl", "restart", "sikkerguard", check=False)

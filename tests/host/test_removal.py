@@ -85,7 +85,7 @@ def test_a_purge_leaves_nothing(service: Service, package: Path) -> None:
 
     # Installed again, it goes on with what was kept.
     install(host, package)
-    wait_for("the service", lambda: service.state() == "active")
+    service.wait_until_active()
     assert not service.lab.passes(LISTED)
     host.run("apt-get", "purge", "--yes", "sikkerguard", timeout=120)
     assert everything(host) == before
