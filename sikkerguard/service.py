@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.faces import WebFace
     from sikkerguard.core.model import Blocklist
+    from sikkerguard.core.plan import Operation
     from sikkerguard.needs import Edges
 
 log = logging.getLogger(__name__)
@@ -157,8 +158,9 @@ class Service:
             KernelError: the kernel can't be used.
         """
         try:
-            await self._begin()
-            await self._counting.count_once()
+            if await self._begin():
+                # Rules that were made anew count from 0 again. What others have counted, the service takes and tells.
+                await self._counting.count_once()
         finally:
             await self._owner.run(self._edges.kernel.close)
             self._executor.shutdown(wait=True)
@@ -203,8 +205,9 @@ class Service:
         for task in done & tasks:
             task.result()  # none of them ends by itself: what ended one is a defect, and is raised here
 
-    async def _begin(self) -> None:
-        """Block by the cached list, or by what a process that died left in the kernel, before anything else."""
+    async def _begin(self) -> tuple[Operation, ...]:
+        """Block by the cached list, or by what a process that died left in the kernel, before anything else. Gives
+        what had to be done for that."""
         await self._counting.begin()
         await self._keeper.begin(self._edges.store.load_allowlist())
         await asyncio.to_thread(self._puller.load_cached)
@@ -213,7 +216,7 @@ class Service:
             blocklist = in_force.admitted.blocklist
         else:
             blocklist = await self._owner.run(self._edges.kernel.read_committed)
-        await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
+        operations = await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
         log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
         self._change(settled_at=time.monotonic(), allowlist=self._keeper.allowlist.summary())
         if len(blocklist):
@@ -222,6 +225,7 @@ class Service:
             self._live(blocklist, verified_at, age or "found in the kernel, left by an earlier run")
         self._tell()
         await self._keeper.keep()
+        return operations
 
     # Changing what is known and told
 
