@@ -43,8 +43,9 @@ INNOCENT = ("203.0.113.251", "192.0.2.250", "2001:db8:beef::1")
 
 PLAIN = "text/plain; charset=utf-8"
 STAYS = r"the list verified \d+\w ago \(1000 entries\) stays in force"
-MOST_MEMORY = 128 << 10
-"""KiB that the process may ever take: what it has by itself, and room to read the largest body it is willing to."""
+MOST_MEMORY = 160 << 10
+"""KiB that the process may ever take: what it has by itself, and room to read the largest body it is willing to. What
+the allocator keeps of it differs from run to run: 111,000 to 141,000 were seen."""
 
 
 @dataclass
