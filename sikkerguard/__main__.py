@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from sikkerguard.errors import ConfigError, SikkerGuardError
@@ -11,6 +12,10 @@ FAILED, WRONG_USE = 1, 2
 
 def main() -> int:
     """Run the command line's command. The answer is the exit code; every error is a sentence on standard error."""
+    if "run" in sys.argv[1:]:
+        # The first process of a container gets no signal that it has no handler for: a stop in the first moments would
+        # be lost. Held back, it waits until there is one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     from sikkerguard import cli
     from sikkerguard.edges.logs import complain
 

@@ -29,9 +29,9 @@ _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when 
 class Keeper:
     """Looks at the kernel and the host again and again, and mends what differs.
 
-    `detect` gets the API's addresses and gives what is allowed now; `changed` hears of entries that came or went;
-    `change` takes changes of the service's state; `alive` is called after each good look. Without a `store` nothing is
-    kept on disk.
+    `detect` gets the API's addresses and gives what is allowed now; `changed` hears of entries that came or went, and
+    `routed` of a default gateway that came; `change` takes changes of the service's state; `alive` is called after each
+    good look. Without a `store` nothing is kept on disk.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Keeper:
         store: StoreFace | None,
         detect: Callable[[Iterable[str]], tuple[AllowEntry, ...]],
         changed: Callable[[Iterable[AllowEntry]], None],
+        routed: Callable[[], None],
         change: Callable[..., None],
         alive: Callable[[], None],
     ) -> None:
@@ -49,6 +50,7 @@ class Keeper:
         self._store = store
         self._detect = detect
         self._changed = changed
+        self._routed = routed
         self._change = change
         self._alive = alive
         self._surroundings_changed = asyncio.Event()
@@ -56,6 +58,7 @@ class Keeper:
         self._trouble = ""
         self._repairs = 0
         self._kept: tuple[AllowEntry, ...] = ()
+        self.gateways: frozenset[AllowEntry] = frozenset()
         self.allowlist = Allowlist()
         self.api_addresses: tuple[str, ...] = ()
 
@@ -116,14 +119,18 @@ class Keeper:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
     def _detected(self) -> Allowlist:
-        found = Allowlist((*always_allowed(), *self._detect(self.api_addresses)))
-        if found.has_gateway():
+        found = (*always_allowed(), *self._detect(self.api_addresses))
+        self.gateways = frozenset(entry for entry in found if entry.reason == GATEWAY)
+        if self.gateways:
             self._kept = ()
         # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
-        return Allowlist(tuple(dict.fromkeys((*found.entries, *self._kept))))
+        return Allowlist(tuple(dict.fromkeys((*found, *self._kept))))
 
     async def _follow_host_alone(self) -> None:
+        former = self.gateways
         allowlist = await self._owner.run(self._detected)
+        if self.gateways - former:
+            self._routed()
         if allowlist == self.allowlist:
             return
         await self._owner.run(self._kernel.allow, allowlist)

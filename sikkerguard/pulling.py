@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import GATEWAY, Attempt
+from sikkerguard.core.model import Attempt
 from sikkerguard.core.parse import merge_content
 from sikkerguard.core.policy import Baseline, HeldBackError, admit
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
@@ -78,15 +78,16 @@ class Puller:
         self._work_wanted.set()
 
     def allowed_changed(self, changed: Iterable[AllowEntry]) -> None:
-        """The allowlist has these entries more, or less: see what that means for the list in force, and for a pull
-        that the network was missing for."""
-        changed = tuple(changed)
+        """The allowlist has these entries more, or less: see what that means for the list in force."""
         if self.in_force is not None and any(
             self.in_force.listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
             for entry in changed
         ):
             self._want_readmission()
-        if self._unreachable and any(entry.reason == GATEWAY for entry in changed):
+
+    def routed(self) -> None:
+        """There is another way out: a pull that could not be had without is tried again soon."""
+        if self._unreachable:
             self._next_at = min(self._next_at, time.monotonic() + _RESOLVERS_SECONDS)
             self._work_wanted.set()
 
@@ -105,7 +106,7 @@ class Puller:
         """Pull at once and then in the rhythm of the settings, sooner where it failed or is asked for."""
         readmit_at = math.inf
         self._next_at = time.monotonic()
-        if not self._keeper.allowlist.has_gateway():
+        if not self._keeper.gateways:
             self._unreachable = True
             self._next_at += _NETWORK_SECONDS
         while True:

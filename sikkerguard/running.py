@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sikkerguard.edges import logs
+from sikkerguard.edges import logs, modules
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
@@ -40,6 +40,7 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
         SikkerGuardError: the service could not start, or could not remove all of its rules.
     """
     logs.begin(config.log_level)
+    modules.load_and_let_go()
     if config.api_url.startswith("http:"):
         log.warning("SIKKER_API_URL does not begin with https: the key goes over the network as anyone can read it.")
     store = Store(config.state_dir)
@@ -59,6 +60,7 @@ def restore(config: Config) -> int:
         SikkerGuardError: it could not be put into force, or a service runs, which has done it.
     """
     logs.begin(config.log_level)
+    modules.load_and_let_go()
     store = Store(config.state_dir)
     if config.dry_run or not store.has_list():
         log.info("No list is kept on disk yet: nothing is blocked until one was pulled.")
@@ -111,6 +113,8 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    # What has come since the process began, and was held back, is answered now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
         await service.run(web)
     finally:

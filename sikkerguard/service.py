@@ -66,6 +66,7 @@ class Service:
             None if config.dry_run else edges.store,
             lambda addresses: edges.detect(self._config.whitelist, addresses),
             lambda changed: self._puller.allowed_changed(changed),
+            lambda: self._puller.routed(),
             self._change,
             self._looked,
         )

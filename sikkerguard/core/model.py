@@ -191,10 +191,6 @@ class Allowlist:
         """The ranges of one family, each once."""
         return frozenset(entry.prefix for entry in self.entries if entry.family is family)
 
-    def has_gateway(self) -> bool:
-        """Whether the host has a network beyond its own."""
-        return any(entry.reason == GATEWAY for entry in self.entries)
-
     def protector(self, family: Family, address: int) -> AllowEntry | None:
         """The most specific entry that covers this address, or None."""
         covering = [

@@ -96,11 +96,16 @@ def ssh_peers(root: Path = Path("/")) -> tuple[str, ...]:
     """The addresses at the far end of established SSH sessions.
 
     Where logind keeps a record of every session that logged in, a connection counts only with such a record: someone
-    who is still guessing passwords has an established connection too, and must not be let off the list by it.
+    who is still guessing passwords has an established connection too, and must not be let off the list by it. Where
+    sshd's configuration is not within reach, as in a container, a session with a record counts on whatever port it is.
     """
+    recorded = _recorded(root)
+    if recorded and not any(_sshd_lines(root)):
+        return tuple(sorted(_peers_of_ports(root, None) & recorded))
     connected = _peers_of_ports(root, _ssh_ports(root))
-    logged_in = _logged_in(root)
-    return tuple(sorted(connected if logged_in is None else connected & logged_in))
+    if recorded is not None and _records_all(root):
+        connected &= recorded
+    return tuple(sorted(connected))
 
 
 def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tuple[AllowEntry, ...]:
@@ -271,15 +276,17 @@ def _uses_pam(root: Path) -> bool:
     return next((match[1].lower() == "yes" for match in words if match), False)
 
 
-def _peers_of_ports(root: Path, ports: set[int]) -> set[str]:
-    """The far ends of established connections to these local ports, from the tables of proc_net_tcp."""
-    wanted = {f"{port:04X}" for port in ports}
+def _peers_of_ports(root: Path, ports: set[int] | None) -> set[str]:
+    """The far ends of established connections to these local ports, or to any, from the tables of proc_net_tcp."""
+    wanted = None if ports is None else {f"{port:04X}" for port in ports}
     peers = set()
     for name in ("proc/self/net/tcp", "proc/self/net/tcp6"):
         with suppress(OSError), (root / name).open("r") as table:
             for line in table:
                 fields = line.split(None, 4)
-                if len(fields) == 5 and fields[3] == _ESTABLISHED and fields[1].rpartition(":")[2] in wanted:
+                if len(fields) != 5 or fields[3] != _ESTABLISHED:
+                    continue
+                if wanted is None or fields[1].rpartition(":")[2] in wanted:
                     peers.add(_address_of(fields[2].rpartition(":")[0]))
     return peers
 
@@ -296,11 +303,16 @@ def _address_of(digits: str) -> str:
     return socket.inet_ntop(socket.AF_INET6, packed)
 
 
-def _logged_in(root: Path) -> set[str] | None:
-    """The far ends of the SSH sessions that logind knows, or None where logind does not hear of all of them."""
+def _records_all(root: Path) -> bool:
+    """Whether logind hears of every SSH session, by way of PAM."""
     pam = [root / "etc/pam.d" / service for service in _PAM_SERVICES]
+    return any(_mentions(path, "pam_systemd.so") for path in pam) and _uses_pam(root)
+
+
+def _recorded(root: Path) -> set[str] | None:
+    """The far ends of the sessions from elsewhere that logind knows, or None where it does not tell them."""
     sessions = root / _SESSIONS.relative_to("/")
-    if not sessions.is_dir() or not any(_mentions(path, "pam_systemd.so") for path in pam) or not _uses_pam(root):
+    if not sessions.is_dir():
         return None
     hosts = set()
     # Beside each record lies a FIFO (`3.ref`): opening or reading that would wait for the end of the session.

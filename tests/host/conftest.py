@@ -42,12 +42,12 @@ PROJECT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True, scope="session")
 def _untouched() -> Iterator[None]:
     """The machine is afterwards as it was before, but for the cache."""
-    before = _machine()
+    before = machine()
     yield
-    assert _machine() == before
+    assert machine() == before
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
     """What a Docker Engine, a booting systemd or a test of ours could have changed."""
     rules = ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
     found = {words: command(*words.split()) for words in (*rules, "ipset save")}

@@ -40,7 +40,7 @@ class Engine:
 
     def docker(self, *words: str, check: bool = True, text: str | None = None, timeout: float = 60.0) -> str:
         """Run a command of the Docker client and give its standard output."""
-        return command(*self.client, *words, check=check, text=text, timeout=timeout, env=_environment())
+        return command(*self.client, *words, check=check, text=text, timeout=timeout, env=environment())
 
     def has_only(self, name: str) -> bool:
         """Whether there is an image of this name and tag; those with other tags are older ones, and are removed."""
@@ -57,23 +57,23 @@ def engine() -> Iterator[Engine]:
     directory = cache() / "engine"
     directory.mkdir(exist_ok=True)
     with locked(cache() / "engine.lock", _TURN_SECONDS):
-        _clear(directory)
+        clear(directory)
         try:
             process = _start(directory)
             made = Engine(directory)
             try:
-                _wait_until_it_answers(made, process)
-                _remove_containers(made)
+                wait_until_it_answers(made, process)
+                remove_containers(made)
                 yield made
             finally:
                 with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-                    _remove_containers(made)
-                _end(process)
+                    remove_containers(made)
+                end(process)
         finally:
-            _clear(directory)
+            clear(directory)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, but for what would lead the client to another engine."""
     return {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
 
@@ -108,12 +108,12 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
 
 
-def _wait_until_it_answers(engine: Engine, process: subprocess.Popen[bytes]) -> None:
+def wait_until_it_answers(engine: Engine, process: subprocess.Popen[bytes]) -> None:
     def answers() -> bool:
         if process.poll() is not None:
             log = (engine.directory / "log").read_text("utf-8", "replace")
@@ -123,12 +123,12 @@ def _wait_until_it_answers(engine: Engine, process: subprocess.Popen[bytes]) -> 
     wait_for("an answer of dockerd", answers, 30)
 
 
-def _remove_containers(engine: Engine) -> None:
+def remove_containers(engine: Engine) -> None:
     if found := engine.docker("ps", "--all", "--quiet").split():
         engine.docker("rm", "--force", "--volumes", *found)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(20)
@@ -137,20 +137,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(10)
 
 
-def _clear(directory: Path) -> None:
-    """Take away what an engine leaves, and first the engine itself that a killed run has left."""
-    _end_programs(directory)
+def clear(directory: Path, name: str = _GROUP) -> None:
+    """Take away what an engine leaves, and first the engine itself that a killed run has left; `name` is that of its
+    control groups."""
+    end_programs(directory)
     root = Path("/sys/fs/cgroup")
-    for group in (path for path in (root / _GROUP, *root.glob(f"*/{_GROUP}")) if path.is_dir()):
-        wait_for(f"the end of all in {group}", functools.partial(_emptied, group))
+    for group in (path for path in (root / name, *root.glob(f"*/{name}")) if path.is_dir()):
+        wait_for(f"the end of all in {group}", functools.partial(emptied, group))
         for path in sorted(group.glob("**/"), key=lambda path: len(path.parts), reverse=True):
             path.rmdir()
     shutil.rmtree(directory / "exec", ignore_errors=True)
-    for name in ("pid", "socket"):
-        (directory / name).unlink(missing_ok=True)
+    for file in ("pid", "socket", "log"):
+        (directory / file).unlink(missing_ok=True)
 
 
-def _end_programs(directory: Path) -> None:
+def end_programs(directory: Path) -> None:
     """Only those that a killed dockerd left are ended here: the last resort, for it ends them itself."""
     for number in _programs(directory, "dockerd"):
         with contextlib.suppress(ProcessLookupError):
@@ -175,7 +176,7 @@ def _programs(directory: Path, *names: str) -> list[int]:
     return found
 
 
-def _emptied(group: Path) -> bool:
+def emptied(group: Path) -> bool:
     """Whether no process is in there; those that are get a SIGKILL."""
     found = [number for path in group.glob("**/cgroup.procs") for number in path.read_text().split()]
     for number in found:
