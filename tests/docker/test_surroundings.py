@@ -1,0 +1,82 @@
+"""From inside its container the service sees who the host must not be cut off from, and follows when that changes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docker.host import LISTED
+from tests.laboratory import GATEWAY, HOST, RESOLVER, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.docker.host import DockerHost
+
+# Each is on the list, and is something to the host.
+RESOLVER_BEFORE, RESOLVER_AFTER, NEW_GATEWAY, LOGGED_IN, GUESSING = LISTED[:5]
+STRANGER = LISTED[5]
+SSH_PORT = 2222
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as those of the host are: by another one that is renamed."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+def test_gateways_and_resolvers_are_never_blocked(host: DockerHost) -> None:
+    resolve = host.files / "run/systemd/resolve"
+    resolve.mkdir(parents=True)
+    replace(resolve / "resolv.conf", f"nameserver {RESOLVER_BEFORE}\n")
+    host.up(*LISTED, GATEWAY, RESOLVER)
+    assert not host.lab.passes(STRANGER)
+    for address in (GATEWAY, RESOLVER, RESOLVER_BEFORE):
+        assert host.lab.reaches(address), address
+
+    assert not host.lab.passes(RESOLVER_AFTER)
+    replace(resolve / "resolv.conf", f"nameserver {RESOLVER_AFTER}\n")
+    wait_for("the new resolver", lambda: host.lab.passes(RESOLVER_AFTER), 3)
+    wait_for("the block of the old one", lambda: not host.lab.passes(RESOLVER_BEFORE), 5)
+
+    assert not host.lab.passes(NEW_GATEWAY)
+    host.lab.host.run("ip", "route", "add", "default", "via", NEW_GATEWAY, "dev", "wan", "onlink", "metric", "900")
+    wait_for("the new gateway", lambda: host.lab.passes(NEW_GATEWAY), 3)
+
+
+@pytest.mark.parametrize("configured", [False, True], ids=["by logind", "by sshd_config"])
+def test_who_is_logged_in_by_ssh_is_not_cut_off(host: DockerHost, configured: bool) -> None:
+    sessions = host.files / "run/systemd/sessions"
+    if configured:
+        (host.files / "etc/ssh").mkdir()
+        (host.files / "etc/ssh/sshd_config").write_text(f"Port {SSH_PORT}\n")
+        host.variables["SSHD_CONFIG"] = "/etc/ssh/sshd_config"
+    else:
+        sessions.mkdir(parents=True)
+        replace(sessions / "7", f"ACTIVE=1\nREMOTE=1\nREMOTE_HOST={LOGGED_IN}\nSERVICE=sshd\nTYPE=tty\n")
+    with listening(host) as at, connected(host, LOGGED_IN, at), connected(host, GUESSING, at):
+        host.up(*LISTED)
+        assert host.lab.reaches(LOGGED_IN)
+        # Without logind who is connected can't be told from who is logged in.
+        assert host.lab.reaches(GUESSING) == configured
+        assert not host.lab.passes(STRANGER)
+
+
+@contextlib.contextmanager
+def listening(host: DockerHost) -> Iterator[socket.socket]:
+    """What sshd listens by."""
+    with host.lab.host.inside(lambda: socket.create_server((HOST, SSH_PORT))) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def connected(host: DockerHost, source: str, at: socket.socket) -> Iterator[None]:
+    """An established connection of this source."""
+    host.lab.own(source)
+    with host.lab.internet.inside(lambda: socket.create_connection((HOST, SSH_PORT), 2, (source, 0))), at.accept()[0]:
+        yield
