@@ -412,3 +412,14 @@ def test_every_connection_counts_without_logind(root: Root) -> None:
     root.write("etc/pam.d/sshd", PAM)
     root.connect(22, "203.0.113.66")
     assert ssh_peers(root.path) == ("203.0.113.66",)
+
+
+def test_where_sshd_has_no_configuration_within_reach_logind_says_who_is_logged_in(root: Root) -> None:
+    # As in a container, which sees of the host the connections and the records.
+    root.connect(2222, "203.0.113.1")
+    root.connect(2222, "203.0.113.66")
+    root.connect(22, "203.0.113.67")
+    assert ssh_peers(root.path) == ("203.0.113.67",)
+    root.log_in("203.0.113.1")
+    root.log_in("203.0.113.200")
+    assert ssh_peers(root.path) == ("203.0.113.1",)
