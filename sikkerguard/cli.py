@@ -141,12 +141,13 @@ def _cleanup(options: argparse.Namespace) -> int:
 
 def _goes_on() -> bool:
     """Whether the service that has ended is to go on: it is being restarted, or has died, so that its list must stay
-    in force. The result is what systemd says of it (systemd.exec(5), SERVICE_RESULT)."""
+    in force, as it must while the machine goes down. The result is what systemd says of it (systemd.exec(5),
+    SERVICE_RESULT)."""
     from sikkerguard.edges.notify import Notifier
 
     job = Notifier().job()
     result = os.environ.get("SERVICE_RESULT", "success")
-    return job == "restart" or (job != "stop" and result not in ("success", "exec-condition"))
+    return job in ("restart", "shutdown") or (job != "stop" and result not in ("success", "exec-condition"))
 
 
 def _warn_of_service(options: argparse.Namespace) -> None:

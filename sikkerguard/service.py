@@ -187,9 +187,13 @@ class Service:
         if not self._stopped.is_set():
             await self._counting.finish(final=False)
             return
-        if await asyncio.to_thread(self._edges.notifier.job) == "restart":
+        job = await asyncio.to_thread(self._edges.notifier.job)
+        if job in ("restart", "shutdown"):
             await self._counting.finish(final=True)
-            log.info("Stopped for a restart: what is blocked stays blocked meanwhile.")
+            if job == "restart":
+                log.info("Stopped for a restart: what is blocked stays blocked meanwhile.")
+            else:
+                log.info("Stopped as the host goes down: what is blocked stays blocked.")
             return
         try:
             await self._owner.run(self._edges.kernel.unhook)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 2.0
+# Targets that are started as the machine goes down (systemd.special(7)).
+_DOWN = frozenset({"shutdown.target", "reboot.target", "poweroff.target", "halt.target", "kexec.target"})
 # The last of our control groups that is a service's: `0::/system.slice/sikkerguard.service`.
 _UNIT = re.compile(r"/([^/\n]+\.service)(?:/[^\n]*)?$", re.MULTILINE)
 
@@ -66,22 +68,22 @@ class Notifier:
         self._send("STOPPING=1")
 
     def job(self) -> str:
-        """What systemd is doing with our service: `start`, `stop`, `restart`, as an upgrade of the package does, or
-        nothing, also where it can't be asked."""
+        """What systemd is doing with our service: `start`, `stop`, `restart`, as an upgrade of the package does,
+        `shutdown` where it stops it with all others, or nothing, also where it can't be asked."""
         if not self._managed:
             return ""
         try:
             unit = _UNIT.search(self._groups.read_text())
             if unit is None:
                 return ""
-            words = (*self._jobs, unit[1])
-            done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
+            done = subprocess.run(self._jobs, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
         except (OSError, subprocess.SubprocessError) as error:
             log.debug("systemd could not be asked what it does with us: %s", error)
             return ""
-        # Number, unit, type and state of the one job that a unit can have.
-        fields = done.stdout.split()
-        return fields[2] if len(fields) > 2 else ""
+        # Number, unit, type and state of each job; a unit has one at most.
+        jobs = {fields[1]: fields[2] for line in done.stdout.splitlines() if len(fields := line.split()) > 2}
+        goes_down = any(jobs.get(target) == "start" for target in _DOWN)
+        return "shutdown" if goes_down else jobs.get(unit[1], "")
 
     def _send(self, text: str) -> None:
         if self._notifier is not None:

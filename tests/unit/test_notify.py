@@ -91,10 +91,25 @@ GROUPS = {
 @pytest.mark.parametrize("job", ["restart", "stop", "start"])
 def test_the_job_of_our_own_unit_is_told(groups: str, job: str, make: Callable[..., Notifier], tmp_path: Path) -> None:
     (tmp_path / "cgroup").write_text(groups)
-    # As `systemctl list-jobs` prints it, for the one unit that it is given.
-    program = ("sh", "-c", f'echo " 4711 $1 {job} running"; echo "$1" >{tmp_path}/asked', "sh")
-    assert make(groups=tmp_path / "cgroup", jobs=program).job() == job
-    assert (tmp_path / "asked").read_text() == "sikkerguard.service\n"
+    # As `systemctl list-jobs` prints it.
+    lines = (
+        f" 4711 sikkerguard.service {job} running\n 4712 sikkerguard.path stop waiting\n 4713 b.service start running"
+    )
+    assert make(groups=tmp_path / "cgroup", jobs=("printf", "%s\n", lines)).job() == job
+
+
+@pytest.mark.parametrize(
+    "target", ["shutdown.target", "reboot.target", "poweroff.target", "halt.target", "kexec.target"]
+)
+def test_a_machine_that_goes_down_is_told_from_a_stop(
+    target: str, make: Callable[..., Notifier], tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(GROUPS["version 2"])
+    ours = " 4711 sikkerguard.service stop running\n"
+    down = make(groups=tmp_path / "cgroup", jobs=("printf", "%s", f"{ours} 4712 {target} start waiting\n"))
+    assert down.job() == "shutdown"
+    other = make(groups=tmp_path / "cgroup", jobs=("printf", "%s", f"{ours} 4712 {target} stop waiting\n"))
+    assert other.job() == "stop"
 
 
 @pytest.mark.parametrize(
