@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,15 @@ def _goes_on() -> bool:
 
     job = Notifier().job()
     result = os.environ.get("SERVICE_RESULT", "success")
+    if state := os.environ.get("STATE_DIRECTORY"):
+        # The service, which can still ask, leaves word for the unit that is stopped after it, when D-Bus has ended. The
+        # next start takes it away.
+        word = Path(state) / "going-down"
+        if job == "shutdown":
+            with suppress(OSError):  # on a full disk the rules are gone a moment before the network is
+                word.touch()
+        if word.exists():
+            return True
     return job in ("restart", "shutdown") or (job != "stop" and result not in ("success", "exec-condition"))
 
 
