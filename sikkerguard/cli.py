@@ -125,7 +125,7 @@ def _has_key(options: argparse.Namespace) -> int:
 
 
 def _cleanup(options: argparse.Namespace) -> int:
-    if options.after_stop and _goes_on():
+    if options.after_stop and (_goes_on() or not _has_sets()):
         return 0
     from sikkerguard.edges.kernel import Kernel
 
@@ -138,6 +138,18 @@ def _cleanup(options: argparse.Namespace) -> int:
         print("Nothing of SikkerGuard is left in the kernel.")
         _warn_of_service(options)
     return 0
+
+
+def _has_sets() -> bool:
+    """Whether there is anything to remove: our rules can't be without our sets. The library for rules is not read for
+    this, which can't be in the middle of an installation."""
+    from sikkerguard.edges.ipset import Sets
+
+    sets = Sets()
+    try:
+        return bool(sets.names())
+    finally:
+        sets.close()
 
 
 def _goes_on() -> bool:

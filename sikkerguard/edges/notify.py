@@ -76,7 +76,11 @@ class Notifier:
             unit = _UNIT.search(self._groups.read_text())
             if unit is None:
                 return ""
-            done = subprocess.run(self._jobs, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
+            # What it may have to say is not our status.
+            environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+            done = subprocess.run(
+                self._jobs, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True, env=environment
+            )
         except (OSError, subprocess.SubprocessError) as error:
             log.debug("systemd could not be asked what it does with us: %s", error)
             return ""

@@ -57,7 +57,7 @@ def gateways() -> tuple[Gateway, ...]:
     with _routes() as netlink:
         for family in Family:
             for route in netlink.get_routes(family=family.number):
-                if not route["dst_len"]:
+                if route["family"] == family.number and not route["dst_len"]:
                     found.update((gateway, None) for gateway in _next_hops(family, route))
     return tuple(found)
 
@@ -72,6 +72,8 @@ def own_addresses() -> tuple[tuple[Family, str], ...]:
     with _routes() as netlink:
         for family in Family:
             for message in netlink.get_addr(family=family.number):
+                if message["family"] != family.number:
+                    continue  # a kernel without IPv6 answers with what it has of IPv4
                 # IFA_LOCAL is our end; IFA_ADDRESS is the peer's on point-to-point links (rtnetlink(7)).
                 address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
                 if address:
