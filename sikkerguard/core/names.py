@@ -51,6 +51,10 @@ class SetNames:
             self.sources,
         )
 
+    def counting(self) -> tuple[str, ...]:
+        """The sets that packets fill, and those that they are changed for to be read."""
+        return self.hits, self.sources, self.old_hits, self.old_sources
+
 
 def set_names(family: Family) -> SetNames:
     """The names of the family's sets."""

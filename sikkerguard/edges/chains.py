@@ -32,6 +32,7 @@ _CHAINS = (CHAIN, NEWS_CHAIN)
 # Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
 _LOCK_FILE = "/run/xtables.lock"
 _LOCK_SECONDS = 10.0
+_VERDICT = "DROP"
 
 
 class Chains:
@@ -55,16 +56,21 @@ class Chains:
                 position if _selection(entry) == wanted else -1 for position, entry in self._jumps(table)
             )
 
-    def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
-        """Make our chains consist of these rules, whatever they were, in one step, and read them back."""
+    def write(self, family: Family, rules: tuple[Rule, ...], dropped: Count) -> None:
+        """Make our chains consist of these rules, whatever they were, in one step, and read them back. The DROP rule
+        goes on counting from where the one before it stands, or from `dropped` if that is more."""
         with self._changing(family) as table:
+            dropped = max(dropped, self._counted(table) or dropped)
             for name in _CHAINS:
                 if table.is_chain(name):
                     table.flush_entries(name)
                 else:
                     table.create_chain(name)
             for rule in rules:
-                self._chain(table, rule.chain).append_rule(_built(family, rule))
+                built = _built(family, rule)
+                if rule.target.name == _VERDICT:
+                    built.set_counters(dropped)
+                self._chain(table, rule.chain).append_rule(built)
         with self._translated(family, "read"):
             found = self._raw_rules(self._refreshed(family))
         if [(rule.chain, rule.target.name) for rule in found] != [(rule.chain, rule.target.name) for rule in rules]:
@@ -103,18 +109,20 @@ class Chains:
             self._delete_jumps(table)
 
     def counters(self, family: Family, *, settled: bool = False) -> Count | None:
-        """What our DROP rule took since the chain was written; None without one. Another program that changes the
-        table sets all counters back and adds them again a moment later; with `settled` this waits for its end."""
+        """What our DROP rule has counted; None without one. Another program that changes the table sets all counters
+        back and adds them again a moment later; with `settled` this waits for its end."""
         with self._locked(self._lock_seconds) if settled else nullcontext(), self._translated(family, "read"):
-            table = self._refreshed(family)
-            entry = table.first_rule(CHAIN) if table.is_chain(CHAIN) else None
-            found = None
-            while entry:
-                # Not decoded: this is asked every second.
-                if table.get_target(entry) == b"DROP":
-                    found = Count(int(entry.counters.pcnt), int(entry.counters.bcnt))
-                entry = table.next_rule(entry)
-            return found
+            return self._counted(self._refreshed(family))
+
+    def _counted(self, table: Any) -> Count | None:
+        entry = table.first_rule(CHAIN) if table.is_chain(CHAIN) else None
+        found = None
+        while entry:
+            # Not decoded: this is asked every second.
+            if table.get_target(entry) == _VERDICT.encode():
+                found = Count(int(entry.counters.pcnt), int(entry.counters.bcnt))
+            entry = table.next_rule(entry)
+        return found
 
     def _table(self, family: Family) -> Any:
         if family not in self._tables:

@@ -34,6 +34,16 @@ class SetKind:
     timeout: int | None = None
     filled_by_packets: bool = False
 
+    def fits(self, header: SetHeader, family: Family) -> bool:
+        """Whether a set is of this kind, whoever made it. A time limit may be another one, since each entry that
+        needs one gets its own."""
+        return (header.type_name, header.family, header.counters, header.timeout) == (
+            self.type_name,
+            family.number,
+            self.counters,
+            self.timeout is not None,
+        )
+
 
 class Sets:
     """All that is done to sets. Every method raises `KernelError` when the kernel refuses."""

@@ -33,7 +33,8 @@ _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_FAMILY, _ATTR_FLAGS = 1, 2,
 _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 7, 8, 9
 _DATA_IP, _DATA_CIDR, _DATA_PORT, _DATA_TIMEOUT, _DATA_PROTO = 1, 3, 4, 6, 7
 _DATA_MAXELEM, _DATA_ELEMENTS, _DATA_REFERENCES = 19, 24, 25
-_DATA_BYTES, _DATA_PACKETS = 24, 25
+_DATA_BYTES, _DATA_PACKETS, _DATA_FLAGS = 24, 25, 8
+_FLAG_COUNTERS = 1 << 3
 _FLAG_LIST_SETNAME, _FLAG_LIST_HEADER = 1 << 1, 1 << 2
 _NESTED, _NET_BYTEORDER, _TYPE_MASK = 0x8000, 0x4000, 0x3FFF
 # How `struct` writes an unsigned number of so many bytes.
@@ -66,13 +67,15 @@ _ENTRY_MISSING = 4103
 
 class SetHeader(NamedTuple):
     """What the kernel says of a set: its type, the number of its family (AF_INET, AF_INET6), `entries` it holds, the
-    `limit` of entries, and how many rules refer to it."""
+    `limit` of entries, how many rules refer to it, and whether its entries have counters, and a `timeout`."""
 
     type_name: str
     family: int
     entries: int
     limit: int
     references: int
+    counters: bool
+    timeout: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,8 @@ class NetlinkSets:
                 _number(data[_DATA_ELEMENTS]),
                 _number(data.get(_DATA_MAXELEM, b"")),
                 _number(data[_DATA_REFERENCES]),
+                bool(_number(data.get(_DATA_FLAGS, b"")) & _FLAG_COUNTERS),
+                _DATA_TIMEOUT in data,
             )
         return None
 

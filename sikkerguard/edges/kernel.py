@@ -30,7 +30,7 @@ from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.edges.chains import Chains
 from sikkerguard.edges.ipset import SetKind, Sets
 from sikkerguard.edges.meter import Meter
-from sikkerguard.errors import KernelError
+from sikkerguard.errors import KernelError, as_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ class Kernel:
                 header = self._sets.header(name)
                 if header is None:
                     continue
-                if (header.type_name, header.family) == (_kind_of(family, name)[0].type_name, family.number):
+                if _kind_of(family, name)[0].fits(header, family):
                     sets[name] = header.entries
                 else:
                     misfits.append(name)
@@ -325,7 +325,7 @@ class Kernel:
     def _execute(self, operation: Operation) -> None:
         match operation:
             case DropMisfits(family, misfits):
-                self._meter.rewriting(family)
+                self._count_before()
                 self._chains.remove(family)
                 for name in misfits:
                     self._sets.destroy(name)
@@ -338,10 +338,21 @@ class Kernel:
             case FillCommitted(family):
                 self._replace_committed(family)
             case WriteChain(family, rules):
-                self._meter.rewriting(family)
-                self._chains.write(family, rules)
+                self._count_before()
+                self._chains.write(family, rules, self._meter.stood(family))
             case PlaceJump(family):
                 self._chains.place_jump(family)
+
+    def _count_before(self) -> None:
+        """Take what was counted until now, before a rule goes. Blocking does not wait for it."""
+        try:
+            self._meter.collect()
+        except KernelError as error:
+            log.warning(
+                "%s. Our rules are repaired all the same; whose packets were dropped in the last moments may stay "
+                "unknown.",
+                as_sentence(error),
+            )
 
     def _replace_committed(self, family: Family) -> None:
         """Put the committed list into its sets, whatever they hold. As in an update both sets change while the trial

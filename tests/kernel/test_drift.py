@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -181,6 +184,39 @@ def test_what_someone_does_to_our_rules_is_made_good_at_the_next_look(guard: Gua
     status = guard.status()
     assert status["repairs"] == 1
     assert line.endswith(f"repaired: {status['lastRepair']}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("hits", ("hash:ip",)),
+        ("sources", ("hash:ip",)),  # without counters
+        ("oldhits", ("hash:ip,port", "counters", "timeout", "5")),
+        ("oldsources", ("hash:net",)),
+    ],
+)
+def test_counts_of_another_kind_keep_nothing_from_being_repaired(
+    guard: Guard, kind: str, made: tuple[str, ...]
+) -> None:
+    lab = guard.lab
+    begin(guard)
+    process = guard.process
+    assert process is not None
+    # All of it between two looks of the service.
+    process.send_signal(signal.SIGSTOP)
+    try:
+        V4.iptables(lab, "-F")
+        V4.iptables(lab, "-X")
+        lab.host.run("ipset", "destroy", V4.name(kind))
+        lab.host.run("ipset", "create", V4.name(kind), *made)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    guard.logged(REPAIRED)
+    assert_protecting(lab)
+    seen = guard.status()["droppedPackets"]
+    assert not lab.passes(V4.listed)
+    wait_for("a packet to be counted", lambda: guard.status()["droppedPackets"] > seen, 3)
+    assert guard.status()["droppedUnnamed"] == 0
 
 
 def test_looks_come_often_enough_to_repair_within_ten_seconds(guard: Guard) -> None:

@@ -372,6 +372,17 @@ def replace_set(lab: Laboratory, name: str, *kind: str) -> None:
         pytest.param(
             lambda lab: replace_set(lab, "sikkerguard-v4", "hash:net"), id="the addresses are of another kind"
         ),
+        pytest.param(
+            lambda lab: replace_set(lab, "sikkerguard-sources-v4", "hash:net"), id="the counts are of another kind"
+        ),
+        pytest.param(
+            lambda lab: replace_set(lab, "sikkerguard-oldhits-v4", "hash:ip"), id="the read counts are of another kind"
+        ),
+        pytest.param(
+            lambda lab: replace_set(lab, "sikkerguard-oldsources-v4", "hash:ip", "timeout", "5", "counters"),
+            id="the read counts are forgotten",
+        ),
+        pytest.param(lambda lab: replace_set(lab, "sikkerguard-hits-v4", "hash:ip,port"), id="nothing is counted"),
     ],
 )
 def test_a_start_makes_good_what_a_dead_service_left_and_others_spoilt(
