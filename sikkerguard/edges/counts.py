@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import Ledger
-from sikkerguard.core.model import Count, Family
+from sikkerguard.core.model import ANY, Count, Family
 from sikkerguard.edges.database import PURGED, add
 
 if TYPE_CHECKING:
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from sikkerguard.core.model import Key
     from sikkerguard.edges.database import Database
 
-# Rows of what was blocked that wait to be made into reports: of more, the half with the fewest packets goes.
+# Rows of what was blocked that wait to be made into reports: of more, those sources go that sent least.
 _MOST_BLOCKED = 65536
+# Rows that tell a source's ports apart: more than make it a scanner, and no scanner takes up the room of others.
+_MOST_PORTS = 64
+_TCP = 6
+_UNTOLD = (ANY, ANY)
 
 
 class Counts:
@@ -42,16 +46,18 @@ class Counts:
         ports: Sequence[tuple[tuple[int, int], int]],
         *,
         new_day: bool,
+        unfiled: int = 0,
     ) -> None:
-        """Keep all of this, or nothing of it; with `new_day`, sources and ports begin anew."""
+        """Keep all of this, or nothing of it; with `new_day`, sources and ports begin anew. `unfiled` are packets of
+        sources that are known, and that `blocked` had no room for."""
+        blocked = list(blocked)
         with self._database.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO ledger VALUES (?, ?)", _entries(ledger))
-            connection.executemany(
-                "INSERT INTO blocked VALUES (?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET packets = packets + excluded.packets",
-                ((*key, packets) for key, packets in blocked),
-            )
-            _limit(connection)
+            _put(connection, blocked)
+            for address in {address for (address, _, _), _ in blocked}:
+                _fold(connection, address)
+            _evict(connection)
+            add(connection, PURGED, unfiled)
             if new_day:
                 connection.execute("DELETE FROM sources")
             connection.executemany("INSERT OR IGNORE INTO sources VALUES (?)", ((each,) for each in fresh_sources))
@@ -59,15 +65,53 @@ class Counts:
             connection.executemany("INSERT INTO ports VALUES (?, ?, ?)", ((*port, packets) for port, packets in ports))
 
 
-def _limit(connection: Connection) -> None:
-    (rows,) = connection.execute("SELECT COUNT(*) FROM blocked").fetchone()
+def _fold(connection: Connection, address: bytes) -> None:
+    """Put the packets to a source's less busy ports, where there are too many, into the row that names no port.
+
+    TCP goes before all else, whatever its packets: a report is made from it, and a flood of forged datagrams must not
+    be a way to be rid of it.
+    """
+    rows = connection.execute(
+        "SELECT protocol, port, packets FROM blocked WHERE address = ? AND (protocol, port) <> (?, ?)",
+        (address, *_UNTOLD),
+    ).fetchall()
+    if len(rows) <= _MOST_PORTS:
+        return
+    rows.sort(key=lambda row: (row[0] != _TCP, -row[2], row[1], row[0]))
+    less = rows[_MOST_PORTS:]
+    connection.executemany(
+        "DELETE FROM blocked WHERE address = ? AND protocol = ? AND port = ?",
+        ((address, protocol, port) for protocol, port, _ in less),
+    )
+    _put(connection, [((address, *_UNTOLD), sum(packets for _, _, packets in less))])
+
+
+def _evict(connection: Connection) -> None:
+    """Of too many rows keep half: whole sources go, those with the fewest packets first."""
+    (rows,) = connection.execute("SELECT count(*) FROM blocked").fetchone()
     if rows <= _MOST_BLOCKED:
         return
-    smallest = "SELECT address, protocol, port FROM blocked ORDER BY packets LIMIT ?"
-    gone = connection.execute(
-        f"DELETE FROM blocked WHERE (address, protocol, port) IN ({smallest}) RETURNING packets", (rows // 2,)
+    gone, gone_packets = list[tuple[bytes]](), 0
+    sources = connection.execute(
+        "SELECT address, count(*), sum(packets) FROM blocked GROUP BY address ORDER BY sum(packets), count(*) DESC"
     )
-    add(connection, PURGED, sum(packets for (packets,) in gone))
+    for address, ports, packets in sources:
+        if rows <= _MOST_BLOCKED // 2:
+            break
+        gone.append((address,))
+        rows -= ports
+        gone_packets += packets
+    sources.close()
+    connection.executemany("DELETE FROM blocked WHERE address = ?", gone)
+    add(connection, PURGED, gone_packets)
+    add(connection, "reports_dropped", len(gone))
+
+
+def _put(connection: Connection, blocked: Iterable[tuple[Key, int]]) -> None:
+    connection.executemany(
+        "INSERT INTO blocked VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET packets = packets + excluded.packets",
+        ((*key, packets) for key, packets in blocked),
+    )
 
 
 def _entries(ledger: Ledger) -> list[tuple[str, int]]:

@@ -10,12 +10,13 @@ import logging
 import sqlite3
 import threading
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sikkerguard.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 FILE = "records.sqlite3"
 # The ledger's name for packets whose rows were deleted, so that a sum over everything is still possible.
 PURGED = "filed_packets_purged"
-_VERSION = 1
+_VERSION = 2
 # Seconds that a transaction waits for another process: a backup, or a person with a shell.
 _BUSY_SECONDS = 5.0
 # Pages of 4 KiB kept in memory: a megabyte is more than all of it in quiet times.
@@ -32,7 +33,8 @@ _CACHE_PAGES = 256
 # `ledger`: totals by name. `blocked`: packets of a source by protocol and port since they were last made into report
 # rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the ledger's day.
 # `outbox`: one row for each source and category of a day, `state` being waiting, sending, sent, rejected,
-# unanswered or withheld (see the outbox). Addresses are packed, days are counted since 1970-01-01 in UTC.
+# unanswered or withheld (see the outbox), and `seen` the day on which packets last came. Addresses are packed, days are
+# counted since 1970-01-01 in UTC.
 _SCHEMA = """
 CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE blocked (
@@ -46,10 +48,17 @@ CREATE TABLE ports (
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY, day INTEGER NOT NULL, address BLOB NOT NULL, category TEXT NOT NULL,
     protocol TEXT NOT NULL, packets INTEGER NOT NULL, state TEXT NOT NULL, request INTEGER,
-    UNIQUE (day, address, category)
+    seen INTEGER NOT NULL DEFAULT 0, UNIQUE (day, address, category)
 );
 CREATE INDEX outbox_by_state ON outbox (state, packets DESC);
 """
+# From each earlier version to the next.
+_MIGRATIONS = {
+    # Until then a row that waited had the day of its last round, which is as much as is known.
+    1: "ALTER TABLE outbox ADD COLUMN seen INTEGER NOT NULL DEFAULT 0; UPDATE outbox SET seen = day;",
+}
+_NO_VALUES: Mapping[str, object] = MappingProxyType({})
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class Database:
@@ -59,6 +68,8 @@ class Database:
         self._path = directory / FILE
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        # Damage was met while the file was in use: it may be where the quick look of a start does not find it.
+        self._suspect = False
 
     def open(self) -> None:
         """Open the file, or make it. One that is damaged is set aside, and a new one takes its place."""
@@ -71,9 +82,7 @@ class Database:
     def close(self) -> None:
         """Close the file; everything committed is in it."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._close()
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -96,7 +105,17 @@ class Database:
                 if self._connection is not None:
                     with suppress(sqlite3.Error):  # a commit that failed leaves its transaction open
                         self._connection.rollback()
+                if _is_damage(error):
+                    # No later transaction of this connection would fare better; whoever opens looks at the file.
+                    self._suspect = True
+                    with suppress(sqlite3.Error):
+                        self._close()
                 raise self._unusable(error) from error
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _opened_or_new(self) -> sqlite3.Connection:
         try:
@@ -118,13 +137,11 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA cache_size={_CACHE_PAGES}")
-            if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            check = "integrity_check" if self._suspect else "quick_check"
+            if connection.execute(f"PRAGMA {check}(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("its pages contradict each other")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
-            elif version != _VERSION:
-                raise sqlite3.DatabaseError(f"it is of version {version} instead of {_VERSION}")
+            self._suspect = False
+            _bring_up_to_date(connection)
         except BaseException:
             connection.close()
             raise
@@ -136,14 +153,16 @@ class Database:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(FILE + suffix).unlink(missing_ok=True)
         log.error(
-            "%s can't be used (%s): it is set aside as %s, counts begin anew, and what waited to be reported is not "
-            "reported. Blocking is not touched by it.",
+            "%s can't be used (%s): it is set aside as %s, counts begin anew, what waited to be reported is not "
+            "reported, and sources that were reported today may be reported once more. Blocking is not touched by it.",
             self._path,
             error,
             aside.name,
         )
 
     def _unusable(self, error: Exception) -> RecordError:
+        if _is_damage(error):
+            return RecordError(f"{self._path} is damaged ({error}); it is checked, and set aside, at the next try")
         return RecordError(f"{self._path} can't be used ({error}); make room, or mend its rights")
 
 
@@ -154,3 +173,49 @@ def add(connection: sqlite3.Connection, name: str, value: int) -> None:
             "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             (name, value),
         )
+
+
+def read(connection: sqlite3.Connection, name: str) -> int | None:
+    """A number of the ledger; None where there is none of this name."""
+    found = connection.execute("SELECT value FROM ledger WHERE name = ?", (name,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+def write(connection: sqlite3.Connection, name: str, value: int) -> None:
+    """Put a number into the ledger, in place of the one before."""
+    connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
+
+
+def total(
+    connection: sqlite3.Connection, table: str, condition: str = "true", values: Mapping[str, object] = _NO_VALUES
+) -> int:
+    """The packets of these rows of `blocked` or `outbox`."""
+    query = f"SELECT coalesce(sum(packets), 0) FROM {table} WHERE {condition}"
+    return int(connection.execute(query, dict(values)).fetchone()[0])
+
+
+def purge(
+    connection: sqlite3.Connection, table: str, condition: str = "true", values: Mapping[str, object] = _NO_VALUES
+) -> int:
+    """Delete these rows, whose packets stay counted; gives how many went."""
+    add(connection, PURGED, total(connection, table, condition, values))
+    return connection.execute(f"DELETE FROM {table} WHERE {condition}", dict(values)).rowcount
+
+
+def _is_damage(error: Exception) -> bool:
+    # What SQLite itself reports has a code, whose lowest byte is the kind of the error.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGED
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the tables, or change those of an earlier version: all of it, or nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == _VERSION:
+        return
+    if version == 0:
+        steps = _SCHEMA
+    elif version in _MIGRATIONS:
+        steps = "".join(_MIGRATIONS[each] for each in range(version, _VERSION))
+    else:
+        raise sqlite3.DatabaseError(f"it is of version {version} instead of {_VERSION}")
+    connection.executescript(f"BEGIN;{steps}PRAGMA user_version={_VERSION};COMMIT")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Parcel, Row, first_request
-from sikkerguard.edges.database import PURGED, add
+from sikkerguard.edges.database import PURGED, add, purge, read, total, write
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sikkerguard.edges.database import Database
 
     Decide = Callable[[bytes, Mapping[tuple[int, int], int]], Row | None]
+    Spared = Callable[[bytes], bool]
 
 # Rows that may wait, and sources withheld that are kept to be counted once a day: about five megabytes of each.
 MOST_WAITING = 50_000
@@ -37,17 +38,28 @@ _CHECKPOINT_PAGES = 1000
 # Rows of a day that is over. A clock that was put back over midnight has not made tomorrow yesterday, but what lies
 # further ahead is of a clock that was wrong.
 _STALE = "(day < :day OR day > :day + 1)"
-_ADD = """
-INSERT INTO outbox (day, address, category, protocol, packets, state)
-VALUES (:day, :address, :category, :protocol, :packets, :state)
-ON CONFLICT (day, address, category) DO UPDATE SET packets = packets + excluded.packets
+# Where a clock was put back over midnight, tomorrow's row of a source and category stands for today's too.
+_ROW_DAY = """:day + EXISTS (
+    SELECT 1 FROM outbox AS later WHERE later.day = :day + 1 AND later.address = {0}address
+    AND later.category = {0}category
+)"""
+_COLUMNS = "day, address, category, protocol, packets, state, seen"
+_JOIN = """ON CONFLICT (day, address, category)
+DO UPDATE SET packets = packets + excluded.packets, seen = max(seen, excluded.seen)"""
+_ADD = f"""
+INSERT INTO outbox ({_COLUMNS})
+VALUES ({_ROW_DAY.format(":")}, :address, :category, :protocol, :packets, :state, :day) {_JOIN}
 """
+_MOVES = f"state = 'waiting' AND day <> {_ROW_DAY.format('outbox.')} AND day <> :day + 1"
 _CARRY = f"""
-INSERT INTO outbox (day, address, category, protocol, packets, state)
-SELECT :day, address, category, protocol, sum(packets), state FROM outbox
-WHERE {_STALE} AND state = 'waiting' GROUP BY address, category
-ON CONFLICT (day, address, category) DO UPDATE SET packets = packets + excluded.packets
+INSERT INTO outbox ({_COLUMNS})
+SELECT {_ROW_DAY.format("outbox.")}, address, category, protocol, sum(packets), state, min(max(seen), :day) FROM outbox
+WHERE {_MOVES} GROUP BY address, category {_JOIN}
 """
+
+
+def _nobody(_: bytes) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +80,39 @@ class Outbox:
 
     # What comes in
 
-    def gather(self, day: int, decide: Decide) -> None:
+    def gather(self, day: int, decide: Decide, spared: Spared = _nobody) -> None:
         """Make rows of all that was blocked. `decide` gets a source, packed, and its packets by IP protocol and port,
-        and gives its row, or None where it is withheld."""
+        and gives its row, or None where it is withheld. An address, packed, that is `spared` is allowed now: whatever
+        was not sent of it yet is dropped, and counted as withheld."""
         with self._database.transaction() as connection:
             self._turn_over(connection, day)
             known = _count(connection, "withheld")
-            beside = 0
+            allowed, beside = self._drop_spared(connection, spared), 0
             for address, packets in _sources(connection):
+                whole = sum(packets.values())
+                if spared(address):
+                    allowed, beside = allowed + 1, beside + whole
+                    continue
                 row = decide(address, packets)
-                total = sum(packets.values())
-                values = {"day": day, "address": address, "category": "", "protocol": "", "packets": total}
+                values = {"day": day, "address": address, "category": "", "protocol": "", "packets": whole}
                 if row is not None:
-                    beside += total - row.packets
+                    beside += whole - row.packets
                     values |= {"category": row.category, "protocol": row.protocol, "packets": row.packets}
                 connection.execute(_ADD, {**values, "state": "withheld" if row is None else "waiting"})
             connection.execute("DELETE FROM blocked")
             add(connection, PURGED, beside)
-            add(connection, "reports_withheld", _count(connection, "withheld") - known)
-            add(connection, "reports_dropped", self._drop_smallest(connection, "waiting"))
+            add(connection, "reports_withheld", allowed + _count(connection, "withheld") - known)
+            # After what came in, since that makes a row fresh again.
+            old = purge(connection, "outbox", "state = 'waiting' AND seen < :day - 1", {"day": day})
+            add(connection, "reports_dropped", old + self._drop_smallest(connection, "waiting"))
             self._drop_smallest(connection, "withheld")
 
     def discard(self) -> None:
-        """Forget what was blocked since the last time, for nobody wants it reported; its packets stay counted."""
+        """Forget what was blocked and what waits, for nobody wants it reported; its packets stay counted. What is on
+        its way or done with stays, so that nothing is sent twice where somebody wants it again."""
         with self._database.transaction() as connection:
-            add(connection, PURGED, _sum(connection, "blocked"))
-            connection.execute("DELETE FROM blocked")
+            purge(connection, "blocked")
+            purge(connection, "outbox", "state = 'waiting'")
 
     # What goes out
 
@@ -117,12 +136,12 @@ class Outbox:
             fitting, body = first_request([row for _, row in rows.values()])
             chosen = list(rows.values())[:fitting]
             add(connection, "requests", 1)
-            request = _read(connection, "requests") or 0
+            request = read(connection, "requests") or 0
             connection.executemany(
                 "UPDATE outbox SET state = 'sending', request = ? WHERE id = ?",
                 [(request, number) for number, _ in chosen],
             )
-            _write(connection, "requests_boot", self._boot())
+            write(connection, "requests_boot", self._boot())
             return Parcel(request, tuple(row for _, row in chosen), body)
 
     def on_wire(self, request: int) -> None:
@@ -130,7 +149,7 @@ class Outbox:
         which is all that it is for, and the last byte waits for it."""
         with self._database.transaction() as connection:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
-            _write(connection, "request_on_wire", request)
+            write(connection, "request_on_wire", request)
 
     def settle(self, request: int, rejected: Container[bytes], postponed: Container[bytes], now: float) -> None:
         """The request was answered, at `now` (Unix seconds): these rows were rejected, these wait again, and all
@@ -148,7 +167,7 @@ class Outbox:
             add(connection, "reports_sent", sent)
             add(connection, "reports_rejected", sum(address in rejected for _, address in rows))
             if sent:
-                _write(connection, "last_report_at", int(now))
+                write(connection, "last_report_at", int(now))
 
     def release(self, request: int) -> None:
         """The request was certainly not accepted: its rows wait again."""
@@ -169,8 +188,8 @@ class Outbox:
         with self._closing() as connection:
             unanswered = 0
             boot = self._boot()
-            if boot and _read(connection, "requests_boot") == boot:
-                on_wire = _read(connection, "request_on_wire")
+            if boot and read(connection, "requests_boot") == boot:
+                on_wire = read(connection, "request_on_wire")
                 if on_wire is not None:
                     unanswered = _move(connection, on_wire, "unanswered")
                 changed = connection.execute(
@@ -190,51 +209,61 @@ class Outbox:
         with self._database.transaction() as connection:
             return _quota(connection, day, key)
 
-    def note_quota(self, day: int, key: str, remaining: int) -> None:
-        """Remember what this key may still send on this day."""
+    def note_quota(self, day: int, key: str, remaining: int, limit: int | None = None) -> None:
+        """Remember what this key may still send on this day and, where it is known, on any whole day."""
         with self._database.transaction() as connection:
-            _write(connection, "quota_day", day)
-            _write(connection, "quota_key", _trace(key))
-            _write(connection, "quota_remaining", remaining)
+            write(connection, "quota_day", day)
+            write(connection, "quota_key", _trace(key))
+            write(connection, "quota_remaining", remaining)
+            if limit is not None:
+                write(connection, "quota_limit_key", _trace(key))
+                write(connection, "quota_limit", limit)
+
+    def quota_limit(self, key: str) -> int | None:
+        """Rows that this key may send on a whole day, as last heard of; None where nobody said."""
+        with self._database.transaction() as connection:
+            return read(connection, "quota_limit") if read(connection, "quota_limit_key") == _trace(key) else None
 
     def numbers(self, day: int, key: str) -> ReportNumbers:
         """How reporting stands."""
         with self._database.transaction() as connection:
-            last = _read(connection, "last_report_at")
+            last = read(connection, "last_report_at")
             return ReportNumbers(
-                sent=_read(connection, "reports_sent") or 0,
-                withheld=_read(connection, "reports_withheld") or 0,
-                rejected=_read(connection, "reports_rejected") or 0,
-                unanswered=_read(connection, "reports_unanswered") or 0,
+                sent=read(connection, "reports_sent") or 0,
+                withheld=read(connection, "reports_withheld") or 0,
+                rejected=read(connection, "reports_rejected") or 0,
+                unanswered=read(connection, "reports_unanswered") or 0,
                 waiting=_count(connection, "waiting") + _count(connection, "sending"),
                 quota_remaining=_quota(connection, day, key),
                 last_report_at=None if last is None else float(last),
+                dropped=read(connection, "reports_dropped") or 0,
             )
 
     def accounted(self) -> int:
         """Every packet that was ever put into `blocked`, wherever it is now."""
         with self._database.transaction() as connection:
-            purged = _read(connection, PURGED) or 0
-            return _sum(connection, "blocked") + _sum(connection, "outbox") + purged
+            return total(connection, "blocked") + total(connection, "outbox") + (read(connection, PURGED) or 0)
 
     def _turn_over(self, connection: sqlite3.Connection, day: int) -> None:
         """Rows of another day that still wait are of this one; what is done with is forgotten but for its totals."""
         days = {"day": day}
         connection.execute(_CARRY, days)
-        connection.execute(f"DELETE FROM outbox WHERE {_STALE} AND state = 'waiting'", days)
-        done = f"{_STALE} AND state <> 'sending'"
-        add(connection, PURGED, _sum(connection, "outbox", done, days))
-        connection.execute(f"DELETE FROM outbox WHERE {done}", days)
+        connection.execute(f"DELETE FROM outbox WHERE {_MOVES}", days)
+        purge(connection, "outbox", f"{_STALE} AND state <> 'sending'", days)
+
+    def _drop_spared(self, connection: sqlite3.Connection, spared: Spared) -> int:
+        """Take away the rows that wait of addresses that are allowed now; gives how many went."""
+        waiting = connection.execute("SELECT id, address FROM outbox WHERE state = 'waiting'")
+        gone = [number for number, address in waiting if spared(address)]
+        return sum(purge(connection, "outbox", "id = :id", {"id": number}) for number in gone)
 
     def _drop_smallest(self, connection: sqlite3.Connection, state: str) -> int:
         """Keep the rows in this state bounded; gives how many went."""
-        excess = max(0, _count(connection, state) - self._most_waiting)
-        if excess:
-            smallest = "id IN (SELECT id FROM outbox WHERE state = :state ORDER BY packets, id DESC LIMIT :excess)"
-            which = {"state": state, "excess": excess}
-            add(connection, PURGED, _sum(connection, "outbox", smallest, which))
-            connection.execute(f"DELETE FROM outbox WHERE {smallest}", which)
-        return excess
+        excess = _count(connection, state) - self._most_waiting
+        if excess <= 0:
+            return 0
+        smallest = "id IN (SELECT id FROM outbox WHERE state = :state ORDER BY packets, id DESC LIMIT :excess)"
+        return purge(connection, "outbox", smallest, {"state": state, "excess": excess})
 
     @contextmanager
     def _closing(self) -> Iterator[sqlite3.Connection]:
@@ -268,26 +297,10 @@ def _count(connection: sqlite3.Connection, state: str) -> int:
     return int(connection.execute("SELECT count(*) FROM outbox WHERE state = ?", (state,)).fetchone()[0])
 
 
-def _sum(
-    connection: sqlite3.Connection, table: str, condition: str = "true", values: Mapping[str, object] | None = None
-) -> int:
-    query = f"SELECT coalesce(sum(packets), 0) FROM {table} WHERE {condition}"
-    return int(connection.execute(query, dict(values or {})).fetchone()[0])
-
-
-def _read(connection: sqlite3.Connection, name: str) -> int | None:
-    found = connection.execute("SELECT value FROM ledger WHERE name = ?", (name,)).fetchone()
-    return None if found is None else int(found[0])
-
-
-def _write(connection: sqlite3.Connection, name: str, value: int) -> None:
-    connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
-
-
 def _quota(connection: sqlite3.Connection, day: int, key: str) -> int | None:
-    if _read(connection, "quota_day") != day or _read(connection, "quota_key") != _trace(key):
+    if read(connection, "quota_day") != day or read(connection, "quota_key") != _trace(key):
         return None
-    return _read(connection, "quota_remaining")
+    return read(connection, "quota_remaining")
 
 
 def _trace(key: str) -> int:

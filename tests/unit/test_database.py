@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sqlite3
 import stat
@@ -147,6 +148,161 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
     assert (tmp_path / f"{FILE}.damaged").read_bytes() == before
     with closing(Database(tmp_path)) as database:
         assert read(database) == {"a": 1}
+
+
+@pytest.mark.parametrize("damage", ["pages", "all", "index"])
+def test_a_file_that_is_damaged_while_it_is_in_use_is_set_aside_at_the_next_try(
+    database: Database, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / FILE
+    spoil(database, file, damage)
+    with pytest.raises(RecordError) as error:
+        touch_all(database)
+    message = str(error.value)
+    assert message.startswith(f"{file} is damaged (")
+    assert "set aside" in message
+    assert "make room" not in message
+    assert "once more" not in caplog.text
+    write(database, "a", 1)
+    (record,) = caplog.records
+    assert "set aside as records.sqlite3.damaged" in record.message
+    assert "sources that were reported today may be reported once more" in record.message
+    # What was left of the old one takes nothing away from the new one.
+    del error
+    gc.collect()
+    write(database, "b", 2)
+    assert read(database) == {"a": 1, "b": 2}
+    database.close()
+    with closing(Database(tmp_path)) as again:
+        assert read(again) == {"a": 1, "b": 2}
+
+
+def spoil(database: Database, file: Path, damage: str) -> None:
+    """More rows than are kept in memory, and then damage under them."""
+    with database.transaction() as connection:
+        rows = [(20_000, number.to_bytes(4, "big"), "a" * 40, "b" * 200, 1, "waiting") for number in range(20_000)]
+        connection.executemany(
+            "INSERT INTO outbox (day, address, category, protocol, packets, state) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if damage == "index":
+            # Two indexes with each other's pages: only a thorough look finds what they lack.
+            other.execute("PRAGMA writable_schema = ON")
+            (root,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'outbox_by_state'").fetchone()
+            other.execute("CREATE INDEX empty ON outbox (state) WHERE packets > 5")
+            (empty,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'empty'").fetchone()
+            other.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'empty'", (root,))
+            other.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'outbox_by_state'", (empty,))
+            return
+    size = file.stat().st_size
+    start = 8192 if damage == "pages" else 0
+    with file.open("r+b") as content:
+        content.seek(start)
+        content.write(b"\xa5" * (size - start))
+
+
+def touch_all(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("DELETE FROM outbox WHERE protocol > ''")
+
+
+def test_what_an_error_still_holds_of_a_damaged_file_does_no_harm(database: Database, tmp_path: Path) -> None:
+    spoil(database, tmp_path / FILE, "pages")
+    with database_error() as held, database.transaction() as connection:
+        held.append(connection.execute("SELECT * FROM ledger"))
+        held.append(connection.execute("SELECT * FROM outbox"))
+        list(held[1])
+    write(database, "a", 1)
+    held.clear()
+    gc.collect()
+    # The file that is written ahead bears the same name for both.
+    assert (tmp_path / f"{FILE}-wal").stat().st_size > 0
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        assert other.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
+
+
+@contextmanager
+def database_error() -> Iterator[list[sqlite3.Cursor]]:
+    held: list[sqlite3.Cursor] = []
+    with pytest.raises(RecordError, match="is damaged"):
+        yield held
+
+
+# The tables as the first version made them.
+VERSION_1 = """
+CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE blocked (
+    address BLOB NOT NULL, protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL,
+    PRIMARY KEY (address, protocol, port)
+) WITHOUT ROWID;
+CREATE TABLE sources (address BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE ports (
+    protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL, PRIMARY KEY (protocol, port)
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY, day INTEGER NOT NULL, address BLOB NOT NULL, category TEXT NOT NULL,
+    protocol TEXT NOT NULL, packets INTEGER NOT NULL, state TEXT NOT NULL, request INTEGER,
+    UNIQUE (day, address, category)
+);
+CREATE INDEX outbox_by_state ON outbox (state, packets DESC);
+INSERT INTO ledger VALUES ('reports_sent', 7);
+INSERT INTO blocked VALUES (x'c6336407', 6, 22, 5);
+INSERT INTO outbox VALUES (1, 20000, x'c6336407', 'brute_force', 'ssh', 9, 'waiting', NULL);
+INSERT INTO outbox VALUES (2, 20000, x'c6336408', 'brute_force', 'ssh', 8, 'sent', 1);
+PRAGMA journal_mode = WAL;
+PRAGMA user_version = 1;
+"""
+
+
+def content(file: Path) -> dict[str, list[tuple[object, ...]]]:
+    with closing(sqlite3.connect(file)) as connection:
+        found = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("ledger", "blocked")}
+        columns = "id, day, address, category, protocol, packets, state, request, seen"
+        return found | {"outbox": connection.execute(f"SELECT {columns} FROM outbox").fetchall()}
+
+
+def test_a_file_of_an_earlier_version_is_brought_up_to_date_where_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.executescript(VERSION_1)
+    for _ in range(2):
+        with closing(Database(tmp_path)) as database:
+            database.open()
+        assert content(tmp_path / FILE) == {
+            "ledger": [("reports_sent", 7)],
+            "blocked": [(bytes([198, 51, 100, 7]), 6, 22, 5)],
+            "outbox": [
+                (1, 20_000, bytes([198, 51, 100, 7]), "brute_force", "ssh", 9, "waiting", None, 20_000),
+                (2, 20_000, bytes([198, 51, 100, 8]), "brute_force", "ssh", 8, "sent", 1, 20_000),
+            ],
+        }
+    assert {path.name for path in tmp_path.iterdir()} == {FILE}
+    assert not caplog.records
+
+
+def test_a_file_of_an_earlier_version_has_the_columns_of_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.executescript(VERSION_1)
+    found = []
+    for directory in (tmp_path, tmp_path / "new"):
+        with closing(Database(directory)) as database, database.transaction() as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema ORDER BY name")]
+            found.append({name: connection.execute(f"PRAGMA table_info({name})").fetchall() for name in tables})
+    assert found[0] == found[1]
+
+
+def test_without_room_a_file_of_an_earlier_version_stays_as_it_is(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.executescript(VERSION_1)
+    database = Database(tmp_path)
+    with no_room(1), pytest.raises(RecordError, match="make room"):
+        database.open()
+    assert not (tmp_path / f"{FILE}.damaged").exists()
+    assert read(database) == {"reports_sent": 7}
+    database.close()
 
 
 def test_a_place_that_is_none_is_an_error_and_opens_when_it_is_there(tmp_path: Path) -> None:

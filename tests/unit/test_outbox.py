@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sikkerguard.core.ledger import Ledger
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Row, row_of
+from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.outbox import Outbox, Recovered
 from sikkerguard.errors import RecordError
@@ -167,15 +169,67 @@ def test_a_row_that_comes_back_over_midnight_joins_the_one_of_today(database: Da
     assert len(taken(outbox).rows) == 1
 
 
-def test_a_clock_put_back_over_midnight_reports_nobody_twice(database: Database, outbox: Outbox) -> None:
-    block(database, {1: {SSH: 5}})
+def test_what_came_in_long_ago_is_not_reported_as_if_it_were_new(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}, 2: {SSH: 4}, 3: {SSH: 3, HTTP: 1}})
+    outbox.gather(DAY, decide)
+    # The service asks each day, and each day there is no quota, or no network.
+    outbox.gather(DAY + 1, decide)
+    block(database, {2: {SSH: 1}, 3: {HTTP: 9}})
+    outbox.gather(DAY + 2, decide)
+    assert states(database) == {
+        (2, "brute_force"): ("waiting", 5, DAY + 2),
+        (3, "web_exploit"): ("waiting", 9, DAY + 2),
+    }
+    assert outbox.numbers(DAY + 2, KEY) == ReportNumbers(waiting=2, dropped=2)
+    outbox.gather(DAY + 3, decide)
+    assert numbers(taken(outbox)) == [3, 2]
+    assert outbox.accounted() == 23
+
+
+@pytest.mark.parametrize("away", [2, 30, 3650])
+def test_a_host_that_was_off_for_days_reports_what_comes_now(database: Database, outbox: Outbox, away: int) -> None:
+    block(database, {1: {SSH: 50}, 2: {SSH: 4}})
+    outbox.gather(DAY, decide)
+    # One that was on its way when it went off is as old as the others.
+    outbox.release(taken(outbox, 1).request)
+    block(database, {3: {SSH: 1}})
+    outbox.gather(DAY + away, decide)
+    assert states(database) == {(3, "brute_force"): ("waiting", 1, DAY + away)}
+    assert ledger(database)["reports_dropped"] == 2
+
+
+@pytest.mark.parametrize("fate", ["sent", "rejected", "unanswered", "sending"])
+def test_a_clock_put_back_over_midnight_reports_nobody_twice(database: Database, outbox: Outbox, fate: str) -> None:
+    block(database, {1: {SSH: 5}, 2: {DNS: 1}})
+    outbox.gather(DAY + 1, decide)
+    request = taken(outbox).request
+    if fate == "unanswered":
+        outbox.unanswered(request)
+    elif fate != "sending":
+        outbox.settle(request, {source(1)} if fate == "rejected" else set(), set(), NOW)
+    for round_, day in enumerate((DAY, DAY, DAY + 1), 1):
+        block(database, {1: {SSH: 1}, 2: {DNS: 1}, round_ + 10: {SSH: 1}})
+        outbox.gather(day, decide)
+        assert numbers(taken(outbox)) == [round_ + 10]
+        assert outbox.take(10) is None
+    assert states(database)[1, "brute_force"] == (fate, 8, DAY + 1)
+    assert outbox.numbers(DAY + 1, KEY).withheld == 1
+    assert outbox.accounted() == 5 + 1 + 3 * 3
+
+
+def test_what_waits_when_the_clock_is_put_back_over_midnight_goes_once(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}, 2: {SSH: 5}})
+    outbox.gather(DAY, decide)
+    first = taken(outbox, 1)
+    block(database, {1: {SSH: 1}})
     outbox.gather(DAY + 1, decide)
     outbox.settle(taken(outbox).request, set(), set(), NOW)
-    for day in (DAY, DAY + 1):
-        block(database, {1: {SSH: 1}})
-        outbox.gather(day, decide)
-    assert states(database)[1, "brute_force"][0] != "waiting"
-    assert outbox.accounted() == 7
+    # Of the same source, one row came back and the other is sent already.
+    outbox.release(first.request)
+    block(database, {2: {SSH: 1}})
+    outbox.gather(DAY, decide)
+    assert outbox.take(10) is None
+    assert outbox.accounted() == 12
 
 
 def test_rows_of_a_clock_that_was_years_ahead_don_t_stay_for_years(database: Database, outbox: Outbox) -> None:
@@ -184,6 +238,8 @@ def test_rows_of_a_clock_that_was_years_ahead_don_t_stay_for_years(database: Dat
     outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
     outbox.gather(DAY, decide)
     assert states(database) == {(2, "brute_force"): ("waiting", 4, DAY)}
+    outbox.gather(DAY + 2, decide)
+    assert states(database) == {}
 
 
 def test_the_smallest_rows_go_where_too_many_wait(database: Database) -> None:
@@ -206,6 +262,53 @@ def test_where_nobody_wants_reports_nothing_is_kept_but_the_count(database: Data
     assert outbox.accounted() == ledger(database)["filed_packets_purged"] == 12
     outbox.gather(DAY, decide)
     assert outbox.take(10) is None
+
+
+def test_what_waits_is_not_sent_once_somebody_wants_reports_again(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 5}, 2: {SSH: 4}, 3: {SSH: 3}, 4: {DNS: 2}})
+    outbox.gather(DAY, decide)
+    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
+    flying = taken(outbox, 1)
+    outbox.discard()
+    assert {key: state for key, (state, _, _) in states(database).items()} == {
+        (1, "brute_force"): "sent",
+        (2, "brute_force"): "sending",
+        (4, ""): "withheld",
+    }
+    outbox.unanswered(flying.request)
+    block(database, {1: {SSH: 5}, 2: {SSH: 4}})
+    outbox.gather(DAY, decide)
+    assert outbox.take(10) is None
+    assert outbox.accounted() == 23
+
+
+def test_who_is_allowed_now_is_not_reported(database: Database, outbox: Outbox) -> None:
+    block(database, {1: {SSH: 50}, 2: {SSH: 40}, 3: {SSH: 3}, 4: {SSH: 2}})
+    outbox.gather(DAY, decide)
+    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
+    flying = taken(outbox, 1)
+    block(database, {1: {SSH: 1}, 3: {HTTP: 30}, 5: {SSH: 7}, 6: {SSH: 8}})
+    asked = set[bytes]()
+
+    def spared(address: bytes) -> bool:
+        asked.add(address)
+        return address in {source(1), source(2), source(3), source(5)}
+
+    outbox.gather(DAY, decide, spared)
+    assert asked == {source(number) for number in (1, 3, 4, 5, 6)}
+    assert states(database) == {
+        (1, "brute_force"): ("sent", 50, DAY),
+        (2, "brute_force"): ("sending", 40, DAY),
+        (4, "brute_force"): ("waiting", 2, DAY),
+        (6, "brute_force"): ("waiting", 8, DAY),
+    }
+    # The row that waited of one source, and what came of three.
+    assert outbox.numbers(DAY, KEY).withheld == 4
+    outbox.release(flying.request)
+    outbox.gather(DAY, decide, spared)
+    assert numbers(taken(outbox)) == [6, 4]
+    assert outbox.numbers(DAY, KEY).withheld == 5
+    assert outbox.accounted() == 141
 
 
 def test_what_the_decision_raises_leaves_everything_as_it_was(database: Database, outbox: Outbox) -> None:
@@ -401,6 +504,28 @@ def test_the_quota_belongs_to_a_day_and_a_key(tmp_path: Path) -> None:
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
+def test_the_limit_of_a_day_belongs_to_a_key_and_outlives_the_day(tmp_path: Path) -> None:
+    with opened(tmp_path) as database:
+        outbox = Outbox(database)
+        assert outbox.quota_limit(KEY) is None
+        outbox.note_quota(DAY, KEY, 17)
+        assert outbox.quota_limit(KEY) is None
+        outbox.note_quota(DAY, KEY, 16, 1000)
+        outbox.note_quota(DAY, KEY, 15)
+    with opened(tmp_path) as database:
+        outbox = Outbox(database)
+        outbox.note_quota(DAY + 40, KEY, 3)
+        assert outbox.quota_limit(KEY) == 1000
+        assert outbox.quota(DAY + 40, KEY) == 3
+        assert outbox.quota_limit("sk_free_other") is None
+        outbox.note_quota(DAY + 40, "sk_free_other", 9)
+        assert outbox.quota_limit("sk_free_other") is None
+        assert outbox.quota_limit(KEY) == 1000
+        outbox.note_quota(DAY + 40, "sk_free_other", 9, 0)
+        assert outbox.quota_limit("sk_free_other") == 0
+        assert outbox.quota_limit(KEY) is None
+
+
 def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
     outbox = Outbox(Database(tmp_path / "missing"))
     for action in (
@@ -414,6 +539,7 @@ def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
         outbox.recover,
         lambda: outbox.quota(DAY, KEY),
         lambda: outbox.note_quota(DAY, KEY, 1),
+        lambda: outbox.quota_limit(KEY),
         lambda: outbox.numbers(DAY, KEY),
         outbox.accounted,
     ):
@@ -427,13 +553,15 @@ Step = tuple[object, ...]
 keys = st.sampled_from([SSH, HTTP, DNS, UNTOLD, (1, 2048), (6, 4711)])
 steps = st.one_of(
     st.tuples(st.just("block"), st.integers(0, 8), keys, st.integers(1, 100)),
-    st.tuples(st.just("gather"), st.integers(0, 2)),
+    st.tuples(st.just("scan"), st.integers(0, 8), st.integers(1, 5000), st.integers(1, 100)),
+    st.tuples(st.just("unfiled"), st.integers(1, 1000)),
+    st.tuples(st.just("gather"), st.integers(-1, 2), st.frozensets(st.integers(0, 8), max_size=3)),
     st.tuples(st.just("take"), st.integers(0, 5)),
     st.tuples(st.sampled_from(["settle", "release", "unanswered", "on_wire", "recover", "discard"])),
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(steps, max_size=40), st.integers(1, 6))
 def test_the_account_is_kept_and_no_row_goes_out_twice_a_day(steps: list[Step], most: int) -> None:
     with tempfile.TemporaryDirectory() as directory, opened(Path(directory)) as database:
@@ -448,12 +576,23 @@ def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
             case ("block", int(number), (int(protocol), int(port)), int(count)):
                 block(database, {number: {(protocol, port): count}})
                 put += count
-            case ("gather", int(days)):
-                day += days
-                outbox.gather(day, decide)
+            case ("scan", int(number), int(first), int(ports)):
+                scan(database, [((source(number), 6, port), 1) for port in range(first, first + ports)])
+                put += ports
+            case ("unfiled", int(count)):
+                scan(database, [], count)
+                put += count
+            case ("gather", int(days), frozenset() as allowed):
+                # A round ends before the next one begins, so no clock goes back while a request is on its way.
+                day += max(days, 0) if flying else days
+                gone = {done for done in gone if done[0] in (day, day + 1)}
+                spared = {source(number) for number in allowed}
+                outbox.gather(day, decide, spared.__contains__)
+                assert not waiting(database, day) & spared
             case ("take", int(rows)) if flying is None:
                 flying, wired, taken_on = outbox.take(rows), False, day
-                assert not {(day, row.address, row.category) for row in (flying.rows if flying else ())} & gone
+                found = {(row.address, row.category) for row in (flying.rows if flying else ())}
+                assert not found & {done[1:] for done in gone if done[0] in (day, day + 1)}
             case ("on_wire",) if flying is not None:
                 outbox.on_wire(flying.request)
                 wired = True
@@ -465,6 +604,18 @@ def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
             case ("discard",):
                 outbox.discard()
         assert outbox.accounted() == put
+
+
+def scan(database: Database, blocked: list[tuple[tuple[bytes, int, int], int]], unfiled: int = 0) -> None:
+    Counts(database).save(Ledger(), blocked, [], [], new_day=False, unfiled=unfiled)
+
+
+def waiting(database: Database, day: int) -> set[bytes]:
+    """Whose rows wait, none of which is older than yesterday."""
+    with database.transaction() as connection:
+        found = connection.execute("SELECT address, seen FROM outbox WHERE state = 'waiting'").fetchall()
+    assert all(day - 1 <= seen <= day + 1 for _, seen in found)
+    return {address for address, _ in found}
 
 
 def finish(outbox: Outbox, end: str, request: int) -> None:
