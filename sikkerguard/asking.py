@@ -55,6 +55,9 @@ def status(config: Config, *, as_json: bool) -> int:
         for name, label in _LABELS.items():
             if found.get(name) not in (None, "", []):
                 print(f"{label + ':':18}{_readable(found[name])}")
+        if trouble := found["reports"].get("trouble"):
+            # The host is protected all the same: this is no reason to call it unhealthy.
+            print(f"{'Reports wait:':18}{trouble}")
         for reason in found["reasons"]:
             print(f"{'Not healthy:':18}{reason}")
     return 1 if found["reasons"] else 0
@@ -100,7 +103,12 @@ def _readable(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{_words(name)} {_readable(each)}" for name, each in value.items() if each is not None)
+        # What is told in a sentence has a line of its own.
+        return ", ".join(
+            f"{_words(name)} {_readable(each)}"
+            for name, each in value.items()
+            if each is not None and not isinstance(each, str)
+        )
     if isinstance(value, list):
         return ", ".join(_port(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 
 class SikkerGuardError(Exception):
     """The root: whatever the command line turns into a message and an exit code."""
@@ -15,18 +17,39 @@ class ConfigError(SikkerGuardError):
         self.complaints = complaints
 
 
+class Objection(Enum):
+    """What a request was at fault for, so that less of it may do."""
+
+    CONTENT = "content"
+    SIZE = "size"
+
+
 class FetchError(SikkerGuardError):
     """The list could not be had, or reports not be sent.
 
     `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the server
-    asked for, where it did; `quota` is True where the day's quota is used up.
+    asked for, where it did; `quota` is True where it refused for the quota's sake, of which `remaining` is left of
+    `limit` a day, None where it did not say; `objection` is what the request itself was at fault for, if it was.
     """
 
-    def __init__(self, message: str, *, retryable: bool, retry_after: float | None = None, quota: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after: float | None = None,
+        quota: bool = False,
+        remaining: int | None = None,
+        limit: int | None = None,
+        objection: Objection | None = None,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
         self.quota = quota
+        self.remaining = remaining
+        self.limit = limit
+        self.objection = objection
 
 
 class UnansweredError(FetchError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         WatchFace,
     )
     from sikkerguard.core.model import AllowEntry
-    from sikkerguard.reporting import OutboxFace, ReportFace
+    from sikkerguard.sending import OutboxFace, ReportFace
 
 
 @dataclass(frozen=True, slots=True)

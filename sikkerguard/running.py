@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.faces import KernelFace, LogFace, ProbesFace
     from sikkerguard.edges.sikkerapi import SikkerApi
-    from sikkerguard.reporting import ReportFace
+    from sikkerguard.sending import ReportFace
 
 log = logging.getLogger(__name__)
 

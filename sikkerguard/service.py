@@ -90,6 +90,8 @@ class Service:
                 edges.outbox,
                 edges.make_reports,
                 lambda: self._config,
+                # The keeper follows a new whitelist only a moment later, and a report can't be taken back.
+                lambda: (*self._keeper.allowlist.entries, *self._config.whitelist),
                 lambda numbers: self._change(reports=numbers),
             )
         self._ready = False

@@ -68,6 +68,8 @@ def status(
             "unanswered": state.reports.unanswered,
             "waiting": state.reports.waiting,
             "quotaRemaining": state.reports.quota_remaining,
+            "dropped": state.reports.dropped,
+            "trouble": state.reports.trouble,
         },
         "allowlist": state.allowlist,
         "onTrial": state.on_trial,

@@ -337,7 +337,9 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class ReportNumbers:
     """How reporting stands: rows ever sent (accepted by SikkerAPI), withheld, rejected and unanswered; rows that wait
-    now; what the day's quota has left, None where nobody said; and when a row was last sent (Unix seconds)."""
+    now; what the day's quota has left, None where nobody said; when a row was last sent (Unix seconds); rows and
+    sources ever dropped, because too many waited or for too long; and the sentence that says why rows wait, or empty.
+    """
 
     sent: int = 0
     withheld: int = 0
@@ -346,6 +348,8 @@ class ReportNumbers:
     waiting: int = 0
     quota_remaining: int | None = None
     last_report_at: float | None = None
+    dropped: int = 0
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

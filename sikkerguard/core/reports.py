@@ -7,13 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Prefix, family_of, parse_prefix, to_text
+from sikkerguard.core.model import Family, Prefix, family_of, parse_prefix, to_text
 from sikkerguard.core.ports import category_of_source, service_of
 from sikkerguard.core.protocols import PROTOCOLS
 from sikkerguard.errors import UnansweredError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from sikkerguard.core.model import AllowEntry, ReportNumbers
 
 # The bounds of one request and of a row's `protocol`, as SikkerAPI's documentation of /v1/key/bulk-report has them.
 # It says 2 MB: the smaller reading is right either way.
@@ -56,12 +58,14 @@ class Parcel:
 @dataclass(frozen=True, slots=True)
 class ReportAnswer:
     """What the server made of a request: `errors` has the address as sent and the reason for each rejected row.
-    `remaining` are the rows that the day's quota has left, None where the answer did not say."""
+    `remaining` are the rows that the day's quota has left, `limit` those that it has on a whole day, None where the
+    answer did not say."""
 
     total: int
     accepted: int
     errors: tuple[tuple[str, str], ...]
     remaining: int | None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,21 @@ def row_of(
         (transport.lower() if service == "unknown" else service)[:MOST_PROTOCOL],
         sum(telling.values()) + sum(count for (_, port), count in packets.items() if port < 0),
     )
+
+
+def sparing(entries: Iterable[AllowEntry]) -> Callable[[bytes], bool]:
+    """Says of a packed address whether one of these entries covers it. Asked for each of many thousands: ranges lie by
+    their lengths, of which there are a few."""
+    firsts: dict[Family, dict[int, set[int]]] = {family: {} for family in Family}
+    for entry in entries:
+        shift = entry.family.bits - entry.prefix.length
+        firsts[entry.family].setdefault(shift, set()).add(entry.prefix.first >> shift)
+
+    def spared(address: bytes) -> bool:
+        number = int.from_bytes(address, "big")
+        return any(number >> shift in known for shift, known in firsts[family_of(address)].items())
+
+    return spared
 
 
 def first_request(rows: Sequence[Row], most_bytes: int = MOST_BYTES) -> tuple[int, bytes]:
@@ -146,6 +165,24 @@ def reported_line(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     named = [f"{name}: {count}" for name, count in ordered[:_NAMED]] + ["..."] * (len(ordered) > _NAMED)
     return f"Reported {sum(counts.values())} blocked IPs ({', '.join(named)})"
+
+
+def spent_line(numbers: ReportNumbers) -> str:
+    """Why rows wait, where the day's quota is the reason; else nothing."""
+    if numbers.quota_remaining != 0 or not numbers.waiting:
+        return ""
+    return (
+        f"The day's quota of reports is used up; blocking and counting go on, {numbers.waiting} rows wait for midnight "
+        "UTC."
+    )
+
+
+def dropped_line(dropped: int) -> str:
+    """What became of sources that are not reported for want of room or of time."""
+    return (
+        f"{dropped} sources had no room among what waits to be reported, or waited for more than a day; their packets "
+        "are counted."
+    )
 
 
 def rejected_line(rejected: Iterable[tuple[str, str]]) -> str:

@@ -1,14 +1,16 @@
 """Reports to SikkerAPI over HTTP, so sent that it is known afterwards whether they can have been accepted.
 
-A server can't accept a request of which it has not got the last byte. So the body goes out in two pieces, and until the
-second, that byte, is handed over, whatever happens is no acceptance. What happens afterwards is told apart:
+A server can't accept a request of which it has not got the last byte. So that byte goes out alone, and until it is
+handed over, whatever happens is no acceptance. What happens afterwards is told apart:
 
 answered      200 with the counts of rows that were accepted and rejected.
 not accepted  401, 403, 429 and all other 4xx: the server says that it did not do what was asked. 301, 302, 307, 308:
-              it sent the request elsewhere. 501, 503, 505, and 521, 523, 525, 526 of a proxy in front: nobody served
-              it (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/).
+              it sent the request elsewhere. 503 with a Retry-After: it asks for the request later. 501, 505, and 521,
+              523, 525, 526 of a proxy in front: nobody served it
+              (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/).
 unanswered    The connection broke or the time was up; a 200 that is no such answer; another 2xx; a 303, which points
-              to what became of a request; 500, 502, 504 and the like, said by who did a part of it, or lost sight.
+              to what became of a request; 500, 502, 504 and the like, said by who did a part of it, or lost sight. 503
+              alone: a proxy says so too of a request that it had delivered, where its server then broke off.
 """
 
 from __future__ import annotations
@@ -16,23 +18,29 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from sikkerguard.core.reports import ReportAnswer
-from sikkerguard.edges.sikkerapi import BROKEN, broken, quota_of, refusal, unpacked, within
-from sikkerguard.errors import FetchError, UnansweredError
+from sikkerguard.edges.sikkerapi import BROKEN, TIMEOUT, broken, quota_of, refusal, unpacked, within
+from sikkerguard.errors import FetchError, Objection, UnansweredError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    import httpx
-
-    from sikkerguard.edges.sikkerapi import SikkerApi
+    from sikkerguard.edges.sikkerapi import Quota, SikkerApi
 
 _LONGEST_REPORT = 120.0
 # Ten thousand errors of 400 bytes.
 _LARGEST_ANSWER = 4 << 20
 _LONGEST_REASON = 100
 _REDIRECTS = frozenset({301, 302, 307, 308})
-_UNSERVED = frozenset({501, 503, 505, 521, 523, 525, 526})
+_UNSERVED = frozenset({501, 505, 521, 523, 525, 526})
+# The headers that tell the quota of reports. X-RateLimit is of other things: the documentation has it for pulls.
+_REPORTS = ("X-Report", "X-Daily")
+# So much is handed over at a time: the time limit for writing holds for each piece, and a slow line is no broken one.
+_PIECE = 64 << 10
+# An answer may take as long as the whole: a server that has ten thousand rows to put down is not given up before.
+_PATIENT = httpx.Timeout(connect=TIMEOUT.connect, write=TIMEOUT.write, pool=TIMEOUT.pool, read=None)
 
 
 class ReportApi:
@@ -65,38 +73,50 @@ class ReportApi:
             self._api.client("application/json", "identity") as client,
             # A redirect must not be followed: the body would go out a second time.
             client.stream(
-                "POST", url, content=content, headers=headers, auth=self._api.auth, follow_redirects=False
+                "POST",
+                url,
+                content=content,
+                headers=headers,
+                auth=self._api.auth,
+                follow_redirects=False,
+                timeout=_PATIENT,
             ) as response,
         ):
             return await _answer(response, complete=content.complete)
 
 
 class _Body:
-    """The body in two pieces. `complete` is True from the moment at which the last byte may leave."""
+    """The body in pieces, the last byte alone. `complete` is True from the moment at which that byte may leave."""
 
     def __init__(self, body: bytes, before_last_byte: Callable[[], None]) -> None:
         self.length = len(body)
         self._body = body
         self._before_last_byte = before_last_byte
+        self._begun = False
         self.complete = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._body[:-1]
+        last = self.length - 1
+        for start in range(0, last, _PIECE):
+            yield self._body[start : min(start + _PIECE, last)]
+            self._begun = True
         self._before_last_byte()
         self.complete = True
         yield self._body[-1:]
 
     def failure(self, message: str) -> FetchError:
-        """The error for a request that broke off at this point."""
-        return UnansweredError(message) if self.complete else FetchError(message, retryable=True)
+        """The error for a request that broke off at this point; of one that was under way a smaller part may arrive."""
+        if self.complete:
+            return UnansweredError(message)
+        return FetchError(message, retryable=True, objection=Objection.SIZE if self._begun else None)
 
 
 async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
     status = response.status_code
-    error = refusal(response)
+    error = refusal(response, _REPORTS)
     if status in _REDIRECTS:
         raise FetchError(f"{error}, a redirect, which reports don't follow; check SIKKER_API_URL", retryable=False)
-    if 400 <= status < 500 or status in _UNSERVED:
+    if 400 <= status < 500 or status in _UNSERVED or (status == 503 and "Retry-After" in response.headers):
         raise error
     if not complete:
         raise FetchError(f"SikkerAPI answered {status} before it had the whole report", retryable=True)
@@ -110,14 +130,13 @@ async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
                 raise UnansweredError(f"SikkerAPI's answer is larger than {_LARGEST_ANSWER >> 20} MiB")
     except FetchError as failure:
         raise UnansweredError(str(failure)) from failure
-    quota = quota_of(response.headers, "X-Report", "X-Daily", "X-RateLimit")
     try:
-        return _parsed(json.loads(body), quota.remaining)
+        return _parsed(json.loads(body), quota_of(response.headers, *_REPORTS))
     except (ValueError, RecursionError) as fault:
         raise UnansweredError(f"SikkerAPI's answer to a report can't be understood ({_shown(str(fault))})") from fault
 
 
-def _parsed(value: Any, remaining: int | None) -> ReportAnswer:
+def _parsed(value: Any, quota: Quota) -> ReportAnswer:
     """Raises `ValueError` with a few words where this is not what the documentation says, or contradicts itself."""
     match value:
         case {"total": int(total), "accepted": int(accepted), "rejected": int(rejected)}:
@@ -129,7 +148,7 @@ def _parsed(value: Any, remaining: int | None) -> ReportAnswer:
     if min(total, accepted, rejected) < 0 or accepted + rejected != total or len(errors) != rejected:
         raise ValueError(f"{total} rows, {accepted} accepted, {rejected} rejected, {len(errors)} errors")
     named = tuple((_shown(str(error.get("ip"))), _shown(str(error.get("error", "no reason")))) for error in errors)
-    return ReportAnswer(total, accepted, named, remaining)
+    return ReportAnswer(total, accepted, named, quota.remaining, quota.limit)
 
 
 def _shown(text: str) -> str:

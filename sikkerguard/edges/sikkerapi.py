@@ -16,17 +16,17 @@ from urllib.request import getproxies
 
 import httpx
 
-from sikkerguard.errors import FetchError
+from sikkerguard.errors import FetchError, Objection
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 
 LARGEST_BODY = 64 << 20
 USER_AGENT = f"SikkerGuard/{VERSION}"
 
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MOST_REDIRECTS = 5
 # Pieces handed on are about this large: enough to make each worth a thread's while, little enough to stay flat.
 _PIECE = 256 << 10
@@ -34,6 +34,9 @@ _SLOWEST = 1024  # bytes a second, over ...
 _SLOW_SECONDS = 15.0  # ... this long
 _LONGEST_PULL = 300.0
 _RETRYABLE = frozenset({408, 425})
+_OBJECTIONS = {400: Objection.CONTENT, 422: Objection.CONTENT, 413: Objection.SIZE}
+# The headers that tell the quota of pulls, by the beginnings of their names.
+_PULLS = ("X-RateLimit", "X-Daily")
 # All that a request may end with, an answer aside. `UnicodeError`: the addresses of redirects, and proxies.
 BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
 
@@ -134,7 +137,7 @@ class SikkerApi:
         """
         try:
             return httpx.AsyncClient(
-                timeout=_TIMEOUT,
+                timeout=TIMEOUT,
                 transport=self._transport,
                 verify=self._tls,
                 headers={"User-Agent": USER_AGENT, "Accept": accept, "Accept-Encoding": packing},
@@ -167,7 +170,7 @@ class SikkerApi:
                 if response.status_code != 200:
                     raise refusal(response)
                 await self._receive(response, sink)
-                return quota_of(response.headers, "X-RateLimit", "X-Daily")
+                return quota_of(response.headers, *_PULLS)
         raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
 
     async def _receive(self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]]) -> None:
@@ -227,8 +230,8 @@ def broken(error: Exception) -> str:
     return f"SikkerAPI's answer can't be followed ({_reason(error)})"
 
 
-def refusal(response: httpx.Response) -> FetchError:
-    """The error that an answer with another status than 200 stands for."""
+def refusal(response: httpx.Response, kinds: Sequence[str] = _PULLS) -> FetchError:
+    """The error that an answer with another status than 200 stands for; `kinds` of headers tell the quota."""
     status = response.status_code
     if status == 401:
         return FetchError("SikkerAPI does not know this key (401); check SIKKER_API_KEY", retryable=False)
@@ -238,21 +241,27 @@ def refusal(response: httpx.Response) -> FetchError:
             retryable=False,
         )
     if status == 429:
+        quota = quota_of(response.headers, *kinds)
         return FetchError(
-            "SikkerAPI says that the day's quota is used up (429)",
+            f"SikkerAPI refuses for now (429), with {quota.remaining} left of the day's quota"
+            if quota.remaining
+            else "SikkerAPI says that the day's quota is used up (429)",
             retryable=True,
-            retry_after=_retry_after(response.headers, quota=True),
+            retry_after=_retry_after(response.headers, reset="X-RateLimit" in kinds),
             quota=True,
+            remaining=quota.remaining,
+            limit=quota.limit,
         )
     return FetchError(
         f"SikkerAPI answered {status} {response.reason_phrase}".rstrip(),
         retryable=status in _RETRYABLE or status >= 500,
         retry_after=_retry_after(response.headers),
+        objection=_OBJECTIONS.get(status),
     )
 
 
-def _retry_after(headers: Mapping[str, str], *, quota: bool = False) -> float | None:
-    """Seconds, from `Retry-After`, or else, where the quota is used up, from `X-RateLimit-Reset` (Unix seconds)."""
+def _retry_after(headers: Mapping[str, str], *, reset: bool = False) -> float | None:
+    """Seconds, from `Retry-After`, or else, with `reset`, from `X-RateLimit-Reset` (Unix seconds)."""
     text = headers.get("Retry-After", "")
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -260,9 +269,9 @@ def _retry_after(headers: Mapping[str, str], *, quota: bool = False) -> float | 
         # The other form that RFC 9110 allows (section 10.2.3); what is neither says nothing.
         with suppress(ValueError, OverflowError):
             return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    reset = headers.get("X-RateLimit-Reset", "")
-    if quota and reset.isascii() and reset.isdigit():
-        return max(0.0, float(reset[:12]) - time.time())
+    moment = headers.get("X-RateLimit-Reset", "")
+    if reset and moment.isascii() and moment.isdigit():
+        return max(0.0, float(moment[:12]) - time.time())
     return None
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import sqlite3
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.reports import row_of
+from sikkerguard.edges.counts import Counts
+from sikkerguard.edges.database import FILE, Database
+from sikkerguard.edges.outbox import Outbox
+from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
 from tests.laboratory import log_of_all_namespaces, wait_for
@@ -74,6 +85,8 @@ def test_what_was_blocked_is_reported_once(guard: Guard) -> None:
         "unanswered": 0,
         "waiting": 0,
         "quotaRemaining": 996,
+        "dropped": 0,
+        "trouble": "",
     }
     assert status["lastReport"] is not None
     # The same sources once more, on the same day: counted, and not reported again; after a restart neither.
@@ -86,7 +99,9 @@ def test_what_was_blocked_is_reported_once(guard: Guard) -> None:
     intervals_pass(2)
     assert len(reported(guard)) == 4
     assert len(requests(guard)) == 1
-    assert "Packets dropped:" in guard.cli("status").stdout
+    shown = guard.cli("status").stdout
+    assert "Packets dropped:" in shown
+    assert "Reports:          sent 4, withheld 1, " in shown
 
 
 def test_forgeable_sources_are_reported_where_that_is_asked_for(guard: Guard) -> None:
@@ -105,13 +120,66 @@ def test_nothing_is_reported_where_that_is_switched_off(guard: Guard) -> None:
     assert guard.status()["reports"]["waiting"] == 0
 
 
-def test_a_dry_run_reports_nothing_and_keeps_nothing(guard: Guard) -> None:
-    guard.serve(SSH)
+def records(guard: Guard) -> list[list[tuple[object, ...]]]:
+    """All that is on disk of what was blocked and what is to be reported."""
+    with closing(sqlite3.connect(f"file:{guard.state / FILE}?mode=ro", uri=True)) as connection:
+        tables = ("ledger", "blocked", "outbox")
+        return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
+
+
+def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard: Guard) -> None:
+    guard.state.mkdir(0o700)
+    database = Database(guard.state)
+    today = day_of(time.time())
+    for source in (SSH, WEB):
+        # The one is a row that waits, the other is still to be made one.
+        Counts(database).save(Ledger(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
+        if source == SSH:
+            decide = partial(row_of, port_map={}, spoofable=False)
+            Outbox(database).gather(today, decide, lambda address: False)
+    database.close()
+    before = records(guard)
+    assert len(before[1]) == len(before[2]) == 1
+    guard.serve(SSH, WEB)
     guard.start(SIKKER_DRY_RUN="true", SIKKER_REPORT_INTERVAL="10s")
-    guard.logged("Dry run: would be blocking 1 IPs")
+    guard.logged("Dry run: would be blocking 2 IPs")
+    attack(Wire(guard.lab))
     intervals_pass(1)
+    guard.stop()
     assert requests(guard) == []
-    assert not (guard.state / "records.sqlite3").exists()
+    assert records(guard) == before
+    # What waited is reported by the next run that is none.
+    guard.start(SIKKER_REPORT_INTERVAL="10s")
+    guard.logged(r"INFO Reported 2 blocked IPs \(ssh: 2\)")
+    assert reported(guard).keys() == {SSH, WEB}
+
+
+def test_a_dry_run_keeps_nothing(guard: Guard) -> None:
+    guard.serve(SSH)
+    guard.start(SIKKER_DRY_RUN="true")
+    guard.logged("Dry run: would be blocking 1 IPs")
+    attack(Wire(guard.lab))
+    until = time.monotonic() + 3
+    wait_for("some rounds of counting", lambda: time.monotonic() > until, 5)
+    guard.stop()
+    assert requests(guard) == []
+    assert not (guard.state / FILE).exists()
+
+
+def test_who_is_allowed_from_now_on_is_not_reported_by_that(guard: Guard, tmp_path: Path) -> None:
+    file = tmp_path / "sikkerguard.env"
+    file.write_text("SIKKER_REPORT_INTERVAL=1h\n")
+    guard.serve(SSH, WEB)
+    guard.start(*SIKKERGUARD, "--config", str(file), "run")
+    guard.logged("Blocking 2 IPs$")
+    wire = Wire(guard.lab)
+    settle(guard, wire.send([*[tcp(SSH, 22)] * 30, *[tcp(WEB, 443)] * 20]))
+    file.write_text(f"SIKKER_REPORT_INTERVAL=1h\nSIKKER_WHITELIST={SSH}\n")
+    assert guard.process is not None
+    guard.process.send_signal(signal.SIGHUP)
+    guard.logged(r"INFO Reported 1 blocked IPs \(https: 1\)")
+    assert reported(guard).keys() == {WEB}
+    assert guard.status()["reports"]["withheld"] == 1
 
 
 def test_the_kernels_log_says_where_to_look_and_a_forged_line_counts_nowhere(guard: Guard) -> None:

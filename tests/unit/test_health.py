@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sikkerguard import asking
+from sikkerguard.config import Config
 from sikkerguard.core.health import STALLED_SECONDS, reasons, sentence, status
 from sikkerguard.core.model import ANY, Attempt, Count, Counted, ReportNumbers, State
 from sikkerguard.version import VERSION
@@ -40,7 +42,7 @@ BLOCKING = State(
         sources=321,
         top_ports=(((6, 23), 900), ((1, 8 << 8), 200), ((17, 53), 100), ((ANY, ANY), 30), ((99, 0), 4)),
     ),
-    reports=ReportNumbers(247, 31, 2, 1, 9, 4750, NOW - 60),
+    reports=ReportNumbers(247, 31, 2, 1, 9, 4750, NOW - 60, 5),
     log_source="journald",
     log_lost=12,
 )
@@ -126,6 +128,8 @@ def test_the_status_has_what_readers_rely_on() -> None:
             "unanswered": 1,
             "waiting": 9,
             "quotaRemaining": 4750,
+            "dropped": 5,
+            "trouble": "",
         },
         "allowlist": "8 IPs + 8 CIDR ranges",
         "onTrial": False,
@@ -151,6 +155,30 @@ def test_the_status_has_what_readers_rely_on() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
+def test_trouble_with_reports_is_shown_and_is_no_illness() -> None:
+    troubled = replace(BLOCKING, reports=replace(BLOCKING.reports, trouble="SikkerAPI can't be reached."))
+    assert why(troubled) == ()
+    shown = status(troubled, NOW, ())
+    assert shown["status"] == "ok"
+    assert shown["reports"]["trouble"] == "SikkerAPI can't be reached."
+    assert sentence(troubled, NOW) == sentence(BLOCKING, NOW)
+
+
+@pytest.mark.parametrize("trouble", ["", "SikkerAPI can't be reached; 9 rows wait."])
+def test_the_command_says_how_reporting_stands_in_words(
+    trouble: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    troubled = replace(BLOCKING, reports=replace(BLOCKING.reports, trouble=trouble))
+    monkeypatch.setattr(asking, "_status", lambda config: status(troubled, NOW, ()))
+    assert asking.status(Config(), as_json=False) == 0
+    shown = capsys.readouterr().out.splitlines()
+    numbers = "sent 247, withheld 31, rejected 2, unanswered 1, waiting 9, quota remaining 4,750, dropped 5"
+    assert f"Reports:          {numbers}" in shown
+    assert [line for line in shown if line.startswith("Reports wait:")] == (
+        [f"Reports wait:     {trouble}"] if trouble else []
+    )
+
+
 def test_the_status_names_ports_as_the_port_map_does() -> None:
     busy = replace(BLOCKING, counted=replace(BLOCKING.counted, top_ports=(((6, 64222), 5), ((17, 64222), 4))))
     unknown, mapped = status(busy, NOW, ()), status(busy, NOW, (), {64222: "ssh"})
@@ -169,7 +197,7 @@ def test_the_status_has_each_busy_port_in_its_order(places: list[tuple[int, int]
         assert port["protocol"]
         assert port["service"]
         # A number that is no port, as of ICMP's types, is not shown as one.
-        assert port["port"] == (place if number in (6, 17, 33, 132, 136) else None)
+        assert port["port"] == (place if number in (6, 17, 132, 136) else None)
 
 
 @pytest.mark.parametrize(

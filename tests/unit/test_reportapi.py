@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,7 +19,7 @@ import pytest
 from sikkerguard.core.reports import ReportAnswer, Row, first_request
 from sikkerguard.edges.reportapi import ReportApi
 from sikkerguard.edges.sikkerapi import SikkerApi
-from sikkerguard.errors import FetchError, RecordError, UnansweredError
+from sikkerguard.errors import FetchError, Objection, RecordError, UnansweredError
 from sikkerguard.standin.faults import (
     Canned,
     CutOff,
@@ -107,7 +108,7 @@ def answering(status: int = 200, value: object = None, **headers: str) -> Canned
 
 def test_a_report_is_what_the_documentation_says_and_no_more(standin: Standin, arrived: list[Request]) -> None:
     answer = reported(standin)
-    assert answer == ReportAnswer(20, 20, (), 980)
+    assert answer == ReportAnswer(20, 20, (), 980, 1000)
     (request,) = arrived
     assert (request.method, request.path, request.query) == ("POST", "/v1/key/bulk-report", ())
     assert request.body == BODY
@@ -126,7 +127,7 @@ def test_two_megabytes_arrive_whole(standin: Standin, arrived: list[Request]) ->
         Row((0x20010DB8 << 96 | number).to_bytes(16, "big"), "exploited_host", "x" * 32, 1) for number in range(10**4)
     ]
     body = first_request(rows)[1]
-    assert reported(standin, body) == ReportAnswer(10_000, 10_000, (), 10_000)
+    assert reported(standin, body) == ReportAnswer(10_000, 10_000, (), 10_000, 20_000)
     assert arrived[0].body == body
 
 
@@ -217,7 +218,7 @@ def test_rejected_rows_are_named(standin: Standin) -> None:
     body = json.dumps(
         {"reports": [{"ip": "203.0.113.1", "category": "brute_force"}, {"ip": "203.0.113.2", "category": "nothing"}]}
     ).encode()
-    assert reported(standin, body) == ReportAnswer(2, 1, (("203.0.113.2", "category is unknown"),), 999)
+    assert reported(standin, body) == ReportAnswer(2, 1, (("203.0.113.2", "category is unknown"),), 999, 1000)
 
 
 def test_rows_beyond_the_quota_are_rejected_with_its_word(standin: Standin) -> None:
@@ -234,9 +235,10 @@ def test_rows_beyond_the_quota_are_rejected_with_its_word(standin: Standin) -> N
         ({}, None),
         ({"X-Report-Remaining": "7", "X-Daily-Remaining": "8", "X-RateLimit-Remaining": "9"}, 7),
         ({"X-Daily-Remaining": "8", "X-RateLimit-Remaining": "9"}, 8),
-        ({"X-RateLimit-Remaining": "9"}, 9),
         ({"X-Report-Remaining": "many", "X-Daily-Remaining": "8"}, 8),
         ({"X-Report-Limit": "10"}, None),
+        # Of pulls, and elsewhere often of a minute: it says nothing of the day's reports.
+        ({"X-RateLimit-Limit": "60", "X-RateLimit-Remaining": "9"}, None),
     ],
 )
 def test_the_quota_is_read_where_it_is_told(standin: Standin, headers: dict[str, str], remaining: int | None) -> None:
@@ -279,7 +281,6 @@ def test_a_server_s_words_are_bounded_and_stay_on_one_line(standin: Standin) -> 
         (422, False, "answered 422"),
         (429, True, "quota is used up"),
         (501, True, "answered 501"),
-        (503, True, "answered 503"),
         (521, True, "answered 521"),
         (301, False, "SIKKER_API_URL"),
         (302, False, "SIKKER_API_URL"),
@@ -298,6 +299,41 @@ def test_a_server_that_says_no_has_accepted_nothing(
     assert mark.calls == 1
     # Nothing was sent a second time, least of all by following a redirect.
     assert standin.record.requests_total == 1
+
+
+def test_a_server_that_asks_for_the_request_later_has_accepted_nothing(standin: Standin) -> None:
+    error = failing(meeting(standin, answering(503, Retry_After="90")))
+    assert not isinstance(error, UnansweredError)
+    assert (error.retryable, error.quota, error.objection) == (True, False, None)
+    assert "answered 503" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "objection"),
+    [(400, Objection.CONTENT), (422, Objection.CONTENT), (413, Objection.SIZE), (401, None), (404, None), (429, None)],
+)
+def test_what_less_of_a_request_may_help_against_is_told(
+    standin: Standin, status: int, objection: Objection | None
+) -> None:
+    assert failing(meeting(standin, answering(status))).objection is objection
+
+
+@pytest.mark.parametrize(
+    ("headers", "remaining", "limit", "phrase"),
+    [
+        ({}, None, None, "quota is used up (429)"),
+        ({"X-Report-Remaining": "0", "X-Report-Limit": "1000"}, 0, 1000, "quota is used up (429)"),
+        ({"X-Daily-Remaining": "12"}, 12, None, "refuses for now (429), with 12 left of the day's quota"),
+        ({"X-RateLimit-Remaining": "12", "X-RateLimit-Reset": "4000000000"}, None, None, "quota is used up (429)"),
+    ],
+    ids=str,
+)
+def test_a_429_says_what_is_left(
+    standin: Standin, headers: dict[str, str], remaining: int | None, limit: int | None, phrase: str
+) -> None:
+    error = failing(meeting(standin, answering(429, None, **headers)))
+    assert (error.quota, error.remaining, error.limit, error.retry_after) == (True, remaining, limit, None)
+    assert phrase in str(error)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -380,7 +416,7 @@ def test_a_server_that_stops_reading_before_the_end_has_accepted_nothing() -> No
         answering(200, {"total": 20, "accepted": 19, "rejected": 1, "errors": []}),
         answering(200, {"total": 20, "accepted": 20, "rejected": 0, "errors": "none"}),
         answering(200, {"total": 20, "accepted": 19, "rejected": 1, "errors": ["203.0.113.1"]}),
-        *(answering(status) for status in (201, 202, 204, 303, 304, 500, 502, 504, 520, 522, 524)),
+        *(answering(status) for status in (201, 202, 204, 303, 304, 500, 502, 503, 504, 520, 522, 524)),
     ],
     ids=lambda fault: str(fault)[:60],
 )
@@ -413,6 +449,11 @@ class Transport(httpx.AsyncBaseTransport):
         return await self._answer(aiter(request.stream))
 
 
+def all_accepted() -> httpx.Response:
+    """An answer whose body is still to be read, as one of the network is."""
+    return httpx.Response(200, stream=httpx.ByteStream(b'{"total": 20, "accepted": 20, "rejected": 0}'))
+
+
 @pytest.mark.parametrize("kind", every_kind(httpx.TransportError), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("whole", [False, True])
 def test_whatever_breaks_is_told_by_whether_the_last_byte_may_have_left(
@@ -431,7 +472,57 @@ def test_whatever_breaks_is_told_by_whether_the_last_byte_may_have_left(
     assert "the words of the library" in str(error)
 
 
-@pytest.mark.parametrize("status", [200, 202, 500])
+@pytest.mark.parametrize("length", [2, 64 << 10, (64 << 10) + 1, (64 << 10) + 2, 300_000])
+def test_the_body_goes_out_in_pieces_and_its_last_byte_alone(length: int) -> None:
+    body = (bytes(range(256)) * 2000)[:length]
+    mark = Mark()
+    got: list[tuple[bytes, int]] = []
+
+    async def answer(pieces: AsyncIterator[bytes]) -> httpx.Response:
+        async for piece in pieces:
+            got.append((piece, mark.calls))
+        return all_accepted()
+
+    asyncio.run(api_of("http://api.example.net", transport=Transport(answer)).report(body, mark))
+    assert b"".join(piece for piece, _ in got) == body
+    # The time limit for writing is one for each piece.
+    assert max(len(piece) for piece, _ in got) <= 64 << 10
+    # The mark is made when all but the last byte is out, and that byte is all that follows.
+    assert [calls for _, calls in got] == [0] * (len(got) - 1) + [1]
+    assert len(got[-1][0]) == 1
+
+
+def test_a_request_that_broke_off_on_its_way_may_be_made_smaller() -> None:
+    async def answer(pieces: AsyncIterator[bytes]) -> httpx.Response:
+        await anext(pieces)
+        await anext(pieces)
+        raise httpx.WriteTimeout("too slow")
+
+    async def nothing(pieces: AsyncIterator[bytes]) -> httpx.Response:
+        raise httpx.ConnectTimeout("nobody there")
+
+    body = bytes(200_000)
+    error = failing(api_of("http://api.example.net", transport=Transport(answer)), body=body)
+    assert (error.objection, error.retryable) == (Objection.SIZE, True)
+    assert failing(api_of("http://api.example.net", transport=Transport(nothing)), body=body).objection is None
+
+
+def test_an_answer_is_waited_for_as_long_as_the_whole_may_take() -> None:
+    seen: list[dict[str, float | None]] = []
+
+    class Seeing(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            seen.append(request.extensions["timeout"])
+            await request.aread()
+            return all_accepted()
+
+    asyncio.run(api_of("http://api.example.net", transport=Seeing()).report(BODY, Mark()))
+    # It is the limit of the whole, two minutes, that ends it, and no shorter one for a single read.
+    assert seen == [{"connect": 10.0, "read": None, "write": 30.0, "pool": 30.0}]
+    assert signature(ReportApi).parameters["longest"].default == 120.0
+
+
+@pytest.mark.parametrize("status", [200, 202, 500, 503])
 def test_an_answer_to_half_a_request_is_no_acceptance(status: int) -> None:
     async def answer(pieces: AsyncIterator[bytes]) -> httpx.Response:
         await anext(pieces)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.config import Config
+from sikkerguard.core.model import AllowEntry, parse_prefix
 from sikkerguard.core.reports import row_of
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.reportapi import ReportApi
 from sikkerguard.edges.sikkerapi import SikkerApi
-from sikkerguard.errors import FetchError
+from sikkerguard.errors import FetchError, Objection, RecordError
 from sikkerguard.reporting import Reporter
 from sikkerguard.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from sikkerguard.standin.server import DEMO_KEY, Standin
@@ -32,14 +33,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sikkerguard.core.model import ReportNumbers
+    from sikkerguard.core.reports import Parcel, ReportAnswer
     from sikkerguard.errors import SikkerGuardError
-    from sikkerguard.reporting import ReportFace
+    from sikkerguard.sending import ReportFace
+    from sikkerguard.standin.messages import Request
 
 NOON = 20_000 * 86_400 + 43_200.0
 MIDNIGHT = NOON + 43_200
 SSH, HTTP, TELNET, DNS = (6, 22), (6, 80), (6, 23), (17, 53)
 BLOCK = "INSERT INTO blocked VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET packets = packets + excluded.packets"
 decide = partial(row_of, port_map={}, spoofable=False)
+# A server that asks for the request later, which it does not by 503 alone.
+DOWN = Canned(503, headers=(("Retry-After", "1"),))
 LOST = "the server does not tell reports apart, so they are not sent again"
 
 
@@ -56,7 +61,9 @@ class Bench:
         self.config = config
         self.database = Database(directory)
         self.outbox = Outbox(self.database)
+        self.allowed: tuple[AllowEntry, ...] = ()
         self.told: list[ReportNumbers] = []
+        self.sizes: list[int] = []
         self.apis = 0
         self.pauses: list[float] = []
         self.reporter = self.fresh()
@@ -67,6 +74,7 @@ class Bench:
             self.outbox,
             self.api,
             lambda: self.config,
+            lambda: self.allowed,
             self.told.append,
             clock=lambda: self.now,
             chance=lambda: 0.5,
@@ -113,11 +121,24 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def _bench(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Bench]:
     caplog.set_level(logging.INFO, "sikkerguard")
     holder: list[Bench] = []
-    with Standin(keys=[key_of(1000)], clock=lambda: holder[0].now) as standin:
+
+    def note(request: Request) -> None:
+        holder[0].sizes.append(len(json.loads(request.body)["reports"]))
+
+    with Standin(keys=[key_of(1000)], clock=lambda: holder[0].now, on_request=note) as standin:
         bench = Bench(tmp_path, standin, Config(api_key=DEMO_KEY, api_url=standin.url))
         holder.append(bench)
         yield bench
         bench.database.close()
+
+
+def answering(status: int = 200, value: object = None, **headers: object) -> Canned:
+    pairs = tuple((name.replace("_", "-"), str(text)) for name, text in headers.items())
+    return Canned(status, body=None if value is None else json.dumps(value).encode(), headers=pairs)
+
+
+def allowing(*texts: str) -> tuple[AllowEntry, ...]:
+    return tuple(AllowEntry(*parse_prefix(text), "SIKKER_WHITELIST") for text in texts)
 
 
 def key_of(quota: int) -> Key:
@@ -247,10 +268,14 @@ def test_within_the_day_s_quota_the_largest_go_and_the_others_after_midnight(
     bench.now = MIDNIGHT + 1
     bench.round()
     assert bench.accepted() == [0, 1, 2, 3, 4, 5]
+    bench.block({6: {SSH: 1}, 7: {SSH: 1}})
+    bench.round()
     bench.now = MIDNIGHT + 86_400
     bench.round()
     assert bench.accepted() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert bench.told[-1].rejected == bench.told[-1].unanswered == 0
+    # Only on the very first day nobody knew how many rows there are on one.
+    assert bench.sizes == [8, 3, 2]
 
 
 def test_without_headers_the_answers_tell_the_quota(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,6 +285,8 @@ def test_without_headers_the_answers_tell_the_quota(tmp_path: Path, caplog: pyte
         bench.block({number: {SSH: 100 - number} for number in range(8)})
         for moment in (NOON, NOON + 1800, MIDNIGHT + 1, MIDNIGHT + 1800, MIDNIGHT + 86_401):
             bench.now = now[0] = moment
+            if moment == MIDNIGHT + 1800:
+                bench.block({6: {SSH: 1}, 7: {SSH: 1}})  # what nobody has seen for a day is not reported any more
             bench.round()
         # Of each day the first request brought rows back: they are the next day's, and nobody is told that they were
         # wrong.
@@ -330,7 +357,121 @@ def test_an_answer_after_midnight_tells_of_the_day_that_it_was_asked_on(bench: B
     bench.standin._on_answer = lambda _: setattr(bench, "now", MIDNIGHT + 1)
     bench.block({1: {SSH: 2}, 2: {SSH: 1}})
     bench.round()
+    assert bench.told[-1].quota_remaining is None
+    bench.round()
     assert bench.accepted() == [1, 2]
+
+
+def test_a_429_that_leaves_some_of_the_quota_is_followed_by_so_many_rows(bench: Bench) -> None:
+    bench.meet(answering(429, X_Report_Remaining=2, X_Report_Limit=1000))
+    bench.block({number: {SSH: 100 - number} for number in range(5)})
+    bench.round()
+    assert bench.sizes == [5, 2, 3]
+    assert bench.accepted() == [0, 1, 2, 3, 4]
+    assert bench.outbox.quota_limit(DEMO_KEY) == 1000
+
+
+def test_a_429_that_leaves_nothing_is_the_end_of_the_day(bench: Bench) -> None:
+    bench.meet(answering(429, X_Daily_Remaining=0))
+    bench.block({number: {SSH: 1} for number in range(150)})
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [150]
+    assert bench.told[-1].quota_remaining == 0
+
+
+@pytest.mark.parametrize("remaining", [{}, {"X_Report_Remaining": 150}, {"X_Report_Remaining": 5000}], ids=str)
+def test_a_429_to_many_rows_is_followed_by_fewer(bench: Bench, remaining: dict[str, int]) -> None:
+    bench.meet(answering(429, **remaining))
+    bench.block({number: {SSH: 1} for number in range(150)})
+    bench.round()
+    assert bench.sizes == [150, 100, 50]
+    assert bench.standin.record.reports_total == 150
+
+
+def test_a_429_to_few_rows_too_is_the_end_of_the_day(bench: Bench) -> None:
+    bench.meet(*[Canned(429)] * 2)
+    bench.block({number: {SSH: 1} for number in range(150)})
+    assert bench.round() == bench.config.report_interval
+    bench.now = MIDNIGHT - 1
+    bench.round()
+    assert bench.sizes == [150, 100]
+    assert bench.told[-1].quota_remaining == 0
+
+
+def test_a_server_that_refuses_few_rows_with_much_of_the_quota_left_is_left_alone_for_a_while(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.meet(*[answering(429, X_Report_Remaining=700)] * 2)
+    bench.block({number: {SSH: 1} for number in range(150)})
+    assert bench.round() == 5
+    assert bench.sizes == [150, 100]
+    assert bench.told[-1].quota_remaining == 700
+    ((level, message),) = lines(caplog)
+    assert level == "ERROR"
+    assert message.startswith("SikkerAPI refuses for now (429), with 700 left of the day's quota; ")
+    bench.now += 5
+    bench.round()
+    assert bench.standin.record.reports_total == 150
+
+
+def test_a_429_that_names_a_short_time_is_waited_out_and_what_is_left_is_known_then(bench: Bench) -> None:
+    bench.meet(answering(429, X_Report_Remaining=2, Retry_After=60))
+    bench.block({number: {SSH: 1} for number in range(5)})
+    assert bench.round() == 60
+    assert bench.sizes == [5]
+    bench.now += 60
+    bench.round()
+    assert bench.sizes == [5, 2, 3]
+
+
+def test_a_round_ends_though_there_is_always_less(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(100_000)])
+    bench.meet(*[answering(429, X_Report_Remaining=number) for number in range(399, 199, -1)])
+    bench.block({number: {SSH: 1} for number in range(400)})
+    assert bench.round() == bench.config.report_interval
+    assert len(bench.sizes) == 100
+
+
+def test_the_first_request_of_a_day_is_no_larger_than_a_day_s_quota(bench: Bench) -> None:
+    bench.block({number: {SSH: 9} for number in range(2)})
+    bench.meet(answering(200, {"total": 2, "accepted": 2, "rejected": 0}, X_Report_Limit=3))
+    bench.round()
+    assert bench.told[-1].quota_remaining == 1  # at most
+    bench.now = MIDNIGHT + 1
+    bench.fresh()
+    bench.block({number: {SSH: 9} for number in range(10, 20)})
+    bench.round()
+    assert bench.sizes == [2, 3, 7]
+
+
+def test_a_quota_of_nothing_is_asked_for_once_a_day(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(0)])
+    bench.block({1: {SSH: 2}, 2: {SSH: 1}})
+    bench.round()
+    bench.now = MIDNIGHT + 1
+    bench.round()
+    assert bench.sizes == [2, 1]
+    bench.standin.set_keys([key_of(10)])  # it may be paid for meanwhile
+    bench.block({1: {SSH: 2}, 2: {SSH: 1}})
+    bench.round()
+    bench.now = MIDNIGHT + 86_401
+    bench.round()
+    assert bench.accepted() == [1, 2]
+
+
+@pytest.mark.parametrize(("headers", "remaining"), [({"X_Report_Remaining": 500}, 500), ({}, 0)], ids=str)
+def test_a_row_that_a_limit_kept_out_waits_for_another_round(
+    bench: Bench, headers: dict[str, int], remaining: int
+) -> None:
+    error = {"row": 1, "ip": "2001:db8::2", "error": "rate limit hit"}
+    bench.meet(answering(200, {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}, **headers))
+    bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [3]
+    assert (bench.told[-1].waiting, bench.told[-1].quota_remaining) == (1, remaining)
+    bench.now = MIDNIGHT + 1 if not remaining else NOON + 1800
+    bench.round()
+    assert bench.sizes == [3, 1]
 
 
 # What goes wrong
@@ -353,7 +494,7 @@ def test_rejected_rows_are_named_and_dropped(bench: Bench, caplog: pytest.LogCap
 
 @pytest.mark.parametrize(
     "fault",
-    [Canned(401), Canned(403), Canned(404), Canned(400), Canned(503), Canned(307), Canned(413)],
+    [Canned(401), Canned(403), Canned(404), Canned(409), DOWN, Canned(307)],
     ids=lambda fault: str(fault.status),
 )
 def test_what_was_certainly_not_accepted_is_sent_again(
@@ -382,13 +523,13 @@ def test_a_server_that_is_not_there_is_tried_again_ever_less_often(bench: Bench)
     bench.standin.start()
     assert bench.round() == bench.config.report_interval
     assert bench.accepted() == [1]
-    bench.meet(Canned(503))
+    bench.meet(DOWN)
     bench.block({2: {SSH: 1}})
     assert bench.round() == 5
 
 
 def test_a_clock_that_was_put_back_by_years_holds_nothing_up(bench: Bench) -> None:
-    bench.meet(Canned(503))
+    bench.meet(DOWN)
     bench.block({1: {SSH: 1}})
     bench.round()
     bench.now -= 10 * 365 * 86_400
@@ -406,6 +547,156 @@ def test_a_change_of_the_configuration_is_acted_on_at_once(bench: Bench) -> None
     assert bench.accepted() == [1]
 
 
+# Rows and requests that are refused for what they are
+
+
+def test_a_request_that_is_refused_for_what_is_in_it_is_made_smaller(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.meet(Canned(400), Canned(422), Canned(400))
+    bench.block({number: {SSH: 100 - number} for number in range(1, 9)})
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [8, 4, 2, 1, 2, 4, 1]
+    assert bench.accepted() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [level for level, _ in lines(caplog)] == ["INFO"]
+
+
+def test_a_row_that_is_refused_alone_is_named_and_the_others_go_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.meet(*[Canned(400)] * 3)
+    bench.block({number: {SSH: 100 - number} for number in range(1, 5)})
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [4, 2, 1, 1, 2]
+    assert bench.accepted() == [2, 3, 4]
+    assert (bench.told[-1].sent, bench.told[-1].rejected, bench.told[-1].waiting) == (3, 1, 0)
+    assert lines(caplog) == [
+        (
+            "WARNING",
+            "SikkerAPI rejected these reports, which are dropped: 2001:db8::1 (SikkerAPI answered 400 Bad Request).",
+        ),
+        ("INFO", "Reported 3 blocked IPs (ssh: 3)"),
+    ]
+
+
+def test_a_server_that_refuses_every_row_alone_does_not_get_all_of_them(bench: Bench) -> None:
+    bench.meet(*[Canned(422)] * 50)
+    bench.block({number: {SSH: 100 - number} for number in range(20)})
+    assert bench.round() == 5
+    assert bench.sizes == [20, 10, 5, 2, 1, 1, 1]
+    assert (bench.told[-1].rejected, bench.told[-1].waiting) == (3, 17)
+    bench.now += 5
+    assert bench.round() == 10
+    assert (bench.told[-1].rejected, bench.told[-1].waiting) == (4, 16)
+    bench.standin.clear_faults()
+    bench.now += 10
+    bench.round()
+    assert bench.sizes[8:] == [1, 2, 4, 8, 1]
+    assert bench.told[-1].sent == 16
+
+
+def test_a_request_that_is_too_large_is_made_smaller_and_a_row_that_is_is_kept(bench: Bench) -> None:
+    bench.meet(*[Canned(413)] * 3)
+    bench.block({number: {SSH: 100 - number} for number in range(4)})
+    assert bench.round() == 5
+    assert bench.sizes == [4, 2, 1]
+    assert (bench.told[-1].rejected, bench.told[-1].waiting) == (0, 4)
+    bench.now += 5
+    bench.round()
+    assert bench.sizes == [4, 2, 1, 1, 2, 1]
+    assert bench.accepted() == [0, 1, 2, 3]
+
+
+class Narrow:
+    """A line on which no more than so many rows arrive before it breaks off."""
+
+    def __init__(self, api: ReportFace, rows: int, sizes: list[int]) -> None:
+        self._api = api
+        self._rows = rows
+        self._sizes = sizes
+
+    async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+        self._sizes.append(len(json.loads(body)["reports"]))
+        if self._sizes[-1] > self._rows:
+            raise FetchError("SikkerAPI did not answer in time", retryable=True, objection=Objection.SIZE)
+        return await self._api.report(body, before_last_byte)
+
+
+def test_a_line_that_breaks_off_is_given_less_the_next_time(bench: Bench) -> None:
+    asked: list[int] = []
+    made = bench.api
+    bench.api = lambda config: Narrow(made(config), 5, asked)  # type: ignore[method-assign]
+    bench.fresh()
+    bench.block({number: {SSH: 1} for number in range(16)})
+    bench.now += bench.round()
+    bench.now += bench.round()
+    assert asked == [16, 8]
+    bench.round()
+    assert asked == [16, 8, 4, 8]
+    assert bench.told[-1].sent == 4
+
+
+# Who is allowed
+
+
+def test_who_is_allowed_is_not_reported(bench: Bench) -> None:
+    bench.allowed = allowing("2001:db8::1", "2001:db8::8/125")
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}, 9: {SSH: 7}, 16: {SSH: 6}})
+    bench.round()
+    assert bench.accepted() == [2, 16]
+    assert (bench.told[-1].withheld, bench.told[-1].waiting) == (2, 0)
+
+
+def test_who_is_allowed_now_is_not_reported_though_it_waits(bench: Bench) -> None:
+    bench.meet(DOWN)
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    bench.round()
+    assert bench.told[-1].waiting == 2
+    bench.allowed = allowing("2001:db8::1")
+    bench.reporter.wake()
+    bench.round()
+    assert bench.accepted() == [2]
+    assert bench.told[-1].withheld == 1
+
+
+def test_who_is_allowed_in_the_middle_of_a_round_is_not_reported(bench: Bench) -> None:
+    """The configuration changes after rows were gathered, and before or after they are taken."""
+
+    class Interrupted(Outbox):
+        def take(self, most: int) -> Parcel | None:
+            if not bench.allowed:
+                bench.allowed = allowing("2001:db8::1")
+                bench.reporter.wake()
+            return super().take(most)
+
+    bench.outbox = Interrupted(bench.database)
+    bench.fresh()
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    assert bench.round() == 0
+    assert bench.sizes == []
+    bench.round()
+    assert bench.accepted() == [2]
+
+
+def test_who_is_allowed_between_two_requests_is_not_reported(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(100_000)])
+    bench.block({number: {SSH: 20_000 - number} for number in range(10_005)})
+
+    def meanwhile(_: object) -> None:
+        bench.allowed = allowing("2001:db8::2714")  # the last but one
+        bench.reporter.wake()
+
+    bench.standin._on_answer = meanwhile
+    assert bench.round() == 0
+    assert bench.standin.record.reports_total == 10_000
+    bench.standin._on_answer = lambda _: None
+    bench.round()
+    assert bench.accepted()[10_000:] == [10_000, 10_001, 10_002, 10_003]
+
+
+# What may have been accepted
+
+
 @pytest.mark.parametrize(
     ("fault", "was_accepted"),
     [
@@ -416,6 +707,7 @@ def test_a_change_of_the_configuration_is_acted_on_at_once(bench: Bench) -> None
         (Reset(after=3), True),
         (Canned(500), False),
         (Canned(502), False),
+        (Canned(503), False),
         (Canned(200, body=b"<html>"), False),
         (Canned(200, body=b'{"total": 7, "accepted": 7, "rejected": 0, "errors": []}'), False),
     ],
@@ -449,6 +741,7 @@ def test_a_server_that_answers_nothing_does_not_use_up_all_there_is(bench: Bench
         bench.now += bench.round()
     assert bench.told[-1].unanswered == 10_000 + 4 * 100
     bench.round()
+    assert bench.sizes == [10_000, 100, 100, 100, 100, 100, 200, 400, 800, 100]
     assert bench.told[-1].waiting == 0
     assert bench.told[-1].sent == 1600
 
@@ -570,6 +863,83 @@ def test_after_a_kill_an_outcome_that_was_never_kept_is_not_sent_again(bench: Be
     assert bench.told[-1].unanswered == 1
 
 
+def test_what_follows_from_an_answer_follows_when_the_disk_takes_it(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = {"row": 1, "ip": "2001:db8::2", "error": "whitelisted"}
+    answer = {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}
+    bench.meet(answering(200, answer, X_Report_Remaining=7, X_Report_Limit=9))
+    bench.outbox = Filling(bench.database, tmp_path, settle=2)
+    bench.fresh()
+    bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
+    for _ in range(2):
+        bench.now += bench.round()
+    assert [level for level, _ in lines(caplog)] == ["ERROR"]
+    bench.round()
+    assert lines(caplog) == [
+        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8::2 (whitelisted)."),
+        ("INFO", "Reported 2 blocked IPs (ssh: 2)"),
+    ]
+    numbers = bench.told[-1]
+    assert (numbers.sent, numbers.rejected, numbers.quota_remaining, numbers.trouble) == (2, 1, 7, "")
+    assert bench.outbox.quota_limit(DEMO_KEY) == 9
+
+
+# What is shown
+
+
+def test_that_the_disk_refuses_is_shown_until_it_does_not(bench: Bench, tmp_path: Path) -> None:
+    bench.block({1: {SSH: 2}})
+    with no_room((tmp_path / f"{FILE}-wal").stat().st_size):
+        bench.round()
+    assert f"{FILE} can't be used" in bench.told[-1].trouble
+    assert bench.told[-1].trouble.endswith("blocking goes on, and it is tried again.")
+    bench.round()
+    assert bench.told[-1].trouble == ""
+
+
+@pytest.mark.parametrize("fault", [Canned(401), Drop(accepted=True)], ids=str)
+def test_that_reports_are_refused_is_shown_until_they_are_not(bench: Bench, fault: Fault) -> None:
+    bench.meet(fault)
+    bench.block({1: {SSH: 2}})
+    bench.round()
+    trouble = bench.told[-1].trouble
+    assert trouble.startswith("SikkerAPI")
+    assert trouble.endswith(" rows wait; next try at 12:00 UTC.")
+    bench.now += 1
+    bench.round()
+    assert bench.told[-1].trouble == trouble
+    bench.now += 5
+    bench.round()
+    assert bench.told[-1].trouble == ""
+
+
+def test_that_the_quota_is_used_up_is_shown_as_long_as_rows_wait_for_it(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(1)])
+    bench.block({1: {SSH: 2}, 2: {SSH: 1}})
+    bench.round()
+    assert bench.told[-1].trouble.startswith("The day's quota of reports is used up; ")
+    bench.now = MIDNIGHT + 1
+    bench.round()
+    assert bench.told[-1].trouble == ""
+
+
+def test_sources_that_had_no_room_are_said_once_a_round(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.config = replace(bench.config, report_interval=60.0)
+    bench.standin.stop()
+    bench.outbox = Outbox(bench.database, most_waiting=3)
+    bench.fresh()
+    bench.block({number: {SSH: 1} for number in range(5)})
+    bench.round()
+    said = "2 sources had no room among what waits to be reported, or waited for more than a day; their packets are "
+    assert ("WARNING", f"{said}counted.") in lines(caplog)
+    bench.round()
+    bench.fresh()
+    bench.round()
+    assert "no room" not in str(lines(caplog))
+    assert bench.told[-1].dropped == 2
+
+
 # A whole life
 
 
@@ -610,7 +980,7 @@ def test_it_reports_every_interval_and_follows_the_configuration(bench: Bench) -
     async def meanwhile() -> None:
         await until(lambda: bench.accepted() == [1])
         bench.block({2: {SSH: 1}})
-        await until(lambda: bench.accepted() == [1, 2])
+        await until(lambda: bench.told[-1].sent == 2)
         bench.config = replace(bench.config, report_interval=3600.0)
         await until_quiet(bench)
         bench.block({3: {SSH: 1}})
@@ -675,3 +1045,71 @@ def test_a_stop_before_the_last_byte_leaves_the_rows_waiting(bench: Bench, caplo
     bench.round()
     assert bench.accepted() == [1]
     assert lines(caplog) == [("INFO", "Reported 1 blocked IPs (ssh: 1)")]
+
+
+class Shown(Outbox):
+    """An outbox that can't be read for as many times as is said."""
+
+    def __init__(self, database: Database, times: int) -> None:
+        super().__init__(database)
+        self._times = times
+
+    def numbers(self, day: int, key: str) -> ReportNumbers:
+        self._times -= 1
+        if self._times >= 0:
+            raise RecordError("the disk is gone")
+        return super().numbers(day, key)
+
+
+def test_how_reporting_stands_is_shown_at_once_and_at_midnight(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.block({1: {SSH: 1}})
+    bench.round()
+    lines(caplog)
+    bench.outbox = Shown(bench.database, 1)
+    bench.fresh()
+    bench.told.clear()
+
+    async def meanwhile() -> None:
+        await until(lambda: bench.told)
+        assert (bench.told[-1].sent, bench.told[-1].quota_remaining) == (1, 999)
+        assert bench.told[-1].last_report_at == NOON
+        bench.now = MIDNIGHT
+        await until(lambda: bench.told[-1].quota_remaining is None)
+
+    began = time.monotonic()
+    living(bench, meanwhile)
+    assert time.monotonic() - began < 5
+    assert bench.sizes == [1]  # no round was made meanwhile
+    assert lines(caplog) == []
+
+
+class Renewed:
+    """A client whose key is refused, after another one was set meanwhile."""
+
+    def __init__(self, bench: Bench, api: ReportFace) -> None:
+        self._bench = bench
+        self._api = api
+
+    async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+        bench = self._bench
+        if bench.config.api_key == DEMO_KEY:
+            bench.config = replace(bench.config, api_key="sk_free_new")
+            bench.reporter.wake()
+            raise FetchError("SikkerAPI does not know this key (401)", retryable=False, retry_after=3600)
+        return await self._api.report(body, before_last_byte)
+
+
+def test_a_new_key_does_not_wait_for_what_the_old_one_brought_about(bench: Bench) -> None:
+    made = bench.api
+    bench.api = lambda config: Renewed(bench, made(config))  # type: ignore[method-assign]
+    bench.standin.set_keys([Key("sk_free_new", FREE)])
+    bench.fresh()
+    bench.config = replace(bench.config, report_interval=0.01)
+    bench.block({1: {SSH: 1}})
+
+    async def meanwhile() -> None:
+        await until(lambda: bench.told and bench.told[-1].sent == 1)
+
+    living(bench, meanwhile)
+    assert bench.pauses == []
+    assert bench.told[-1].trouble == ""

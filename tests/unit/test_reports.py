@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sikkerguard.core.model import AllowEntry, Allowlist, Family, Prefix, ReportNumbers, family_of
 from sikkerguard.core.ports import CATEGORIES, PORT_SCAN_THRESHOLD
 from sikkerguard.core.reports import (
     MOST_BYTES,
@@ -21,6 +22,8 @@ from sikkerguard.core.reports import (
     rejected_line,
     reported_line,
     row_of,
+    sparing,
+    spent_line,
 )
 from sikkerguard.errors import UnansweredError
 
@@ -134,6 +137,30 @@ def test_what_can_be_forged_changes_nothing_in_a_row(
 ) -> None:
     others = {key: count for key, count in forged.items() if key[0] != TCP and key[1] >= 0 and key not in packets}
     assert row_of(V4, packets | others, {}, spoofable=False) == row_of(V4, packets, {}, spoofable=False)
+
+
+# Who is not reported
+
+prefixes = st.sampled_from(list(Family)).flatmap(
+    lambda family: st.tuples(st.just(family), st.integers(0, (1 << family.bits) - 1), st.integers(0, family.bits))
+)
+
+
+@given(st.lists(prefixes, max_size=20), st.lists(addresses, max_size=20))
+def test_who_is_spared_is_whom_an_entry_covers(some: list[tuple[Family, int, int]], others: list[bytes]) -> None:
+    entries = []
+    for family, number, length in some:
+        bits = family.bits - length
+        prefix = Prefix(number >> bits << bits, length)
+        entries.append(AllowEntry(family, prefix, "SIKKER_WHITELIST"))
+        # Its edges, and what is beside them.
+        for edge in (prefix.first - 1, prefix.first, prefix.last(family), prefix.last(family) + 1):
+            if 0 <= edge < 1 << family.bits:
+                others.append(edge.to_bytes(family.size, "big"))
+    spared, allowlist = sparing(entries), Allowlist(tuple(entries))
+    for address in others:
+        covering = allowlist.protector(family_of(address), int.from_bytes(address, "big"))
+        assert spared(address) == (covering is not None)
 
 
 # Requests
@@ -272,3 +299,9 @@ def test_rejected_rows_are_named_up_to_a_bound() -> None:
     many = rejected_line([(f"203.0.113.{number}", "no") for number in range(25)])
     assert many.count("203.0.113.") == 20
     assert many.endswith("203.0.113.19 (no), and 5 more.")
+
+
+@pytest.mark.parametrize(("remaining", "waiting"), [(None, 5), (1, 5), (0, 0)])
+def test_the_quota_is_a_reason_only_where_it_is_used_up_and_rows_wait(remaining: int | None, waiting: int) -> None:
+    assert spent_line(ReportNumbers(quota_remaining=remaining, waiting=waiting)) == ""
+    assert "5 rows wait for midnight UTC" in spent_line(ReportNumbers(quota_remaining=0, waiting=5))
