@@ -46,7 +46,8 @@ async def watch_forever(
     tell: Callable[[str, int], None],
     retry_seconds: float = _RETRY_SECONDS,
 ) -> None:
-    """Open a source, follow it, and try again every minute where there was none or it ended.
+    """Open a source, follow it, and try again every minute where there was none or it ended, in whichever way: what
+    gives nothing but hints must not end the protection.
 
     `tell` gets the source's name, or `counters` without one, and the number of records lost since the beginning.
     """
@@ -63,11 +64,16 @@ async def watch_forever(
     try:
         while True:
             began, before = time.monotonic(), lost
-            sentence = await _follow_one(open_source, notice, tell_all, executor)
+            level, trouble = logging.WARNING, None
+            try:
+                sentence = await _follow_one(open_source, notice, tell_all, executor)
+            except Exception as error:  # noqa: BLE001 - of libraries that we do not know, say
+                level, trouble = logging.ERROR, error
+                sentence = _ended("The kernel's log", f"{type(error).__name__}: {error}")
             if sentence:
                 # A source that ends again and again is told of once, and anew when it had worked for a while.
                 again = sentence == said and time.monotonic() - began < retry_seconds
-                log.log(logging.DEBUG if again else logging.WARNING, "%s", sentence)
+                log.log(logging.DEBUG if again else level, "%s", sentence, exc_info=None if again else trouble)
                 said = sentence
             tell("counters", lost)
             await asyncio.sleep(retry_seconds)
@@ -133,10 +139,14 @@ async def _follow(
             if not more:
                 await _readable(source.fileno())
     except OSError as error:
-        return (
-            f"The kernel's log in {source.name} can't be read any more ({error.strerror or error}); blocked "
-            f"connections are counted all the same, by the kernel's counters; tried again every {_RETRY_SECONDS:g} s."
-        )
+        return _ended(f"The kernel's log in {source.name}", error.strerror or str(error))
+
+
+def _ended(what: str, why: str) -> str:
+    return (
+        f"{what} can't be read any more ({why}); blocked connections are counted all the same, by the kernel's "
+        f"counters; tried again every {_RETRY_SECONDS:g} s."
+    )
 
 
 def _look(source: LogFace) -> tuple[list[DropEvent], bool, float]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sikkerguard.core.port_table import SERVICES
+from sikkerguard.core.protocols import PROTOCOLS, WITH_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +44,8 @@ CATEGORIES: Final[Mapping[str, int]] = MappingProxyType(
 PORT_SCAN_THRESHOLD: Final = 15
 
 _NO_PORT_MAP: Final[Mapping[int, str]] = MappingProxyType({})
-# Protocols whose packets name no port: what stands in the port's place (an ICMP type, zero) means no service.
-_PORTLESS: Final = frozenset({"ICMP", "ICMPV6", "IGMP", "GRE", "ESP", "AH"})
+# In all others what stands in the port's place (an ICMP type, zero) means no service.
+_WITH_PORTS: Final = frozenset(PROTOCOLS[number].upper() for number in WITH_PORTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def service_of(protocol: str, port: int, port_map: Mapping[int, str] = _NO_PORT_
     as port_scan.
     """
     protocol = protocol.upper()
-    if protocol in _PORTLESS:
+    if protocol not in _WITH_PORTS:
         return Service(protocol.lower(), _UNKNOWN.category)
     name = port_map.get(port)
     if name is None:
@@ -133,7 +134,7 @@ def category_of_source(packets: Mapping[tuple[str, int], int], port_map: Mapping
     touched = [(-count, port, protocol.upper()) for (protocol, port), count in packets.items() if count > 0]
     if not touched:
         raise ValueError("a source that sent no packet can't be reported")
-    if len({port for _, port, protocol in touched if protocol not in _PORTLESS}) >= PORT_SCAN_THRESHOLD:
+    if len({port for _, port, protocol in touched if protocol in _WITH_PORTS}) >= PORT_SCAN_THRESHOLD:
         return "port_scan"
     _, port, protocol = min(touched)
     return service_of(protocol, port, port_map).category

@@ -5,5 +5,6 @@ from __future__ import annotations
 # Those without ports too. Names are as the product prints them.
 PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 33: "DCCP", 41: "IPv6", 47: "GRE", 50: "ESP", 51: "AH"}
 PROTOCOLS |= {58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite"}
-WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+# As the kernel's sets have them, which know of no port in DCCP: get_port of net/netfilter/ipset/ip_set_getport.c.
+WITH_PORTS = frozenset({6, 17, 132, 136})
 ICMP = frozenset({1, 58})

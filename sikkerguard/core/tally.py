@@ -1,8 +1,8 @@
 """The kernel's counts to lines that a person can read while under attack.
 
-The first packets of a source show at once; what follows is summed for a window of seconds. Lines are for people: there
-are never more than a few in a window, the largest first, and the rest is one line, so that all lines together name
-every packet that was dropped.
+The first packets of a source show at once, and so do those at its next ports while that leaves room for others' first;
+what follows is summed for a window of seconds. Lines are for people: there are never more than a few in a window, the
+largest first, and the rest is one line, so that all lines together name every packet that was dropped.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from sikkerguard.core.model import Key
 
 WINDOW_SECONDS = 10.0
-# Lines of a window that are given at once, those that are given at its end, and those at once of one source.
-_LINES, _LINES_OF_A_SOURCE = 20, 3
-# News of one source at different ports that are looked through for another source.
-_PORTS_SEEN = 64
+# Lines of a window that are given at once, and as many that are given at its end. Of those at once, how many may be of
+# one source, and how many may be anything but the first line of a source.
+_LINES, _LINES_OF_A_SOURCE, _FURTHER_LINES = 20, 3, 10
 # Sources, protocols and ports that a window tells apart; of more the largest are kept. About two megabytes.
 _KEYS = 8192
 # Seconds for which a source is no news at a port, and how many of them are remembered.
@@ -57,7 +56,7 @@ class Tally:
 
     def is_news(self, key: Key, now: float) -> bool:
         """Whether a packet of this source, protocol and port would be told at once."""
-        return self._at_once.total() < _LINES and key not in self._window and not self._is_known(key, now)
+        return key not in self._window and not self._is_known(key, now) and _has_room(key[0], self._at_once)
 
     def take(self, named: Sequence[tuple[Key, int]], dropped: int, now: float) -> list[Line]:
         """The lines that are due after these new counts, when so many packets have been dropped in all: new sources
@@ -125,19 +124,21 @@ class Tally:
         return told_at is not None and now - told_at < _NEWS_SECONDS
 
     def _news(self, named: Sequence[tuple[Key, int]], now: float) -> list[tuple[Key, int]]:
-        room = _LINES - self._at_once.total()
-        if room <= 0:
-            return []
-        chosen: list[tuple[Key, int]] = []
+        """What is to be told at once of these, the largest first."""
         lines = self._at_once.copy()
+        if lines.total() >= _LINES:
+            return []
         keys = dict.fromkeys(key for key, _ in named)
-        news = ((key, self._window[key]) for key in keys if not self._is_known(key, now))
-        # More than there is room for: some may be of sources that have had their share.
-        for key, packets in nlargest(room * _PORTS_SEEN, news, key=_size):
-            if len(chosen) < room and lines[key[0]] < _LINES_OF_A_SOURCE:
-                lines[key[0]] += 1
-                chosen.append((key, packets))
-        return chosen
+        news = [(key, self._window[key]) for key in keys if not self._is_known(key, now)]
+        news.sort(key=_size, reverse=True)
+        chosen: dict[Key, int] = {}
+        # Whoever has no line yet has one before anyone has a second.
+        for further in (False, True):
+            for key, packets in news:
+                if (key[0] in lines) is further and key not in chosen and _has_room(key[0], lines):
+                    lines[key[0]] += 1
+                    chosen[key] = packets
+        return sorted(chosen.items(), key=_size, reverse=True)
 
 
 def in_fields(line: Line, port_map: Mapping[int, str]) -> dict[str, str]:
@@ -166,6 +167,13 @@ def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
     elif protocol in ICMP:
         what = f" (type {port >> 8} code {port & 255})"
     return f"BLOCKED {place}{what} proto={name} x{packets}"
+
+
+def _has_room(source: bytes, lines: Counter[bytes]) -> bool:
+    """Whether this source may have one more line at once, beside these."""
+    further = lines.total() - len(lines)
+    share = source not in lines or (lines[source] < _LINES_OF_A_SOURCE and further < _FURTHER_LINES)
+    return share and lines.total() < _LINES
 
 
 def _text(address: bytes) -> str:

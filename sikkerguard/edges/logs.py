@@ -49,12 +49,14 @@ class JournalHandler(logging.Handler):
 
 
 def open_handler() -> logging.Handler | None:
-    """The journal by its own protocol, or None where the Python package systemd is not installed."""
+    """The journal by its own protocol, or None where the Python package systemd is not installed, or another one of
+    that name is."""
     try:
         from systemd import journal
-    except ImportError:
+
+        return JournalHandler(journal.send)
+    except (ImportError, AttributeError):
         return None
-    return JournalHandler(journal.send)
 
 
 def begin(

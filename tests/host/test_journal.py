@@ -8,7 +8,11 @@ import socket
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.laboratory import HOST, wait_for
 
@@ -57,6 +61,16 @@ DISTURBANCES = (
     ("systemctl", "restart", "systemd-journald"),
     ("journalctl", "--rotate", "--vacuum-files=1"),
 )
+# Each is followed by a new start of journald, which is not refused however many there were. Debian's journal is
+# persistent: it is made volatile, which loses what is in it; then its place is taken by another one, which does so too;
+# and then it is made persistent again, as administrators do it, which loses nothing.
+_ANEW = "systemctl reset-failed systemd-journald; systemctl restart systemd-journald"
+_RUN, _VAR = (f"systemd-tmpfiles --create --prefix={root}/log/journal" for root in ("/run", "/var"))
+LOSSES = (
+    ("sh", "-ec", f"rm -r /var/log/journal; {_ANEW}; {_RUN}"),
+    ("sh", "-ec", f"rm -r /run/log/journal; {_ANEW}; {_RUN}"),
+)
+MOVES = (*LOSSES, ("sh", "-ec", f"mkdir /var/log/journal; {_VAR}; {_ANEW}"))
 # Gives all that the service would get to read, in the way it does.
 READER = """
 import json, select
@@ -70,18 +84,21 @@ while True:
 """
 
 
-def attack(lab: Laboratory, source: str, port: int, packets: int = 1) -> None:
-    """Exactly so many packets of a source that knocks at a port of the host."""
+def attack(lab: Laboratory, source: str, port: int, packets: int = 1) -> float:
+    """Exactly so many packets of a source that knocks at a port of the host; gives when the first was sent."""
+    lab.own(source)
 
-    def knock() -> None:
+    def knock() -> float:
+        began = time.time()
         for _ in range(packets):
             with socket.socket() as connection:
                 connection.setblocking(False)
-                connection.bind((lab.own(source), 0))
+                connection.bind((source, 0))
                 # The first packet is sent; closing at once keeps the kernel from sending it again.
                 connection.connect_ex((HOST, port))
+        return began
 
-    lab.internet.inside(knock)
+    return lab.internet.inside(knock)
 
 
 def forge(host: Guest) -> None:
@@ -114,12 +131,8 @@ def test_a_blocked_source_shows_at_once_and_each_packet_counts(service: Service)
     assert lab.reaches(INNOCENT)
     assert service.dropped() == 0
 
-    sent = time.time()
     attack(lab, source, 22, packets=3)
     entry = service.wait_until_shown(f"BLOCKED {source}:22 (ssh) proto=TCP x")
-    seconds = int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - sent
-    print(f"{seconds:.3f} s from the first packet to its line in the journal")
-    assert seconds < 5
     assert entry["PRIORITY"] == "6"
     assert wait_for(
         "the kernel's line", lambda: [e for e in service.host.journal("--dmesg") if f" SRC={source} " in _text(e)]
@@ -131,6 +144,29 @@ def test_a_blocked_source_shows_at_once_and_each_packet_counts(service: Service)
     service.host.run("systemctl", "stop", "sikkerguard")
     assert service.host.run("systemctl", "show", "-P", "Result", "sikkerguard") == "success\n"
     assert lab.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("choice", "source"),
+    [
+        ("auto", "journald"),
+        # Which the unit may not read: here the counters alone tell.
+        ("kmsg", "counters"),
+    ],
+)
+def test_the_first_hit_of_a_new_source_shows_within_a_second(service: Service, choice: str, source: str) -> None:
+    service.start(*LISTED, SIKKER_LOG_SOURCE=choice)
+    wait_for("the source", lambda: service.status()["logSource"] == source)
+    seconds = []
+    for attacker in LISTED:
+        sent = attack(service.lab, attacker, 22)
+        entry = service.wait_until_shown(f"BLOCKED {attacker}:22 (ssh) proto=TCP x1")
+        # When journald had it, to a microsecond: not when we saw it.
+        seconds.append(int(entry["__REALTIME_TIMESTAMP"]) / 1e6 - sent)
+    print(f"{choice}: from a packet to its line in the journal", *(f"{each:.3f} s" for each in sorted(seconds)))
+    # A busy machine has half a second to itself, and may once have another half.
+    assert sorted(seconds)[-2] < 1.5
+    assert max(seconds) < 2
 
 
 def test_a_forged_line_counts_nowhere(service: Service) -> None:
@@ -158,33 +194,47 @@ def test_a_forged_line_counts_nowhere(service: Service) -> None:
 
 def test_what_happens_to_the_journal_hides_and_repeats_nothing(service: Service) -> None:
     service.start(*LISTED)
+    wait_for("the journal as the source", lambda: service.status()["logSource"] == "journald")
     sources = iter(LISTED)
     told = []
-    for disturbance in (("true",), *DISTURBANCES):
-        service.shown("")  # before they are deleted
-        service.host.run(*disturbance)
-        source = next(sources)
-        attack(service.lab, source, 22)
-        service.wait_until_shown(f"BLOCKED {source}:22 (ssh) proto=TCP x1")
-        told.append(source)
+    # Beside the service, whose hints nobody sees: the same reader, with the same rights.
+    with Reading(service.host, user="sikkerguard") as reading:
+        for disturbance in (("true",), *DISTURBANCES, *MOVES):
+            service.shown("")  # before they are deleted
+            service.host.run(*disturbance)
+            source = next(sources)
+            attack(service.lab, source, 22)
+            service.wait_until_shown(f"BLOCKED {source}:22 (ssh) proto=TCP x1")
+            told.append(source)
+            # The journal itself is followed throughout, not the counters in its stead.
+            wait_for(f"the kernel's line after {disturbance}", partial(reading.ports, source))
+            wait_for(f"the service at the journal after {disturbance}", lambda: follows(service))
     # When what is summed up for later is due, it is these packets and none of those before.
     attack(service.lab, told[0], 22, packets=2)
     service.wait_until_shown(f"BLOCKED {told[0]}:22 (ssh) proto=TCP x2", 15)
-    lines = Counter(entry["MESSAGE"] for entry in service.shown("BLOCKED 203.0.113."))
+    # What journald copies as it moves has another cursor there, and the same time.
+    shown = {(entry["__MONOTONIC_TIMESTAMP"], entry["MESSAGE"]) for entry in service.shown("BLOCKED 203.0.113.")}
+    lines = Counter(message for _, message in shown)
     assert lines == {
         f"BLOCKED {source}:22 (ssh) proto=TCP x{n}": 1 for source, n in [(told[0], 2), *((s, 1) for s in told)]
     }
     assert service.dropped() == len(told) + 2
-    # The journal itself was followed throughout, not the counters in its stead.
     assert service.status()["logSource"] == "journald"
     assert "can't be read" not in service.log()
+
+
+def follows(service: Service) -> bool:
+    """Whether the service has the file open to which journald writes now."""
+    written = service.host.run("find", "/run/log/journal", "/var/log/journal", "-name", "system.journal", check=False)
+    held = service.host.run("sh", "-c", f"readlink /proc/{service.property('MainPID')}/fd/*").splitlines()
+    return bool(written) and set(written.splitlines()) <= set(held)
 
 
 class Reading:
     """The journal's reader, running in the guest, and what it has given so far."""
 
-    def __init__(self, host: Guest) -> None:
-        self._process = host.start(("python3", "-c", READER))
+    def __init__(self, host: Guest, user: str = "root") -> None:
+        self._process = host.start(("python3", "-c", READER), user=user)
         self._thread = threading.Thread(target=self._read)
         self.messages: list[str] = []
 
@@ -209,43 +259,67 @@ class Reading:
         return [int(found[1]) for text in self.messages if (found := re.search(rf" SRC={source} .* SPT=(\d+) ", text))]
 
 
-def test_each_line_of_the_kernel_is_read_once_whatever_happens_to_the_journal(host: Guest, lab: Laboratory) -> None:
-    source, first, port = LISTED[0], 20_000, 9
-    lab.own(source)
-    lab.host.run(
-        *f"iptables-legacy -t raw -A PREROUTING -i wan -p udp --dport {port} -j LOG".split(),
-        "--log-prefix",
-        "SIKKERGUARD ",
-    )
-    stopped = threading.Event()
-    sent: list[int] = []
+@dataclass
+class Sending:
+    """Packets of a source, 200 a second, each with a source port of its own."""
 
-    def send() -> None:
-        while not stopped.wait(0.005):
+    lab: Laboratory
+    source: str
+    port: int
+    sent: list[int] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self.lab.own(self.source)
+        self._thread = threading.Thread(target=lambda: self.lab.internet.inside(self._send))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def more(self) -> int:
+        """Wait until some more were sent, and give the last one's source port."""
+        reached = len(self.sent) + 20
+        wait_for("more packets", lambda: len(self.sent) > reached)
+        return self.sent[-1]
+
+    def _send(self) -> None:
+        while not self._stopped.wait(0.005):
+            number = 20_000 + len(self.sent)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                sender.bind((source, first + len(sent)))
-                sender.sendto(b"", (HOST, port))
-            sent.append(first + len(sent))
+                sender.bind((self.source, number))
+                sender.sendto(b"", (HOST, self.port))
+            self.sent.append(number)
 
-    def more() -> None:
-        reached = len(sent) + 20
-        wait_for("more packets", lambda: len(sent) > reached)
 
+def test_each_line_of_the_kernel_is_read_once_whatever_happens_to_the_journal(host: Guest, lab: Laboratory) -> None:
+    source, port = LISTED[0], 9
+    rule = f"iptables-legacy -t raw -A PREROUTING -i wan -p udp --dport {port} -j LOG --log-prefix"
+    lab.host.run(*rule.split(), "SIKKERGUARD ")
+    lost = set[int]()
     with Reading(host) as reading:
         assert reading.messages == ["journald"]
-        sending = threading.Thread(target=lambda: lab.internet.inside(send))
-        sending.start()
-        try:
-            for disturbance in (*DISTURBANCES, *DISTURBANCES):
-                more()
+        with Sending(lab, source, port) as sending:
+            for disturbance in (*DISTURBANCES, *MOVES, *DISTURBANCES, *MOVES):
+                reached = sending.more()
+                if disturbance in LOSSES:
+                    wait_for("the lines before", lambda: reached in reading.ports(source))  # noqa: B023 - called here
                 host.run(*disturbance)
+                after = sending.more()
+                if disturbance in LOSSES:
+                    # What the journal had, or did not get, while it was moved.
+                    lost.update(range(reached + 1, after))
+                wait_for(f"lines after {disturbance}", lambda: reading.ports(source)[-1] >= after)  # noqa: B023
             forge(host)
-            more()
-        finally:
-            stopped.set()
-            sending.join()
-        wait_for("the last line", lambda: sent[-1] in reading.ports(source))
-        assert reading.ports(source) == sent
+            sending.more()
+        wait_for("the last line", lambda: sending.sent[-1] in reading.ports(source))
+        given = reading.ports(source)
+        print(f"{len(sending.sent)} lines, {len(set(sending.sent) - set(given))} lost with the journal")
+        assert given == sorted(set(given))
+        assert set(sending.sent) - set(given) <= lost
+        assert set(given) <= set(sending.sent)
         assert not [text for forged in FORGED for text in reading.messages if forged in text]
 
 

@@ -22,7 +22,8 @@ import pytest
 from sikkerguard.core.drops import parse
 from sikkerguard.core.model import DropEvent, Family
 from sikkerguard.core.names import LOG_PREFIX
-from sikkerguard.edges.kernlog import KMSG, Kmsg, open_kmsg, open_source
+from sikkerguard.edges.kernlog import open_source
+from sikkerguard.edges.kmsg import KMSG, Kmsg, open_kmsg
 from sikkerguard.watching import watch_forever
 from tests.kernel.conftest import PROJECT
 from tests.laboratory import HOST, HOST_V6, cache, locked, log_of_all_namespaces, wait_for
@@ -268,7 +269,7 @@ def test_standard_input_can_be_the_device(log_lab: Laboratory) -> None:
     attacker = own_v4()
     program = """
 import select, sys
-from sikkerguard.edges.kernlog import open_kmsg
+from sikkerguard.edges.kmsg import open_kmsg
 source = open_kmsg("/nonexistent/kmsg")
 print("ready", flush=True)
 while select.select([source], [], [], 20)[0]:

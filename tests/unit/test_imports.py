@@ -39,6 +39,7 @@ FRIENDS = {
     "reportapi": ("sikkerapi",),
     "outbox": ("database",),
     "counts": ("database",),
+    "kernlog": ("journal", "kmsg"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
@@ -47,7 +48,7 @@ LIBRARIES: dict[str, tuple[str, ...] | None] = {
     "iptc": ("chains", "xtables_abi"),
     "pyroute2": None,
     "sdnotify": ("notify",),
-    "systemd": ("kernlog", "logs"),
+    "systemd": ("journal", "logs"),
 }
 # Reading iptc runs modprobe: never as a side effect of another import.
 LAZY = frozenset({"iptc"})
@@ -291,7 +292,7 @@ def test_what_is_forbidden_is_seen(importer: str, source: str) -> None:
         ("edges.kernel", "from sikkerguard.edges.ipset import Sets\nfrom sikkerguard.edges.chains import Chains"),
         ("edges.ipset", "def late():\n    from pyroute2.ipset import IPSet"),
         ("edges.chains", "class Chains:\n    def late(self):\n        import iptc"),
-        ("edges.kernlog", "import systemd.journal"),
+        ("edges.journal", "import systemd.journal"),
         ("service", "import asyncio\nfrom sikkerguard.core import health\nfrom sikkerguard.config import Config"),
         ("config", "from urllib.parse import urlsplit\nfrom sikkerguard.core.model import parse_prefix"),
         ("cli", "from sikkerguard.edges.kernel import Kernel\nfrom sikkerguard import running"),

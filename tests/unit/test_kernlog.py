@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.edges.kernlog import BATCH, Journal, Kmsg, open_kmsg, open_source
+from sikkerguard.edges.journal import Journal
+from sikkerguard.edges.kernlog import open_source
+from sikkerguard.edges.kmsg import BATCH, Kmsg, open_kmsg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sikkerguard.core.faces import LogFace
 
@@ -192,16 +194,24 @@ class Book:
     position: int = 0
     at_tail: bool = False
     failure: OSError | None = None
+    descriptor: int = 77
 
     def fileno(self) -> int:
         self.calls.append("fileno")
-        return 77
+        return self.descriptor
 
     def seek_tail(self) -> None:
         self.at_tail = True
 
     def seek_head(self) -> None:
         self.position, self.at_tail = 0, False
+
+    def seek_monotonic(self, seconds: float) -> None:
+        self.calls.append("seek_monotonic")
+        stamps = [entry["__MONOTONIC_TIMESTAMP"][0] for entry in self.entries]
+        # As inexact as a number of seconds is.
+        self.position = sum(stamp < round(seconds * 1e6) - 1 for stamp in stamps)
+        self.at_tail = False
 
     def get_previous(self) -> dict[str, Any]:
         assert self.at_tail
@@ -219,6 +229,12 @@ class Book:
         self.position += 1
         return dict(self.entries[self.position - 1])
 
+    def has_runtime_files(self) -> bool:
+        return False
+
+    def has_persistent_files(self) -> bool:
+        return bool(self.entries)
+
     def process(self) -> int:
         self.calls.append("process")
         return 0
@@ -231,11 +247,17 @@ class Book:
         self.entries.append({"MESSAGE": message, **times, **fields})
 
 
+def following(*books: Book, roots: Sequence[Path] = ()) -> Journal:
+    """The journal of which these are the readers, one after the other."""
+    left = list(books)
+    return Journal(lambda: left.pop(0), roots)
+
+
 def test_the_journal_gives_what_is_new() -> None:
     book = Book()
     book.write("old", 1)
     book.write("older than we", 2)
-    source = Journal(book)
+    source = following(book)
     assert source.carries
     assert source.read() == []
     book.write("one", 3)
@@ -247,7 +269,7 @@ def test_the_journal_gives_what_is_new() -> None:
 
 def test_an_empty_journal_gives_what_is_written_later() -> None:
     book = Book()
-    source = Journal(book)
+    source = following(book)
     assert not source.carries
     assert source.read() == []
     book.write("one", 1)
@@ -256,7 +278,7 @@ def test_an_empty_journal_gives_what_is_written_later() -> None:
 
 def test_the_journal_is_watched_before_it_is_read_and_told_so_at_each_read() -> None:
     book = Book()
-    source = Journal(book)
+    source = following(book)
     assert source.fileno() == 77
     source.read()
     source.read()
@@ -268,7 +290,7 @@ def test_the_journal_is_watched_before_it_is_read_and_told_so_at_each_read() -> 
 def test_the_journal_gives_nothing_twice_even_if_it_leads_back() -> None:
     book = Book()
     book.write("old", 5)
-    source = Journal(book)
+    source = following(book)
     book.write("one", 6)
     assert source.read() == ["one"]
     book.entries.insert(2, book.entries[0])
@@ -282,7 +304,7 @@ def test_the_journal_gives_nothing_twice_even_if_it_leads_back() -> None:
 
 def test_the_journal_goes_to_its_end_when_it_is_far_behind() -> None:
     book = Book()
-    source = Journal(book)
+    source = following(book)
     for number in range(1000):
         book.write(f"late {number}", number, age=11)
     book.write("now", 1000)
@@ -293,7 +315,7 @@ def test_the_journal_goes_to_its_end_when_it_is_far_behind() -> None:
 
 def test_the_journal_gives_so_many_messages_at_a_time() -> None:
     book = Book()
-    source = Journal(book)
+    source = following(book)
     for number in range(BATCH + 3):
         book.write(str(number), number)
     assert len(source.read()) == BATCH
@@ -302,7 +324,7 @@ def test_the_journal_gives_so_many_messages_at_a_time() -> None:
 
 def test_the_journal_has_messages_that_are_no_text() -> None:
     book = Book()
-    source = Journal(book)
+    source = following(book)
     book.write(b"IN=\xff OUT=", 1)
     book.write(["two", "messages"], 2)
     book.write(None, 3)
@@ -315,21 +337,184 @@ def test_the_journal_has_messages_that_are_no_text() -> None:
 def test_the_journal_says_when_it_can_not_be_read() -> None:
     book = Book(failure=OSError(errno.EBADMSG, "corrupted"))
     with pytest.raises(OSError, match="corrupted"):
-        Journal(book).read()
+        following(book).read()
+
+
+def now() -> int:
+    """The stamp of what is written now."""
+    return int(time.monotonic() * 1e6)
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> tuple[Path, Path]:
+    """Of a volatile journal: one root is there."""
+    volatile, persistent = tmp_path / "run", tmp_path / "var"
+    volatile.mkdir()
+    return volatile, persistent
+
+
+def made_persistent(volatile: Path, persistent: Path) -> None:
+    persistent.mkdir()
+
+
+def made_volatile(volatile: Path, persistent: Path) -> None:
+    volatile.rmdir()
+
+
+def made_anew(volatile: Path, persistent: Path) -> None:
+    other = volatile.with_name("other")
+    other.mkdir()
+    volatile.rmdir()
+    other.rename(volatile)
+
+
+def made_readable(volatile: Path, persistent: Path) -> None:
+    volatile.chmod(0o711)
+
+
+@pytest.mark.parametrize("change", [made_persistent, made_volatile, made_anew, made_readable])
+def test_the_journal_is_opened_anew_when_a_root_has_changed(
+    roots: tuple[Path, Path], change: Callable[[Path, Path], None]
+) -> None:
+    first, second = Book(), Book(descriptor=78)
+    first.write("old", now())
+    source = following(first, second, roots=roots)
+    first.write("one", now())
+    assert source.read() == ["one"]
+    # The new place has all of the old one, in part or whole, and more.
+    second.entries += first.entries
+    second.write("two", now())
+    change(*roots)
+    assert source.read() == ["two"]
+    assert source.fileno() == 78
+    assert first.calls == ["fileno", "process", "close"]
+    # In this order, lest a change go by unseen; and that is done once.
+    assert second.calls[:3] == ["fileno", "seek_monotonic", "process"]
+    second.write("three", now())
+    assert source.read() == ["three"]
+    assert second.calls.count("fileno") == 1
+    source.close()
+    assert second.calls[-1] == "close"
+
+
+def test_a_root_that_changes_while_the_journal_is_being_opened_is_noticed(roots: tuple[Path, Path]) -> None:
+    first, second = Book(), Book(descriptor=78)
+    left = [first, second]
+
+    def open_reader() -> Book:
+        if len(left) == 2:
+            roots[1].mkdir()
+        return left.pop(0)
+
+    source = Journal(open_reader, roots)
+    source.read()
+    assert source.fileno() == 78
+
+
+def test_the_journal_that_is_opened_anew_may_be_empty_yet(roots: tuple[Path, Path]) -> None:
+    first, second, third = Book(), Book(), Book()
+    first.write("one", now())
+    source = following(first, second, third, roots=roots)
+    roots[0].rmdir()
+    assert source.read() == []
+    roots[1].mkdir()
+    third.write("two", now())
+    assert source.read() == ["two"]
+
+
+def test_the_journal_that_is_opened_anew_goes_on_where_it_was_and_reads_no_old_story(roots: tuple[Path, Path]) -> None:
+    first, second = Book(), Book()
+    first.write("one", now() - 3_600_000_000, age=3600)
+    source = following(first, second, roots=roots)
+    # An hour of lines that this boot had, and that the last one was not among.
+    second.write("one", now() - 3_600_000_000, age=3600)
+    for age in range(3599, 11, -1):
+        second.write("late", now() - age * 1_000_000, age=age)
+    second.write("two", now() - 5_000_000, age=5)
+    second.write("three", now())
+    roots[1].mkdir()
+    assert source.read() == ["two", "three"]
+
+
+def test_a_journal_that_stays_away_has_come_to_an_end(roots: tuple[Path, Path]) -> None:
+    books = [Book(), Book(), Book()]
+    books[0].write("one", now())
+    source = Journal(lambda: books.pop(0), roots, patience_seconds=0.0)
+    roots[1].mkdir()
+    books[0].write("two", now())
+    assert source.read() == ["two"]
+    roots[1].rmdir()
+    with pytest.raises(OSError, match="there is no journal that this user may read"):
+        source.read()
+    source.close()
+
+
+def test_the_journal_that_can_not_be_opened_anew_says_so_and_can_be_closed(roots: tuple[Path, Path]) -> None:
+    first, denied = Book(), PermissionError(errno.EACCES, "Permission denied")
+    left = [first]
+
+    def open_reader() -> Book:
+        if not left:
+            raise denied
+        return left.pop()
+
+    source = Journal(open_reader, roots)
+    roots[1].mkdir()
+    with pytest.raises(PermissionError):
+        source.read()
+    source.close()
+    assert first.calls.count("close") == 1
+
+
+def test_a_journal_that_can_not_be_watched_is_closed() -> None:
+    class Deaf(Book):
+        def fileno(self) -> int:
+            raise OSError(errno.EMFILE, "too many watches")
+
+    book = Deaf()
+    with pytest.raises(OSError, match="too many watches"):
+        following(book)
+    assert book.calls == ["close"]
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ("journal = None", "'NoneType' object has no attribute 'DEFAULT_CONVERTERS'"),
+        ("class journal: DEFAULT_CONVERTERS = {}", "type object 'journal' has no attribute 'Reader'"),
+        (
+            "class journal:\n    DEFAULT_CONVERTERS, LOCAL_ONLY, SYSTEM = {}, 1, 4\n    Reader = lambda: None",
+            "got an unexpected keyword argument 'flags'",
+        ),
+        ("", "cannot import name 'journal' from 'systemd'"),
+        ("raise ImportError('libsystemd.so.0: no such file')", "libsystemd.so.0: no such file"),
+    ],
+)
+def test_another_package_of_that_name_is_told_of_in_words(package: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "systemd.py").write_text(package)
+    error = refusal(str(tmp_path))
+    assert error.startswith("OSError: the Python package systemd is of no use (")
+    assert said in error
 
 
 def test_without_the_library_the_journal_can_not_be_opened() -> None:
-    # -S: without any package but Python's own.
+    assert refusal() == "OSError: the Python package systemd is not installed"
+
+
+def refusal(*places: str) -> str:
+    """Why a Python that has no packages but its own, and those in these places, can't open the journal."""
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from sikkerguard.edges.journal import open_journal; open_journal()"
+    )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, sys.argv[1]); "
-         "from sikkerguard.edges.kernlog import open_journal; open_journal()", str(PROJECT)],
+        [sys.executable, "-I", "-S", "-c", program, str(PROJECT), *places],
         env={"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-    )  # fmt: skip
-    assert done.stderr.endswith("OSError: the Python package systemd is not installed\n")
+    )
+    return done.stderr.splitlines()[-1]
 
 
 # Which of them
@@ -367,7 +552,7 @@ def test_the_source_is_the_one_that_can_be_had(
     caplog.set_level(logging.DEBUG)
     source = open_source(
         choice,
-        open_journal=gives(Journal(Book())) if journal else refuses(NOTHING),
+        open_journal=gives(following(Book())) if journal else refuses(NOTHING),
         open_kmsg=gives(kmsg()) if device else refuses(DENIED),
     )
     assert source is not None
@@ -409,7 +594,7 @@ def test_without_a_source_one_sentence_says_why_what_stays_and_what_to_do(
         assert open_source(choice, said, open_journal=nothing, open_kmsg=denied) is None
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [(level, sentence)]
     # Once there was a source, it is news again.
-    assert open_source(choice, said, open_journal=gives(Journal(Book())), open_kmsg=gives(kmsg())) is not None
+    assert open_source(choice, said, open_journal=gives(following(Book())), open_kmsg=gives(kmsg())) is not None
     assert open_source(choice, said, open_journal=nothing, open_kmsg=denied) is None
     assert len(caplog.records) == 2
     # Who keeps nothing is told each time.

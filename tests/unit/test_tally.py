@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.model import Key
 
-# At most so many lines at once and so many sums in a window, one line for the rest, and so many at once of a source.
-LINES, LINES_OF_A_SOURCE = 20, 3
+# At most so many lines at once and so many sums in a window, one line for the rest, so many at once of a source, and of
+# all sources so many at once that are not the first of theirs.
+LINES, LINES_OF_A_SOURCE, FURTHER_LINES = 20, 3, 10
 # What a window tells apart at most, and what is remembered as no news for so many seconds.
 KEYS, KNOWN, NEWS_SECONDS = 8192, 4096, 60.0
 
@@ -63,7 +64,8 @@ class Look:
         ("198.51.100.7", 1, 8 << 8, "BLOCKED 198.51.100.7 (type 8 code 0) proto=ICMP x47"),
         ("198.51.100.7", 1, 3 << 8 | 13, "BLOCKED 198.51.100.7 (type 3 code 13) proto=ICMP x47"),
         ("2001:db8::7", 58, 128 << 8, "BLOCKED 2001:db8::7 (type 128 code 0) proto=ICMPv6 x47"),
-        ("198.51.100.7", 33, 5, "BLOCKED 198.51.100.7:5 (unknown) proto=DCCP x47"),
+        # The kernel's sets have no port for it.
+        ("198.51.100.7", 33, 0, "BLOCKED 198.51.100.7 proto=DCCP x47"),
         ("198.51.100.7", 136, 5, "BLOCKED 198.51.100.7:5 (unknown) proto=UDPLite x47"),
         ("198.51.100.7", 2, 0, "BLOCKED 198.51.100.7 proto=IGMP x47"),
         ("198.51.100.7", 41, 0, "BLOCKED 198.51.100.7 proto=IPv6 x47"),
@@ -72,6 +74,8 @@ class Look:
         ("2001:db8::7", 51, 0, "BLOCKED 2001:db8::7 proto=AH x47"),
         ("2001:db8::7", 89, 0, "BLOCKED 2001:db8::7 proto=OSPF x47"),
         ("198.51.100.7", 99, 0, "BLOCKED 198.51.100.7 proto=99 x47"),
+        # No packet has it: these sets don't take it in IPv4, and in IPv6 it is no protocol. It is not ANY either.
+        ("198.51.100.7", 0, 0, "BLOCKED 198.51.100.7 proto=0 x47"),
         ("198.51.100.7", ANY, ANY, "BLOCKED 198.51.100.7 (further ports) proto=any x47"),
         ("2001:db8::7", ANY, ANY, "BLOCKED 2001:db8::7 (further ports) proto=any x47"),
     ],
@@ -97,7 +101,12 @@ def test_the_parts_of_a_line_are_fields_of_the_journal() -> None:
         "SIKKER_PROTO": "ICMPv6",
         "SIKKER_PACKETS": "5",
     }
-    assert in_fields(Line("...", 5, key("198.51.100.7", ANY, ANY)), {})["SIKKER_PROTO"] == "any"
+    for protocol, name in ((33, "DCCP"), (0, "0"), (ANY, "any")):
+        assert in_fields(Line("...", 5, key("198.51.100.7", min(protocol, 0), protocol)), {}) == {
+            "SIKKER_SRC": "198.51.100.7",
+            "SIKKER_PROTO": name,
+            "SIKKER_PACKETS": "5",
+        }
     assert in_fields(Line("BLOCKED 30 more sources x9", 9), {}) == {"SIKKER_PACKETS": "9"}
 
 
@@ -164,6 +173,31 @@ def test_a_source_shows_at_few_ports_at_once_and_leaves_room_for_others() -> Non
     # And no more of it later on in the window.
     assert look.take([(key(1, port), 1) for port in range(300, 400)], 1.0) == []
     assert [line.key for line in look.take([(key(3), 1)], 2.0)] == [key(3)]
+
+
+def test_sources_that_are_after_several_ports_leave_room_for_new_ones() -> None:
+    look = Look()
+    busy = [(key(source, port), 2) for source in range(7) for port in range(3)]
+    lines = look.take(busy, 0.0)
+    assert Counter(line.key[0] for line in lines if line.key).total() == 7 + FURTHER_LINES
+    # Each further one comes in a look of its own, and at a second port that has no room any more.
+    for number in (7, 8, 9):
+        assert look.tally.is_news(key(number), 1.0)
+        assert [line.key for line in look.take([(key(number), 1)], 1.0)] == [key(number)]
+        assert not look.tally.is_news(key(number, 22), 1.0)
+        assert look.take([(key(number, 22), 9)], 1.0) == []
+    assert look.take([(key(10), 1)], 1.0) == []
+    assert len(look.take([], WINDOW_SECONDS)) == 7 * 3 - 7 - FURTHER_LINES + 3 + 1
+
+
+def test_small_sources_show_before_large_ones_show_again() -> None:
+    look = Look()
+    scans = [(key(source, port), 1000) for source in range(4) for port in range(65)]
+    lines = look.take([*scans, *((key(source), 1) for source in range(100, 116))], 0.0)
+    assert {line.key for line in lines if line.packets == 1} == {key(source) for source in range(100, 116)}
+    assert Counter(line.key[0] for line in lines if line.key) == {key(s)[0]: 1 for s in (*range(4), *range(100, 116))}
+    # As large as they are, they come first.
+    assert [line.packets for line in lines] == [1000] * 4 + [1] * 16
 
 
 def test_of_new_sources_the_largest_show_at_once() -> None:
@@ -272,6 +306,7 @@ def test_a_port_map_read_anew_is_used() -> None:
 # A look: the pause before it; packets by source and port; packets that the kernel could not name; and, of its named
 # packets, how many were still on their way to the rule that counts what is dropped.
 places = st.tuples(st.integers(1, 40), st.integers(1, 4))
+few_places = st.tuples(st.integers(1, 12), st.integers(1, 4))
 looks = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.2, 1.0, 1.0, 1.0, 4.0, WINDOW_SECONDS, 70.0]),
@@ -320,6 +355,22 @@ def test_every_packet_is_told_once_in_few_lines(
         assert sum(at <= other < at + WINDOW_SECONDS for other, _ in lines) <= 3 * LINES + 1
     assert all(packets <= sent[place] for place, packets in told.items())
     assert len(lines) <= (2 * LINES + 1) * (now // WINDOW_SECONDS + 1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.dictionaries(few_places, st.integers(1, 50), min_size=5, max_size=30), min_size=2, max_size=10))
+def test_half_of_the_room_is_for_sources_that_are_new(drawn: list[dict[tuple[int, int], int]]) -> None:
+    look = Look()
+    shown: Counter[bytes] = Counter()
+    for second, named in enumerate(drawn):
+        before = set(shown)
+        lines = look.take([(key(source, port), packets) for (source, port), packets in named.items()], float(second))
+        shown.update(line.key[0] for line in lines if line.key)
+        assert shown.total() <= LINES
+        assert max(shown.values(), default=0) <= LINES_OF_A_SOURCE
+        assert shown.total() - len(shown) <= FURTHER_LINES
+        new = {key(source)[0] for source, _ in named} - before
+        assert new <= set(shown) or len(shown) >= LINES - FURTHER_LINES
 
 
 @settings(deadline=None, max_examples=30)

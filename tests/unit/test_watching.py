@@ -41,12 +41,12 @@ class Source:
         self.reads = 0
         self.threads = {threading.get_ident()}
         self.waiting: list[str] = []
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         self.endless: list[str] = []
         self._deaf = deaf
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def put(self, *messages: str, lost: int = 0, failure: OSError | None = None) -> None:
+    def put(self, *messages: str, lost: int = 0, failure: Exception | None = None) -> None:
         self.waiting += messages
         self.lost += lost
         self.failure = failure
@@ -291,6 +291,69 @@ def test_a_source_that_ends_again_and_again_is_told_of_once(caplog: pytest.LogCa
     # Each lives for less than this.
     watching(work, *sources, retry_seconds=0.5)
     assert [each.levelno for each in caplog.records] == [logging.WARNING, *[logging.DEBUG] * 4]
+
+
+def test_whatever_goes_wrong_in_a_source_ends_the_source_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "sikkerguard")
+    sources = [Source(), Source(), Source(), Source()]
+    for source in sources[:3]:
+        source.put(failure=AttributeError("no such thing"))
+
+    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
+        sources[-1].put(line(1))
+        await watcher.sees(1)
+        assert not task.done()
+
+    watcher = watching(work, *sources, retry_seconds=0.2)
+    assert [source.closed for source in sources] == [1, 1, 1, 1]
+    assert [name for name, _ in watcher.told] == ["kmsg", "counters"] * 3 + ["kmsg"]
+    assert [each.levelno for each in caplog.records] == [logging.ERROR, logging.DEBUG, logging.DEBUG]
+    assert caplog.records[0].getMessage() == (
+        "The kernel's log can't be read any more (AttributeError: no such thing); blocked connections are counted all "
+        "the same, by the kernel's counters; tried again every 60 s."
+    )
+    # Where it went wrong, once.
+    assert [bool(each.exc_info) for each in caplog.records] == [True, False, False]
+
+
+def test_whatever_goes_wrong_in_opening_a_source_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source()
+    outcomes: list[Exception | Source] = [KeyError("opened"), KeyError("opened"), source]
+
+    def open_source() -> Source:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def run() -> None:
+        watcher = Watcher()
+        task = asyncio.create_task(watch_forever(open_source, watcher.events.append, watcher.tell, 0.05))
+        source.put(line(1))
+        await watcher.sees(1)
+        await cancelled(task)
+        assert [name for name, _ in watcher.told] == ["counters", "counters", "kmsg"]
+
+    asyncio.run(run())
+    assert [(each.levelno, bool(each.exc_info)) for each in caplog.records] == [(logging.ERROR, True)]
+
+
+def test_whatever_goes_wrong_in_closing_a_source_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Sticky(Source):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("it sticks")
+
+    sticky, source = Sticky(), Source()
+    sticky.put(failure=GONE)
+
+    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
+        source.put(line(1))
+        await watcher.sees(1)
+
+    watching(work, sticky, source)
+    assert "RuntimeError: it sticks" in caplog.text
+    assert (sticky.closed, source.closed) == (1, 1)
 
 
 def test_it_can_be_cancelled_while_a_source_is_being_opened() -> None:
