@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.attribution import name
 from sikkerguard.core.ledger import Ledger, day_of
@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often counters are read: the first hit of a source shows within this time. A line of the kernel's log that is
-# news has them read sooner, but not before they have rested for a while.
-_COUNT_SECONDS, _REST_SECONDS = 1.0, 0.2
-# Of so many parts of a core's time one may go into counting, but what is shown is never older than two seconds.
-_SHARE, _LONGEST_SECONDS = 20, 1.8
+# From one reading of the counters to the next: the first hit of a source shows within a second. A line of the kernel's
+# log that is news has them read sooner, but not before they have rested for a while.
+_COUNT_SECONDS, _REST_SECONDS = 0.9, 0.2
+# Of so many parts of a core's time one may go into counting. But what is shown is never older than two seconds, the
+# time included that it takes to read a full set.
+_SHARE, _LONGEST_SECONDS = 20, 1.6
+# So long the kernel may refuse its counters before that is said.
+_REFUSED_SECONDS = 10.0
 # Ports that are kept from one run to the next, and those that are shown.
 _PORTS, _SHOWN_PORTS = 64, 10
 # New sources that are written to disk in one go; of a flood the rest follows.
 _SOURCES_AT_ONCE = 10_000
+
+
+_Result = TypeVar("_Result")
 
 
 class Counting:
@@ -59,7 +65,11 @@ class Counting:
         self._fresh: list[bytes] = []
         self._new_day = self._changed = False
         self._blocked: Sequence[tuple[Key, int]] = ()
+        self._unfiled = 0
         self._trouble = ""
+        self._counted_at = 0.0
+        self._refused = False
+        self._spent = 0.0
         self._noticed = asyncio.Event()
         self._under_way: asyncio.Task[None] | None = None
 
@@ -74,6 +84,7 @@ class Counting:
 
     async def begin(self) -> None:
         """Go on from where the last run ended; before the kernel's rules are touched."""
+        self._counted_at = asyncio.get_running_loop().time()
         if self._records is not None:
             try:
                 self._ledger, sources, ports = await asyncio.to_thread(self._records.load)
@@ -93,18 +104,19 @@ class Counting:
 
     async def count_forever(self) -> None:
         """Log what falls due, keep what is counted, and tell it."""
+        now = asyncio.get_running_loop().time
         while True:
-            spent = time.process_time()
+            started, self._spent = now(), 0.0
             # Not to be broken off: what was read is nowhere else until it is kept.
             self._under_way = asyncio.create_task(self.count_once())
             await asyncio.shield(self._under_way)
+            log.debug("counting took %.0f ms of CPU time", self._spent * 1000)
             # A source that fills the sets must not have us do nothing but read them.
-            spent = time.process_time() - spent
-            log.debug("counting took %.0f ms of CPU time", spent * 1000)
-            rest = min(max(_REST_SECONDS, _SHARE * spent), _LONGEST_SECONDS)
+            took = now() - started
+            rest = max(_REST_SECONDS, min(_SHARE * self._spent, _LONGEST_SECONDS - took))
             await asyncio.sleep(rest)
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, _COUNT_SECONDS - rest)):
+                async with asyncio.timeout(max(0.0, _COUNT_SECONDS - took - rest)):
                     await self._noticed.wait()
             self._noticed.clear()
 
@@ -121,12 +133,22 @@ class Counting:
         try:
             await self._count(final)
         except KernelError as error:
-            log.debug("counters can't be read now: %s", error)  # the look that repairs says it aloud
+            # Most often the look that repairs has it put right before it is worth a word.
+            log.debug("counters can't be read now: %s", error)
+            if not self._refused and asyncio.get_running_loop().time() - self._counted_at > _REFUSED_SECONDS:
+                self._refused = True
+                log.error(
+                    "%s. What is blocked stays blocked, and the kernel goes on counting; what is shown of it stays as "
+                    "it is until its counters can be read again.",
+                    as_sentence(error),
+                )
+        else:
+            self._counted_at, self._refused = asyncio.get_running_loop().time(), False
 
     async def _count(self, final: bool) -> None:
-        for drain in await self._owner.run(self._kernel.drain):
+        for drain in await self._owner.run(self._timed, self._kernel.drain):
             if any(drain.sources):
-                lines = await asyncio.to_thread(self._take, drain)
+                lines = await asyncio.to_thread(self._timed, self._take, drain)
             else:
                 lines = self._take(drain)  # nothing to read: quicker than a thread
             self._tell(self._counted())
@@ -136,6 +158,14 @@ class Counting:
             self._ledger = replace(self._ledger, told=self._tally.told)
             self._changed = True
             await self._show(lines)
+
+    def _timed(self, action: Callable[..., _Result], *arguments: object) -> _Result:
+        """Do this, and add what it takes of this thread's time."""
+        started = time.thread_time()
+        try:
+            return action(*arguments)
+        finally:
+            self._spent += time.thread_time() - started
 
     def _take(self, drain: Drain) -> list[Line]:
         named = name(drain, self._owed)
@@ -152,14 +182,15 @@ class Counting:
         anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest
+        self._unfiled = named.packets - sum(packets for _, packets in named.largest)
         self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh or anew)
         return lines
 
     async def _show(self, lines: list[Line]) -> None:
         if self._changed:
             # Kept before they are shown: whoever dies in between says nothing twice.
-            await asyncio.to_thread(self._save)
-            self._changed, self._blocked = False, ()
+            await asyncio.to_thread(self._timed, self._save)
+            self._changed, self._blocked, self._unfiled = False, (), 0
         for line in lines:
             log.info("%s", line.text, extra={"fields": in_fields(line, self._tally.port_map)})
 
@@ -173,6 +204,7 @@ class Counting:
                 self._fresh[:_SOURCES_AT_ONCE],
                 self._today.top_ports(_PORTS),
                 new_day=self._new_day,
+                unfiled=self._unfiled,
             )
         except RecordError as error:
             self._say_trouble(error)
@@ -191,9 +223,9 @@ class Counting:
 
     def _counted(self) -> Counted:
         ledger, today = self._ledger, self._today
-        if ledger.day != (day := day_of(time.time())):
+        if ledger.is_over(now := time.time()):
             # A day on which nothing was dropped yet.
-            ledger, today = replace(ledger, dropped_today=NOTHING), Today(day)
+            ledger, today = replace(ledger, dropped_today=NOTHING), Today(day_of(now))
         return Counted(
             ledger.dropped, ledger.dropped_today, ledger.unnamed(), today.sources, tuple(today.top_ports(_SHOWN_PORTS))
         )

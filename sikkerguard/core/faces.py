@@ -75,6 +75,7 @@ class CountsFace(Protocol):
         ports: Sequence[tuple[tuple[int, int], int]],
         *,
         new_day: bool,
+        unfiled: int,
     ) -> None: ...
 
 

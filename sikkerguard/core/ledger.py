@@ -35,15 +35,20 @@ class Ledger:
 
     def with_drain(self, drain: Drain, named: int, now: float) -> Ledger:
         """After this drain, of whose packets so many could be named; `now` in Unix seconds."""
-        day = day_of(now)
+        turns = self.is_over(now)
         return replace(
             self,
             dropped=_sum(self.dropped, drain.dropped),
-            day=day,
-            dropped_today=_sum(self.dropped_today if day == self.day else NOTHING, drain.dropped),
+            day=day_of(now) if turns else self.day,
+            dropped_today=_sum(NOTHING if turns else self.dropped_today, drain.dropped),
             named=self.named + named,
             counters=drain.counters or self.counters,
         )
+
+    def is_over(self, now: float) -> bool:
+        """Whether another day than the ledger's has begun. A clock that is put back over midnight does not bring
+        yesterday back; one that was wrong by more than that is put right."""
+        return not self.day - 1 <= day_of(now) <= self.day
 
     def unnamed(self) -> int:
         """Packets of sources that the kernel had no room to remember. Packets that were on their way while it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import sqlite3
 import struct
@@ -15,7 +16,7 @@ from tests.kernel.flood import Wire, crossed, packet, repeated, tcp, udp
 from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.kernel.conftest import Guard
 
@@ -196,25 +197,77 @@ def test_counts_hold_across_a_restart(guard: Guard, end: str) -> None:
     wire = begin(guard, LISTED, LISTED_V6)
     first: Sequence[bytes] = [tcp(LISTED, 23)] * 1000 + [tcp(LISTED_V6, 22)] * 500
     wire.send(first)
+    total = len(first) + 70
     if end == "stop":
         guard.stop()
         # Also what was dropped in the last moment, with its line.
         assert told(guard) == len(first)
-        before = 0
     else:
         guard.kill()
         # Nobody is there to count: the kernel does.
-        wire.send(first)
-        before = 2 * len(first)
+        total += wire.send(first)
     guard.start()
     guard.logged("Blocking 2 IPs", times=2)
     wire.send([tcp(LISTED, 3306)] * 70)
-    assert dropped(guard) == before + 70
-    total = before + 70 if end == "kill" else len(first) + 70
+    # A rule that is made anew goes on from where the last one stood.
+    assert dropped(guard) == total
     settle(guard, total)
     assert filed(guard) == total
     assert guard.status()["droppedUnnamed"] == 0
     assert told_of(guard, f"{LISTED}:3306 (mysql)") == 70
+
+
+def set_to_zero(guard: Guard, done: threading.Event) -> None:
+    while not done.wait(0.7):
+        guard.lab.host.run("iptables-legacy", "-w", "-t", "raw", "-Z")
+
+
+def add_to_our_chain(guard: Guard, done: threading.Event) -> None:
+    while not done.wait(0.7):
+        guard.lab.host.run(
+            *["iptables-legacy", "-w", "-t", "raw", "-A", "SIKKERGUARD", "-s", "192.0.2.9", "-j", "ACCEPT"]
+        )
+
+
+def restore_old_counters(guard: Guard, done: threading.Event) -> None:
+    saved = guard.lab.host.run("iptables-legacy-save", "-c", "-t", "raw")
+    while not done.wait(0.7):
+        guard.lab.host.run("iptables-legacy-restore", "-w", "-c", "-T", "raw", text=saved)
+
+
+def change_without_our_lock(guard: Guard, done: threading.Event) -> None:
+    environment = {**os.environ, "XTABLES_LOCKFILE": str(guard.directory / "another-lock")}
+    while not done.is_set():
+        for change in ("-A", "-D"):
+            words = f"iptables-legacy -w -t raw {change} OUTPUT -d 192.0.2.9 -j ACCEPT"
+            guard.lab.host.run(*words.split(), env=environment)
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [set_to_zero, add_to_our_chain, restore_old_counters, change_without_our_lock],
+    ids=lambda each: each.__name__,
+)
+def test_counts_hold_whatever_others_do_to_counters_in_a_flood(
+    guard: Guard, meddle: Callable[[Guard, threading.Event], None]
+) -> None:
+    sources = [str(ipaddress.ip_address(FIRST + number)) for number in range(100)]
+    wire = begin(guard, *sources)
+    packets = wire.send(repeated(crossed(sources, range(10)), 100_000))
+    wait_for("the counters to be worth setting back", lambda: guard.status()["droppedPackets"] == packets)
+    done = threading.Event()
+    meddler = threading.Thread(target=meddle, args=(guard, done))
+    meddler.start()
+    try:
+        packets += wire.send(repeated(crossed(sources, range(10)), 1_500_000))
+    finally:
+        done.set()
+        meddler.join()
+    settle(guard, packets)
+    assert guard.status()["droppedUnnamed"] == 0
+    # To the last packet, also from where they were set back to.
+    packets += wire.send([tcp(sources[0], 23)] * 7)
+    wait_for("seven more", lambda: guard.status()["droppedPackets"] == packets)
 
 
 def test_what_a_removed_rule_had_counted_is_counted(guard: Guard) -> None:

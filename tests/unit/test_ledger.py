@@ -33,6 +33,23 @@ def test_a_drain_of_nothing_begins_a_day_and_changes_no_total() -> None:
     )
 
 
+def test_a_clock_put_back_over_midnight_does_not_bring_yesterday_back() -> None:
+    ledger = Ledger().with_drain(Drain(Count(1000, 60_000)), 1000, 20_000 * DAY + 50)
+    # As a host does that has found out the time, and again.
+    ledger = ledger.with_drain(Drain(), 0, 20_000 * DAY - 2)
+    assert not ledger.is_over(20_000 * DAY - 2)
+    ledger = ledger.with_drain(Drain(Count(1, 60)), 1, 20_000 * DAY + 51)
+    assert (ledger.day, ledger.dropped_today) == (20_000, Count(1001, 60_060))
+
+
+@pytest.mark.parametrize("days", [-3000, -2, 1, 2, 3000])
+def test_a_clock_that_was_wrong_by_more_begins_a_day(days: int) -> None:
+    ledger = Ledger().with_drain(Drain(Count(1000, 60_000)), 1000, 20_000 * DAY)
+    assert ledger.is_over((20_000 + days) * DAY)
+    ledger = ledger.with_drain(Drain(Count(1, 60)), 1, (20_000 + days) * DAY)
+    assert (ledger.day, ledger.dropped_today, ledger.dropped) == (20_000 + days, Count(1, 60), Count(1001, 60_060))
+
+
 def test_a_drain_that_knows_no_counters_leaves_them() -> None:
     # As of sets that a dead process had changed and not read.
     ledger = Ledger(Count(100, 6000), 20_000, Count(100, 6000), 90, 80, COUNTERS)
