@@ -78,12 +78,12 @@ def service_of(protocol: str, port: int, port_map: Mapping[int, str] = _NO_PORT_
 
     `port_map` (as `parse_port_map` returns it) goes before the table, and its name brings that service's category:
     the one under the same protocol where the table has both. A port that neither knows is `unknown`, port_scan. A
-    protocol without ports is named by itself, port_scan. Never raises; a mapped name that the table lacks is kept,
-    as port_scan.
+    protocol without ports is named by itself, one without a name is `unknown`, both port_scan. Never raises; a mapped
+    name that the table lacks is kept, as port_scan.
     """
     protocol = protocol.upper()
     if protocol not in _WITH_PORTS:
-        return Service(protocol.lower(), _UNKNOWN.category)
+        return _UNKNOWN if protocol.isdigit() else Service(protocol.lower(), _UNKNOWN.category)
     name = port_map.get(port)
     if name is None:
         return _BY_PORT.get((protocol, port), _UNKNOWN)
