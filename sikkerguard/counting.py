@@ -178,7 +178,7 @@ class Counting:
         if self._records is not None:
             self._fresh += fresh
         lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
-        # Also where a rule that was made anew counts from 0 again, and has dropped nothing yet.
+        # Also where a rule was made, and has dropped nothing yet: from then on it is known where it stands.
         anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest

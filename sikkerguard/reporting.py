@@ -74,9 +74,10 @@ class Reporter:
         self._recovered = False
         self._failures = 0
         self._not_before = 0.0
-        # Why nothing is sent, and what the disk refused, so that it is not said each time.
+        # Why nothing is sent: what the disk refused, and how often in a row, and what SikkerAPI did.
+        self._disk_trouble = ""
+        self._refusals = 0
         self._trouble = ""
-        self._refused = ""
         self._spent: tuple[int, str] | None = None
         self._dropped: int | None = None
         self.numbers = ReportNumbers()
@@ -105,12 +106,15 @@ class Reporter:
         interval = next_pull(config.report_interval, self._chance)
         try:
             await self._gather(config)
+            self._disk_trouble, self._refusals = "", 0
             wait = self._not_before - self._clock()
             if 0 < wait < _LONGEST_PAUSE:
                 return min(wait, interval)
             await self._send_all(wakes)
-            self._failures, self._trouble, self._refused = 0, "", ""
-        except (FetchError, RecordError) as error:
+            self._failures, self._trouble = 0, ""
+        except RecordError as error:
+            return min(self._disk_failed(error), interval)
+        except FetchError as error:
             return min(self._failed(error, woken=wakes != self._wakes), interval)
         finally:
             self._publish()
@@ -173,26 +177,30 @@ class Reporter:
         self._publish()
 
     def _publish(self) -> None:
-        self._tell(replace(self.numbers, trouble=self._trouble or spent_line(self.numbers)))
+        trouble = self._disk_trouble or self._trouble or spent_line(self.numbers)
+        self._tell(replace(self.numbers, trouble=trouble))
 
     # What is said
 
-    def _failed(self, error: FetchError | RecordError, *, woken: bool) -> float:
+    def _disk_failed(self, error: RecordError) -> float:
+        """Say it, once; gives the seconds until the next try."""
+        self._refusals += 1
+        trouble = (
+            f"{as_sentence(error)}; nothing is reported meanwhile, since it could be reported twice; blocking goes on, "
+            "and it is tried again."
+        )
+        if trouble != self._disk_trouble:
+            log.error("%s", trouble)
+        self._disk_trouble = trouble
+        return self._retry(error, self._refusals, self._chance)
+
+    def _failed(self, error: FetchError, *, woken: bool) -> float:
         """Say it, once; gives the seconds until the next try. A configuration that is newer than the failure has
         nothing to do with it."""
         pause = 0.0
         if not woken:
             self._failures += 1
             pause = self._retry(error, self._failures, self._chance)
-        if isinstance(error, RecordError):
-            self._trouble = (
-                f"{as_sentence(error)}; nothing is reported meanwhile, since it could be reported twice; blocking goes "
-                "on, and it is tried again."
-            )
-            if str(error) != self._refused:
-                log.error("%s", self._trouble)
-            self._refused = str(error)
-            return pause
         again = self._clock() + pause
         if not woken:
             self._not_before = again

@@ -162,7 +162,7 @@ class Service:
         """
         try:
             if await self._begin():
-                # Rules that were made anew count from 0 again. What others have counted, the service takes and tells.
+                # What was read while rules were made anew is nowhere else. What comes now, the service takes and tells.
                 await self._counting.count_once()
         finally:
             await self._owner.run(self._edges.kernel.close)

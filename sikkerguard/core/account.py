@@ -19,28 +19,39 @@ from sikkerguard.core.model import NOTHING, Count
 
 @dataclass(slots=True)
 class Account:
-    """Of one family. `stood` is the counter's reading up to which packets are settled.
+    """Of one family. `stood` is the counter's reading up to which packets are settled, None before the first one.
 
     `advanced` and `named` are what counter and sets have told since then. `lead` is what the sets had told, at the last
-    settling, of packets that were not settled yet. It is exact where it is `sure`, and else the least that it can be.
+    settling, of packets that were not settled yet: at least so many, and at most `most`, None where that is not known.
     `peak` is where the counter would stand had nobody set it back, until it is there.
     """
 
-    stood: Count = NOTHING
+    stood: Count | None = NOTHING
     advanced: Count = NOTHING
     named: Count = NOTHING
     lead: int = 0
-    sure: bool = False
+    most: int | None = None
     peak: int | None = None
+
+    def standing(self) -> Count:
+        """From where a rule goes on that is made anew."""
+        return self.stood or NOTHING
+
+    def went_back(self, found: Count | None) -> bool:
+        """Whether the counter reads less than it did: packets or, of a counter that was quick to pass its old place,
+        their bytes."""
+        stood = self.standing()
+        return found is not None and (found.packets < stood.packets or found.octets < stood.octets)
 
     def read(self, found: Count | None) -> None:
         """The counter reads so; None where there is no rule. What it may have counted before it went back, and since,
         is left to the sets."""
         if found is None:
+            self.stood = self.standing()
             return
-        if found.packets < self.stood.packets:
-            self.peak = max(self.peak or 0, self.stood.packets)
-        else:
+        if self.went_back(found):
+            self.peak = max(self.peak or 0, self.standing().packets)
+        elif self.stood is not None:
             self.advanced = _sum(self.advanced, _less(found, self.stood))
         self.stood = found
 
@@ -54,37 +65,39 @@ class Account:
 
     def rest(self) -> None:
         """Nothing moves, and the sets are empty: what they have named is what was dropped."""
-        self.sure = self.peak is None
+        self.most = 0
 
     def is_behind(self) -> bool:
         """Whether the sets have told of packets that the counter had not when it was read, or may have."""
-        return not self.sure or self.advanced.packets < self.lead + self.named.packets
+        return self.peak is not None or self.most != self.lead or self.advanced.packets < self.lead + self.named.packets
 
     def settle(self, later: Count | None, *, complete: bool) -> Count:
         """What has been dropped since the last time, up to the last reading. `later` is what the counter reads now,
         the sets having been read after that; None where there is no rule. `complete` says that the sets had room for
         every packet, and that nothing they had told was lost."""
-        known = self.lead + self.named.packets
+        stood, packets = self.standing(), self.advanced.packets
+        least = self.lead + self.named.packets
+        most = self.most + self.named.packets if complete and self.most is not None else None
         # Packets that came after the reading can be named already.
-        between = 0 if later is None else later.packets - self.stood.packets
-        packets = self.advanced.packets
-        if between >= 0 and known - between > packets:
+        between = 0 if later is None else later.packets - stood.packets
+        if 0 <= between < least - packets:
             # It was set back, and has come to a number that does not show it.
-            self.peak = max(self.peak or 0, self.stood.packets + known - between - packets)
-            packets = known - between
-        elif self.peak is not None and complete and self.sure:
-            # Should it have been put where it was, what it counts twice is not in the sets.
-            packets = min(packets, known)
-        self.lead = max(0, known - packets)
+            self.peak = max(self.peak or 0, stood.packets + least - between - packets)
+            packets = least - between
+        elif self.peak is not None and most is not None and packets > most:
+            # It was put where it had been: what it counts twice is not in the sets. Of these, what came since the
+            # reading is yet to be counted.
+            packets = max(0, most - max(0, between))
         dropped = Count(packets, self._octets(packets))
         if later is None:
             # The rule that will be made goes on from here.
-            self.stood, self.peak = _sum(self.stood, _less(dropped, self.advanced)), None
-        if between == 0 and self.peak is None:
-            self.lead, self.sure = 0, complete
-        else:
-            self.sure = self.sure and complete
-        if self.peak is not None and self.stood.packets >= self.peak:
+            self.stood, self.peak = _sum(stood, _less(dropped, self.advanced)), None
+        self.lead = max(0, least - packets)
+        bounds = [] if most is None else [most - packets]
+        if complete and self.peak is None and between >= 0:
+            bounds.append(between)
+        self.most = max(self.lead, min(bounds)) if bounds else None
+        if self.peak is not None and stood.packets >= self.peak:
             self.peak = None
         self.advanced = self.named = NOTHING
         return dropped

@@ -133,5 +133,7 @@ def _ledger(held: dict[str, int]) -> Ledger:
         dropped_today=count("today"),
         named=held.get("named", 0),
         told=held.get("told", 0),
-        counters={family: count(f"counter_{family.label}") for family in Family},
+        counters={
+            family: count(f"counter_{family.label}") for family in Family if f"counter_{family.label}_packets" in held
+        },
     )

@@ -153,8 +153,9 @@ class Database:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(FILE + suffix).unlink(missing_ok=True)
         log.error(
-            "%s can't be used (%s): it is set aside as %s, counts begin anew, what waited to be reported is not "
-            "reported, and sources that were reported today may be reported once more. Blocking is not touched by it.",
+            "%s can't be used (%s): it is set aside as %s. Counts that only it had begin anew, what waited to be "
+            "reported is not reported, and sources that were reported today may be reported once more. Blocking is not "
+            "touched by it.",
             self._path,
             error,
             aside.name,

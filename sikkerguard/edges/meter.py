@@ -50,13 +50,14 @@ class Meter:
         self._gaps = set(families)
 
     def resume(self, counters: Mapping[Family, Count]) -> None:
-        """The counters stood there when they were last taken into account."""
+        """The counters stood there when they were last taken into account. One of which nobody knows where it stood is
+        taken from now on: what it says is of years, perhaps, and was told by those who counted it."""
         for family, account in self._accounts.items():
-            account.stood = counters.get(family, account.stood)
+            account.stood = counters.get(family)
 
     def stood(self, family: Family) -> Count:
         """Where this family's counter stood when it was last read: a rule that is made anew goes on from there."""
-        return self._accounts[family].stood
+        return self._accounts[family].standing()
 
     def drain(self) -> list[Drain]:
         """What was dropped since the last time: one drain, or more where `collect` was called in between."""
@@ -82,15 +83,15 @@ class Meter:
             for account in self._accounts.values():
                 account.rest()
             self._gaps.clear()
-        drain = self._drain({family: account.stood for family, account in self._accounts.items()})
+        drain = self._drain({family: account.standing() for family, account in self._accounts.items()})
         self._drains.append(replace(drain, dropped=self._dropped))
         self._dropped = NOTHING
 
     def _read(self, family: Family) -> None:
         account = self._accounts[family]
         found = self._chains.counters(family)
-        if found is not None and found.packets < account.stood.packets:
-            found = self._read_again(family, account.stood)
+        if account.went_back(found):
+            found = self._read_again(family, account)
         account.read(found)
 
     def _filled(self, family: Family) -> bool:
@@ -99,11 +100,11 @@ class Meter:
         header = self._sets.header(set_names(family).sources)
         return header is not None and header.entries > 0
 
-    def _read_again(self, family: Family, stood: Count) -> Count | None:
+    def _read_again(self, family: Family, account: Account) -> Count | None:
         """A counter went back: read it when whoever changes the table has done so."""
         found = self._chains.counters(family, settled=True)
         for _ in range(_MOMENTS):
-            if found is None or found.packets >= stood.packets:
+            if not account.went_back(found):
                 break
             self._sleep(_MOMENT_SECONDS)
             found = self._chains.counters(family)
@@ -111,7 +112,7 @@ class Meter:
 
     def _settle(self) -> None:
         later = {
-            family: self._chains.counters(family) if account.is_behind() else account.stood
+            family: self._chains.counters(family) if account.is_behind() else account.standing()
             for family, account in self._accounts.items()
         }
         for family, account in self._accounts.items():

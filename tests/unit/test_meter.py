@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sikkerguard.core.account import Account
 from sikkerguard.core.attribution import name
 from sikkerguard.core.model import NOTHING, Count, Drain, Family
 from sikkerguard.core.names import set_names
@@ -316,6 +317,55 @@ def test_a_counter_that_comes_back_later_is_not_counted_twice(stopped: bool) -> 
     assert (reader.dropped.packets, reader.named) == (host.dropped(), host.dropped())
 
 
+@pytest.mark.parametrize("quiet", [0, 1, 2])
+def test_a_counter_that_comes_back_after_a_rest_is_not_counted_twice(quiet: int) -> None:
+    host = Host(Family.V4)
+    reader = Reader(host.meter())
+    for number in (5000, 50):
+        host.send(number)
+        reader.drain()
+    host.zero()
+    for _ in range(quiet):
+        reader.drain()
+    host.restore(5050)
+    reader.drain()
+    host.send(3)
+    reader.drain()
+    assert (reader.dropped.packets, reader.named) == (5053, 5053)
+
+
+def test_a_counter_that_comes_back_to_a_process_begun_in_a_flood_is_hardly_counted_twice() -> None:
+    host = Host(Family.V4)
+    host.before = lambda call: host.send(3)
+    first = Reader(host.meter())
+    for _ in range(20):
+        host.send(1000)
+        first.drain()
+    heir = Reader(host.meter())
+    heir.meter.resume(first.counters)
+    for _ in range(3):
+        host.send(1000)
+        heir.drain()
+    stood = host.dropped()
+    host.zero()
+    heir.drain()
+    host.send(1000)
+    heir.drain()
+    host.restore(stood)
+    host.before = lambda call: None
+    for _ in range(3):
+        heir.drain()
+    # At most by what came during one reading.
+    assert 0 <= first.dropped.packets + heir.dropped.packets - host.dropped() < 60
+
+
+def test_a_counter_that_passes_its_old_place_with_smaller_packets_has_gone_back() -> None:
+    account = Account(stood=Count(100, 150_000), most=0)
+    account.read(Count(200, 8000))
+    account.name(Count(200, 8000))
+    assert account.settle(account.stood, complete=True) == Count(200, 8000)
+
+
 @pytest.mark.parametrize("more", [0, 1, 99, 100, 300])
 def test_what_a_rule_had_counted_that_others_set_back_is_known_from_the_sets(more: int) -> None:
     host = Host(Family.V4)
@@ -440,6 +490,23 @@ def test_counters_that_stood_higher_in_the_last_run_begin_anew() -> None:
     host.send(3)
     reader.drain()
     assert (reader.dropped, reader.named) == (Count(3, 3 * OCTETS), 3)
+
+
+def test_a_counter_of_which_nobody_knows_where_it_stood_is_taken_from_now_on() -> None:
+    # The records were lost, and with them what has told of it.
+    host = Host()
+    host.send(1000)
+    Reader(host.meter()).drain()
+    host.send(5)
+    reader = Reader(host.meter())
+    reader.meter.resume({Family.V6: NOTHING})
+    reader.drain()
+    # But what the sets hold is of the last second, and is told.
+    assert (reader.dropped.packets, reader.named) == (5, 5)
+    assert reader.counters == {Family.V4: Count(1005, 1005 * OCTETS), Family.V6: NOTHING}
+    host.send(7)
+    reader.drain()
+    assert (reader.dropped.packets, reader.named) == (12, 12)
 
 
 def test_a_rule_made_after_a_reboot_goes_on_from_where_the_last_one_stood() -> None:

@@ -914,6 +914,21 @@ def test_that_reports_are_refused_is_shown_until_they_are_not(bench: Bench, faul
     assert bench.told[-1].trouble == ""
 
 
+def test_a_disk_that_refuses_for_a_moment_hides_for_no_longer_what_sikkerapi_refuses(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.meet(Canned(401))
+    bench.block({1: {SSH: 2}})
+    bench.round()
+    refused = bench.told[-1].trouble
+    bench.block({2: {SSH: 2}})
+    with no_room((tmp_path / f"{FILE}-wal").stat().st_size):
+        bench.round()
+    assert f"{FILE} can't be used" in bench.told[-1].trouble
+    bench.round()
+    assert bench.told[-1].trouble == refused
+
+
 def test_that_the_quota_is_used_up_is_shown_as_long_as_rows_wait_for_it(bench: Bench) -> None:
     bench.standin.set_keys([key_of(1)])
     bench.block({1: {SSH: 2}, 2: {SSH: 1}})
