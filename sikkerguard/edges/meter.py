@@ -145,9 +145,7 @@ class Meter:
                 # The change broke off between the two: whose packets these are, the other half knows.
                 self._sets.swap(names.hits, names.old_hits)
                 self._sleep(_IN_FLIGHT_SECONDS)
-            listing = _Listing(
-                family, self._sets.hits(names.old_hits, family), self._sets.counts(names.old_sources, family)
-            )
+            listing = _Listing(self._sets.hits(names.old_hits, family), self._sets.counts(names.old_sources, family))
             self._sets.flush(names.old_hits)
             self._sets.flush(names.old_sources)
             self._listings.append(listing)
@@ -170,7 +168,6 @@ class Meter:
 class _Listing:
     """What the two sets of a family held."""
 
-    family: Family
     hits: Collection[Hit]
     sources: Collection[Source]
 

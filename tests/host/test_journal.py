@@ -254,6 +254,10 @@ class Reading:
         for line in self._process.stdout:
             self.messages += json.loads(line)
 
+    def await_port(self, source: str, port: int) -> None:
+        """Wait for a line of this port, or a later one."""
+        wait_for(f"a line of port {port}", lambda: max(self.ports(source), default=0) >= port)
+
     def ports(self, source: str) -> list[int]:
         """The source ports of this source's packets, in the order that their lines came."""
         return [int(found[1]) for text in self.messages if (found := re.search(rf" SRC={source} .* SPT=(\d+) ", text))]
@@ -305,13 +309,13 @@ def test_each_line_of_the_kernel_is_read_once_whatever_happens_to_the_journal(ho
             for disturbance in (*DISTURBANCES, *MOVES, *DISTURBANCES, *MOVES):
                 reached = sending.more()
                 if disturbance in LOSSES:
-                    wait_for("the lines before", lambda: reached in reading.ports(source))  # noqa: B023 - called here
+                    reading.await_port(source, reached)
                 host.run(*disturbance)
                 after = sending.more()
                 if disturbance in LOSSES:
                     # What the journal had, or did not get, while it was moved.
                     lost.update(range(reached + 1, after))
-                wait_for(f"lines after {disturbance}", lambda: reading.ports(source)[-1] >= after)  # noqa: B023
+                reading.await_port(source, after)
             forge(host)
             sending.more()
         wait_for("the last line", lambda: sending.sent[-1] in reading.ports(source))

@@ -66,13 +66,14 @@ class Bench:
         self.sizes: list[int] = []
         self.apis = 0
         self.pauses: list[float] = []
+        self.make_api: Callable[[Config], ReportFace] = self.api
         self.reporter = self.fresh()
 
     def fresh(self) -> Reporter:
         """As after a restart."""
         self.reporter = Reporter(
             self.outbox,
-            self.api,
+            self.make_api,
             lambda: self.config,
             lambda: self.allowed,
             self.told.append,
@@ -624,8 +625,7 @@ class Narrow:
 
 def test_a_line_that_breaks_off_is_given_less_the_next_time(bench: Bench) -> None:
     asked: list[int] = []
-    made = bench.api
-    bench.api = lambda config: Narrow(made(config), 5, asked)  # type: ignore[method-assign]
+    bench.make_api = lambda config: Narrow(bench.api(config), 5, asked)
     bench.fresh()
     bench.block({number: {SSH: 1} for number in range(16)})
     bench.now += bench.round()
@@ -1038,15 +1038,16 @@ class Stuck:
     def __init__(self) -> None:
         self.asked = False
 
-    async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> None:
+    async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
         self.asked = True
         await asyncio.sleep(60)
+        raise AssertionError("nobody waits for so long")
 
 
 def test_a_stop_before_the_last_byte_leaves_the_rows_waiting(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     stuck = Stuck()
     bench.config = replace(bench.config, report_interval=0.01)
-    bench.api = lambda config: stuck  # type: ignore[method-assign,assignment,return-value]
+    bench.make_api = lambda config: stuck
     bench.fresh()
     bench.block({1: {SSH: 1}})
 
@@ -1055,7 +1056,7 @@ def test_a_stop_before_the_last_byte_leaves_the_rows_waiting(bench: Bench, caplo
 
     assert 1.5 < living(bench, meanwhile) < 3
     assert lines(caplog) == []
-    del bench.api
+    bench.make_api = bench.api
     bench.fresh()
     bench.round()
     assert bench.accepted() == [1]
@@ -1115,8 +1116,7 @@ class Renewed:
 
 
 def test_a_new_key_does_not_wait_for_what_the_old_one_brought_about(bench: Bench) -> None:
-    made = bench.api
-    bench.api = lambda config: Renewed(bench, made(config))  # type: ignore[method-assign]
+    bench.make_api = lambda config: Renewed(bench, bench.api(config))
     bench.standin.set_keys([Key("sk_free_new", FREE)])
     bench.fresh()
     bench.config = replace(bench.config, report_interval=0.01)
