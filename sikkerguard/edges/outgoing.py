@@ -37,9 +37,9 @@ _BATCH = 10_000
 class OutgoingWatch:
     """Sees the packets that leave, for as long as it is entered; see `Openings` for what it makes of them.
 
-    `available` is false, and nothing is seen, where no such socket may be opened (CAP_NET_RAW, and AF_PACKET in the
-    unit's RestrictAddressFamilies). It never blocks; `seen` is to be called every second or so, so that the buffer
-    does not overflow.
+    `available` is false, and nothing is seen, where no such socket may be opened: without CAP_NET_RAW, and in the
+    sandbox of our unit, which leaves AF_PACKET out of its RestrictAddressFamilies. It never blocks; `seen` is to be
+    called every second or so, so that the buffer does not overflow.
     """
 
     def __init__(self) -> None:
