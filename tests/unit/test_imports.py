@@ -40,6 +40,7 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "kernlog": ("journal", "kmsg"),
+    "outgoing": ("flows",),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
