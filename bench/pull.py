@@ -17,23 +17,28 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.config import Config
 from sikkerguard.core.model import Allowlist, Blocklist, Family, ListedSource, Outcome, ProbeResult, VerifiedList
 from sikkerguard.core.policy import always_allowed
+from sikkerguard.core.pull_memory import PullMemory
 from sikkerguard.core.ranges import Sorter, canonical
-from sikkerguard.cycle import Cycle, Owner
+from sikkerguard.core.size_guard import Limits
+from sikkerguard.cycle import Cycle, Owner, fetch
 from sikkerguard.edges.kernel import Kernel
 from sikkerguard.edges.store import Store
 from sikkerguard.standin.faults import Canned
 from sikkerguard.standin.server import DEMO_KEY, Standin
+from sikkerguard.trial import Trial
 from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from sikkerguard.core.flows import Flow
 
 _ROUNDS = 3
 _CACHED = 5000
@@ -76,16 +81,25 @@ class Passing:
         return (ProbeResult("nothing", Outcome.PASSED, "was asked"),)
 
 
+class NoConnections:
+    """There are none: reading them is not measured."""
+
+    def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
+        """None."""
+        return ()
+
+
 async def committed(body: bytes) -> float:
     """Seconds from a list's bytes to the committed set, self-test excluded."""
     with ThreadPoolExecutor(1) as executor:
         kernel, owner = Kernel(), Owner(executor)
         allowlist = Allowlist(always_allowed())
         await owner.run(kernel.adopt, Blocklist(), allowlist)
-        cycle = Cycle(kernel, owner, Passing())
+        trial = Trial(kernel, owner, Passing(), NoConnections(), lambda: nullcontext(frozenset()))
+        cycle = Cycle(trial, Limits(max_growth=2, max_coverage=1))
         started = time.perf_counter()
-        pulled = await cycle.pull(Config(), Bytes(body))
-        await cycle.put_in_force(pulled, allowlist, None, None, max_growth=2, accept=False, api_addresses=())
+        change, _ = await fetch(Config(), Bytes(body), lambda: None)
+        await cycle.put_in_force([change], allowlist, None, PullMemory(), accept=False, api_addresses=())
         seconds = time.perf_counter() - started
         await owner.run(kernel.remove)
         await owner.run(kernel.close)
@@ -128,7 +142,7 @@ def cached(state: Path, lines: list[str]) -> None:
     sorter.add([socket.inet_aton(line) for line in lines])
     networks = canonical(Family.V4, sorter, [])
     source = ListedSource("SikkerAPI", Blocklist(v4=networks), time.time())
-    Store(state).save_list(VerifiedList((source,), time.time(), "", len(networks)))
+    Store(state).save_list(VerifiedList((source,), time.time()))
 
 
 @contextmanager

@@ -37,6 +37,7 @@ _LABELS = {
     "logLost": "Log lines lost",
     "reports": "Reports",
     "lastReport": "Last report",
+    "leftOut": "Left out",
     "allowlist": "Safety whitelist",
     "repairs": "Repairs",
     "lastRepair": "Last repair",
@@ -53,6 +54,8 @@ def status(config: Config, *, as_json: bool) -> int:
         print(json.dumps(found, indent=2))
     else:
         for name, label in _LABELS.items():
+            if name == "leftOut":
+                _show_lists(found)
             if found.get(name) not in (None, "", []):
                 print(f"{label + ':':18}{_readable(found[name])}")
         if trouble := found["reports"].get("trouble"):
@@ -99,6 +102,20 @@ def pull(config: Config, *, accept: bool) -> int:
     raise SikkerGuardError(f"the pull has not ended within {_PULL_SECONDS:g} s; 'sikkerguard status' tells when it has")
 
 
+def _show_lists(found: dict[str, Any]) -> None:
+    print(f"{'Covered:':18}{_coverage(found['coverage'])}")
+    for source in found["lists"]:
+        since = f", taken {source['taken']}" if source["taken"] else ""
+        print(f"{'List:':18}{source['name']}: {source['entries']:,} entries, {_coverage(source['coverage'])}{since}")
+        if source["trouble"]:
+            # The host is protected all the same, by the version before it.
+            print(f"{'List trouble:':18}{source['name']}: {source['trouble']}")
+
+
+def _coverage(shares: dict[str, float]) -> str:
+    return f"{shares['v4']:g}% of IPv4, {shares['v6']:g}% of IPv6"
+
+
 def _readable(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -110,7 +127,7 @@ def _readable(value: object) -> str:
             if each is not None and not isinstance(each, str)
         )
     if isinstance(value, list):
-        return ", ".join(_port(each) for each in value)
+        return ", ".join(each if isinstance(each, str) else _port(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

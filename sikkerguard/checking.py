@@ -29,13 +29,15 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """All that is known of an address. `allowed_by` is the allowlist's line that protects it; `packets` is what was
-    dropped from the entry that blocks it, since the list was loaded."""
+    dropped from the entry that blocks it, since the list was loaded; `left_out` names the self-test that failed with
+    it, where it is left out of the list for that."""
 
     address: str
     blocked: bool
     listings: tuple[Listing, ...]
     allowed_by: str | None
     packets: int
+    left_out: str | None = None
 
     def as_json(self) -> str:
         """As one JSON object."""
@@ -52,7 +54,12 @@ class Finding:
             lines.append("It is on no list.")
         if self.allowed_by:
             lines.append(f"The allowlist protects it: {self.allowed_by}.")
-        elif self.listings and not self.blocked:
+        if self.left_out:
+            lines.append(
+                f"It is left out of the list: with it, '{self.left_out}' failed in the trial. The next pull tests it "
+                "again."
+            )
+        elif not self.allowed_by and self.listings and not self.blocked:
             lines.append("No rule blocks it now: is the service running?")
         if self.blocked:
             lines.append(f"Packets dropped: {self.packets:,}.")
@@ -82,7 +89,12 @@ def check(config: Config, text: str) -> Finding:
         packets = kernel.packets_from(family, prefix.first) if blocked else 0
     finally:
         kernel.close()
-    return Finding(to_text(family, prefix), blocked, listings, str(protector) if protector else None, packets)
+    left_out = (
+        next((each.test for each in verified.left_out if (each.family, each.address) == (family, prefix.first)), None)
+        if verified
+        else None
+    )
+    return Finding(to_text(family, prefix), blocked, listings, str(protector) if protector else None, packets, left_out)
 
 
 def _verified(store: Store) -> VerifiedList | None:

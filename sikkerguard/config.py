@@ -28,6 +28,7 @@ _SHORTEST_INTERVAL = 10.0
 # Half of what the kernel's set has room for; the host's own addresses need some of it.
 _LONGEST_WHITELIST = 4096
 _LONGEST_INTERVAL = 366 * 86400.0
+_PERCENTAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%?")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 _LOG_SOURCES = ("auto", "journald", "kmsg")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -50,6 +51,7 @@ class Config:
     port_map: Mapping[int, str] = field(default_factory=dict)
     custom_blacklist: Path | None = None
     max_growth: float = 2.0
+    max_coverage: float = 0.02
     health_host: str = "127.0.0.1"
     health_port: int = 8080
     state_dir: Path = Path("/var/lib/sikkerguard")
@@ -72,6 +74,7 @@ VARIABLES = {
     "SIKKER_PORT_MAP": "port_map",
     "SIKKER_CUSTOM_BLACKLIST": "custom_blacklist",
     "SIKKER_MAX_GROWTH": "max_growth",
+    "SIKKER_MAX_COVERAGE": "max_coverage",
     "SIKKER_HEALTH_ADDRESS": "health_address",
     "SIKKER_STATE_DIR": "state_dir",
     "SIKKER_LOG_SOURCE": "log_source",
@@ -145,6 +148,8 @@ def _written(name: str, value: object) -> str:
         return ",".join(str(entry).partition(" ")[0] for entry in value)
     if name == "port_map" and isinstance(value, dict):
         return ",".join(f"{port}={service}" for port, service in value.items())
+    if name == "max_coverage" and isinstance(value, float):
+        return f"{100 * value:.12g}%"
     if isinstance(value, float):
         return f"{value:.15g}"
     return "" if value is None else str(value)
@@ -276,6 +281,15 @@ def _growth(text: str) -> float:
     return growth
 
 
+def _share(text: str) -> float:
+    """A percentage, as a number from 0 to 1."""
+    match = _PERCENTAGE.fullmatch(text)
+    share = float(match[1]) / 100 if match else 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{text!r} is not a percentage over 0 and up to 100, such as 2%")
+    return share
+
+
 def _url(text: str) -> str:
     # urlsplit would drop tabs and line ends without a word.
     if not all(character.isprintable() and not character.isspace() for character in text):
@@ -319,10 +333,8 @@ def _port_map(text: str) -> Mapping[int, str]:
 
 
 def _custom_blacklist(text: str) -> Path:
-    path = _absolute(text)
-    if not path.is_file():
-        raise ValueError(f"there is no file {text}")
-    return path
+    # Whether it can be read shows when it is, again and again: until then its last good version counts.
+    return _absolute(text)
 
 
 def _absolute(text: str) -> Path:
@@ -360,6 +372,7 @@ _READERS: dict[str, Callable[[str], dict[str, object]]] = {
     "SIKKER_PORT_MAP": _field("port_map", _port_map),
     "SIKKER_CUSTOM_BLACKLIST": _field("custom_blacklist", _custom_blacklist),
     "SIKKER_MAX_GROWTH": _field("max_growth", _growth),
+    "SIKKER_MAX_COVERAGE": _field("max_coverage", _share),
     "SIKKER_HEALTH_ADDRESS": _health_address,
     "SIKKER_STATE_DIR": _field("state_dir", _absolute),
     "SIKKER_LOG_SOURCE": _field("log_source", _one_of(_LOG_SOURCES)),

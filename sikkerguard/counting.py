@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +17,7 @@ from sikkerguard.core.today import Today
 from sikkerguard.errors import KernelError, RecordError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from sikkerguard.core.faces import CountsFace, KernelFace
     from sikkerguard.core.model import Drain, DropEvent, Key
@@ -66,6 +66,7 @@ class Counting:
         self._new_day = self._changed = False
         self._blocked: Sequence[tuple[Key, int]] = ()
         self._unfiled = 0
+        self._watched: set[bytes] | None = None
         self._trouble = ""
         self._counted_at = 0.0
         self._refused = False
@@ -76,6 +77,15 @@ class Counting:
     def set_port_map(self, port_map: Mapping[int, str]) -> None:
         """Names for ports, from now on."""
         self._tally.port_map = port_map
+
+    @contextmanager
+    def watch_sources(self) -> Iterator[Collection[bytes]]:
+        """A set that collects the sources, packed, of packets that are dropped meanwhile."""
+        self._watched = set[bytes]()
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
 
     def notice(self, event: DropEvent) -> None:
         """A line of the kernel's log: it proves nothing, but says that it may be worth looking now."""
@@ -182,6 +192,8 @@ class Counting:
         anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest
+        if self._watched is not None:
+            self._watched.update(key[0] for key, _ in named.largest)
         self._unfiled = named.packets - sum(packets for _, packets in named.largest)
         self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh or anew)
         return lines

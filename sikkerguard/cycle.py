@@ -1,4 +1,4 @@
-"""One pull, from bytes to a verdict: fetch, parse, merge, admit, guard, stage, try, commit or roll back.
+"""One update, from bytes to a verdict: read, admit, guard, try, commit or roll back.
 
 It is told what is in force and gives back what is in force afterwards. Whatever goes wrong is raised, with the
 committed list as it was.
@@ -10,30 +10,32 @@ import asyncio
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from sikkerguard.core.coverage import Extent, extent_of
 from sikkerguard.core.history import carried
-from sikkerguard.core.model import Admission, ListedSource, VerifiedList
-from sikkerguard.core.parse import ApiParser, Parsed, merge_content, read_custom
-from sikkerguard.core.policy import Baseline, admit, allowed_though_listed, describe_removed, guard
-from sikkerguard.core.selftest import already_failing, lost
-from sikkerguard.errors import KernelError, ListError, SelfTestError
+from sikkerguard.core.model import LOCAL_FILE, SIKKERAPI, SSH, Admission, Blocklist, ListedSource, VerifiedList
+from sikkerguard.core.parse import ApiParser, merge_content, read_custom
+from sikkerguard.core.policy import admit, allowed_though_listed, describe_removed, without_special
+from sikkerguard.core.size_guard import Offer, Version, check_change, check_coverage, nothing_left
+from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import ApiFace, KernelFace, ProbesFace
-    from sikkerguard.core.model import Allowlist, Blocklist, ProbeResult
+    from sikkerguard.core.faces import ApiFace, ListFileFace
+    from sikkerguard.core.model import Allowlist, LeftOut
+    from sikkerguard.core.pull_memory import PullMemory
+    from sikkerguard.core.size_guard import Limits
+    from sikkerguard.trial import Trial
 
 log = logging.getLogger(__name__)
 
-_API, _CUSTOM = "SikkerAPI", "SIKKER_CUSTOM_BLACKLIST"
-# The kernel forgets the trial after ten seconds: five renewals may be late before it does.
-_RENEW_SECONDS = 2.0
+_IN_WORDS = {SIKKERAPI: "SikkerAPI's list", LOCAL_FILE: "the file of SIKKER_CUSTOM_BLACKLIST"}
 # Lines of the custom list that can't be read and are named one by one.
 _SHOWN = 20
 
@@ -54,96 +56,147 @@ class Owner:
 @dataclass(frozen=True, slots=True)
 class InForce:
     """The list in force: as it was read, source by source (`verified`), all sources as one before the allowlist was
-    cut out (`listed`), and what is blocked (`admitted`)."""
+    cut out (`listed`), and what is blocked (`admitted`), of this `extent`."""
 
     verified: VerifiedList
     listed: Blocklist
     admitted: Admission
+    extent: Extent
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
-    """What a pull brought: its sources, merged too, and what the next one is measured by."""
+class Change:
+    """A new version of one source. Without `content` the source is no longer wanted; without an `offer` nothing has to
+    be believed of it."""
 
-    sources: tuple[ListedSource, ...]
-    listed: Blocklist
-    fingerprint: str
-    terminated: bool
-    quota_remaining: int | None
+    name: str
+    content: Blocklist | None = None
+    offer: Offer | None = None
+
+
+async def fetch(config: Config, api: ApiFace, progress: Callable[[], None]) -> tuple[Change, int | None]:
+    """Fetch and read SikkerAPI's list; with it, what is left of the day's quota of pulls, where that is known.
+
+    Raises:
+        FetchError: the list could not be had.
+        ListError: what came is not a list.
+    """
+    parser = ApiParser()
+
+    async def sink(piece: bytes) -> None:
+        # In a thread, so that the loop goes on answering while a megabyte is read.
+        await asyncio.to_thread(parser.feed, piece)
+        progress()
+
+    quota = await api.pull(config.score_min, sink)
+    parsed = await asyncio.to_thread(parser.finish)
+    if parsed.rejected:
+        log.warning("SikkerAPI's list: %s skipped (%s).", describe_removed(parsed.rejected), "; ".join(parsed.samples))
+    offer = Offer(
+        _IN_WORDS[SIKKERAPI],
+        await asyncio.to_thread(_extent_of, parsed.content),
+        lines=parsed.lines + parsed.short,
+        short=parsed.short,
+        query=_digest(config.api_url, str(config.score_min), config.api_key),
+        terminated=parsed.terminated,
+    )
+    return Change(SIKKERAPI, parsed.content, offer), quota.remaining
+
+
+async def read_file(path: Path, files: ListFileFace) -> Change:
+    """Read the list that the host's owner keeps. Lines that can't be read are named in the log.
+
+    Raises:
+        ListError: the file can't be read, is empty, or nothing in it can be understood.
+    """
+    content = await asyncio.to_thread(files.read, str(path))
+    parsed, skipped = await asyncio.to_thread(read_custom, str(path), content)
+    for sentence in skipped[:_SHOWN]:
+        log.warning("SIKKER_CUSTOM_BLACKLIST: %s.", sentence)
+    if len(skipped) > _SHOWN:
+        log.warning("SIKKER_CUSTOM_BLACKLIST: %d more lines of %s are skipped.", len(skipped) - _SHOWN, path)
+    if not parsed.lines and not parsed.short:
+        return Change(LOCAL_FILE, parsed.content)  # comments alone: nothing is to be blocked by it
+    extent = await asyncio.to_thread(_extent_of, parsed.content)
+    lines = parsed.lines + parsed.short
+    offer = Offer(_IN_WORDS[LOCAL_FILE], extent, lines, parsed.short, query=_digest(str(path)), local=True)
+    return Change(LOCAL_FILE, parsed.content, offer)
 
 
 @dataclass(slots=True)
 class Cycle:
-    """The steps, with what they need. `on_trial` is called with True and False as a trial begins and ends, and
-    `progress` each time that something has been done."""
+    """The steps behind reading. `told` has the sentences on this host's own connections that were said already."""
 
-    kernel: KernelFace
-    owner: Owner
-    probes: ProbesFace
-    on_trial: Callable[[bool], None] = field(default=lambda running: None)
-    progress: Callable[[], None] = field(default=lambda: None)
-
-    async def pull(self, config: Config, api: ApiFace) -> Pulled:
-        """Fetch and read the API's list and the custom one.
-
-        Raises:
-            FetchError: the list could not be had.
-            ListError: what came is not a list.
-        """
-        parser = ApiParser()
-
-        async def sink(piece: bytes) -> None:
-            # In a thread, so that the loop goes on answering while a megabyte is read.
-            await asyncio.to_thread(parser.feed, piece)
-            self.progress()
-
-        quota = await api.pull(config.score_min, sink)
-        parsed = await asyncio.to_thread(parser.finish)
-        if parsed.rejected:
-            log.warning(
-                "SikkerAPI's list: %s skipped (%s).", describe_removed(parsed.rejected), "; ".join(parsed.samples)
-            )
-        now = time.time()
-        sources = [ListedSource(_API, parsed.content, now)]
-        custom_digest = ""
-        if config.custom_blacklist is not None:
-            custom, custom_digest = await asyncio.to_thread(_read_custom_file, config.custom_blacklist)
-            sources.append(ListedSource(_CUSTOM, custom.content, now))
-        listed = await asyncio.to_thread(merge_content, [source.content for source in sources])
-        return Pulled(tuple(sources), listed, fingerprint(config, custom_digest), parsed.terminated, quota.remaining)
+    trial: Trial
+    limits: Limits
+    told: set[str] = field(default_factory=set)
 
     async def put_in_force(
         self,
-        pulled: Pulled,
+        changes: Sequence[Change],
         allowlist: Allowlist,
         before: InForce | None,
-        baseline: Baseline | None,
+        memory: PullMemory,
         *,
-        max_growth: float,
         accept: bool,
         api_addresses: tuple[str, ...],
-    ) -> InForce:
-        """Admit a list, try it, and commit it. `before` is what is in force now, for the sake of its history.
+    ) -> tuple[InForce, PullMemory]:
+        """Admit new versions of these sources, try them, and commit them, beside the other sources that are in force;
+        with it, what is remembered afterwards.
 
         Raises:
-            ListError: it is refused before it touches the kernel.
+            ListError: a version is refused before it touches the kernel; `source` says whose.
             SelfTestError: the host lost a connection in the trial; the list before it is in force.
             KernelError: the kernel refused; the list before it is in force.
         """
-        admission = await asyncio.to_thread(admit, pulled.listed, allowlist)
-        size = len(admission.blocklist)
-        guard(size, pulled.fingerprint, pulled.terminated, baseline, max_growth=max_growth, accept=accept)
-        if admission.removed:
-            log.info("Not blocked: %s.", describe_removed(admission.removed))
-        for sentence in allowed_though_listed(pulled.listed, allowlist):
-            log.warning("%s", sentence)
-        await self._try(admission.blocklist, api_addresses)
-        earlier = before.verified.sources if before else ()
-        sources = await asyncio.to_thread(
-            lambda: tuple(generation for source in pulled.sources for generation in carried(earlier, source))
-        )
-        verified = VerifiedList(sources, time.time(), pulled.fingerprint, size, pulled.terminated)
-        return InForce(verified, pulled.listed, admission)
+        now = time.time()
+        for change in changes:
+            try:
+                await self._check(change, memory, allowlist, now, accept=accept)
+            except ListError as error:
+                error.source = change.name
+                raise
+        sources = await asyncio.to_thread(_sources_after, before, changes, now)
+        listed = await asyncio.to_thread(merge_content, [source.content for source in sources])
+        verified_at: float | None = None
+        spared: tuple[LeftOut, ...] = ()
+        if (
+            before is not None
+            and before.verified.content_of(SIKKERAPI)
+            and all(change.name != SIKKERAPI for change in changes)
+        ):
+            # The list is as old as SikkerAPI's part, and what is left out is tested again when that is pulled.
+            verified_at, spared = before.verified.verified_at, before.verified.left_out
+        admission = await asyncio.to_thread(admit, listed, allowlist, spared)
+        extent = await asyncio.to_thread(extent_of, admission.blocklist)
+        if not accept:
+            check_coverage("All of what is listed together", extent, self.limits)
+        self._say_what_is_left_out(admission, listed, allowlist)
+        held_back = frozenset[str]().union(*(memory.of(change.name).held_back for change in changes))
+        try:
+            await self.trial.check_connections(
+                admission.blocklist,
+                None if before is None else before.admitted.blocklist,
+                held_back,
+                sessions=sum(entry.reason == SSH for entry in allowlist.entries),
+                accept=accept,
+            )
+        except ListError as error:
+            error.source = changes[0].name
+            raise
+        committed = Blocklist() if before is None else before.admitted.blocklist
+        admission, left_out = await self._try(admission, committed, listed, allowlist, spared, api_addresses)
+        if left_out:
+            extent = await asyncio.to_thread(extent_of, admission.blocklist)
+        for change in changes:
+            history = None
+            if change.offer is not None:
+                version = Version(now, change.offer.extent)
+                known = memory.of(change.name)
+                history = known.taken(version, query=change.offer.query, terminated=change.offer.terminated)
+            memory = memory.with_source(change.name, history)
+        verified = VerifiedList(sources, time.time() if verified_at is None else verified_at, left_out)
+        return InForce(verified, listed, admission, extent), memory
 
     async def readmit(self, in_force: InForce, allowlist: Allowlist, api_addresses: tuple[str, ...]) -> InForce:
         """Apply a changed allowlist to the list in force: through a trial, since what is no longer allowed is newly
@@ -152,76 +205,71 @@ class Cycle:
         Raises:
             SelfTestError, KernelError: as above; the list in force stays as it was.
         """
-        admission = await asyncio.to_thread(admit, in_force.listed, allowlist)
-        await self._try(admission.blocklist, api_addresses)
-        verified = replace(in_force.verified, size=len(admission.blocklist))
-        return InForce(verified, in_force.listed, admission)
+        known = in_force.verified
+        admission = await asyncio.to_thread(admit, in_force.listed, allowlist, known.left_out)
+        admission, left_out = await self._try(
+            admission, in_force.admitted.blocklist, in_force.listed, allowlist, known.left_out, api_addresses
+        )
+        extent = await asyncio.to_thread(extent_of, admission.blocklist)
+        return InForce(VerifiedList(known.sources, known.verified_at, left_out), in_force.listed, admission, extent)
 
-    async def _try(self, candidate: Blocklist, api_addresses: tuple[str, ...]) -> None:
-        try:
-            self.progress()
-            await self.owner.run(self.kernel.stage, candidate)
-            self.progress()
-            before = await self.probes.run(api_addresses)
-            for result in already_failing(before):
-                log.warning("Self-test: %s already before the trial; the list is not to blame for it.", result)
-            self.progress()
-            await self.owner.run(self.kernel.begin_trial)
-            self.on_trial(True)
-            failed = lost(before, await self._probe_while_renewing(api_addresses))
-            if failed:
-                raise SelfTestError("the self-test failed: " + "; ".join(str(result) for result in failed))
-            await self.owner.run(self.kernel.commit)
-        except BaseException:
-            # Whatever it was, a cancellation too: what was staged or is on trial must not outlive it.
-            try:
-                await self.owner.run(self.kernel.rollback)
-            except KernelError as error:
-                # The kernel forgets the trial by itself; a cancellation must not be lost for this.
-                log.error("The trial could not be ended (%s); the kernel ends it within seconds.", error)
-            raise
-        finally:
-            self.on_trial(False)
+    async def _try(
+        self,
+        admission: Admission,
+        committed: Blocklist,
+        listed: Blocklist,
+        allowlist: Allowlist,
+        left_out: tuple[LeftOut, ...],
+        api_addresses: tuple[str, ...],
+    ) -> tuple[Admission, tuple[LeftOut, ...]]:
+        """Commit the admission, or what is left of it without what explains a failed self-test."""
+        explaining = await self.trial.run(admission.blocklist, committed, api_addresses)
+        if explaining is None:
+            return admission, left_out
+        narrowed = (*left_out, *explaining.left_out)
+        smaller = await asyncio.to_thread(admit, listed, allowlist, narrowed)
+        await self.trial.run_again(smaller.blocklist, committed, explaining, api_addresses)
+        return smaller, narrowed
 
-    async def _probe_while_renewing(self, api_addresses: tuple[str, ...]) -> tuple[ProbeResult, ...]:
-        keeper = asyncio.create_task(self._keep_trial())
-        probing = asyncio.ensure_future(self.probes.run(api_addresses))
-        try:
-            await asyncio.wait({keeper, probing}, return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done():
-                keeper.result()  # it only ends by raising
-            return await probing
-        finally:
-            keeper.cancel()
-            probing.cancel()
-            await asyncio.gather(keeper, probing, return_exceptions=True)
+    async def _check(
+        self, change: Change, memory: PullMemory, allowlist: Allowlist, now: float, *, accept: bool
+    ) -> None:
+        """Raises `ListError` if this version can't be what it says, or blocks nobody."""
+        if change.content is None or change.offer is None:
+            return
+        alone = await asyncio.to_thread(admit, change.content, allowlist)
+        if not len(alone.blocklist):
+            raise nothing_left(change.offer.name)
+        check_change(change.offer, memory.of(change.name), self.limits, now, accept=accept)
 
-    async def _keep_trial(self) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_SECONDS)
-            await self.owner.run(self.kernel.renew_trial)
+    def _say_what_is_left_out(self, admission: Admission, listed: Blocklist, allowlist: Allowlist) -> None:
+        if admission.removed:
+            log.info("Not blocked: %s.", describe_removed(admission.removed))
+        sentences = allowed_though_listed(listed, allowlist)
+        for sentence in sentences:
+            if sentence not in self.told:
+                log.warning("%s", sentence)
+        # What is no longer so is said again when it is so again.
+        self.told.intersection_update(sentences)
+        self.told.update(sentences)
 
 
-def fingerprint(config: Config, custom_digest: str) -> str:
-    """What a list's size depends on: with another query or another custom list, sizes can't be compared. The key is
-    part of it, since the tier limits the list; only a digest of it is kept."""
-    parts = [config.api_url, str(config.score_min), config.api_key, str(config.custom_blacklist or ""), custom_digest]
+def _sources_after(before: InForce | None, changes: Iterable[Change], now: float) -> tuple[ListedSource, ...]:
+    """The generations of every source when these changes have been made, in the order of the sources' names."""
+    verified = VerifiedList((), now) if before is None else before.verified
+    generations = {source.name: verified.content_of(source.name) for source in verified.sources}
+    for change in changes:
+        earlier = generations.pop(change.name, ())
+        if change.content is not None:
+            generations[change.name] = carried(earlier, ListedSource(change.name, change.content, now))
+    return tuple(source for name in sorted(generations, reverse=True) for source in generations[name])
+
+
+def _extent_of(content: Blocklist) -> Extent:
+    return extent_of(without_special(content))
+
+
+def _digest(*parts: str) -> str:
+    """A fingerprint of what a list's size depends on. The key is part of it, since the tier limits the list; only a
+    digest of it is kept."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _read_custom_file(path: Path) -> tuple[Parsed, str]:
-    """The custom list, and a digest of the file.
-
-    Raises:
-        ListError: the file can't be read. Going on without it would unblock what someone blocked on purpose.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ListError(f"SIKKER_CUSTOM_BLACKLIST: {path} can't be read ({error.strerror})") from error
-    parsed, skipped = read_custom(str(path), content)
-    for sentence in skipped[:_SHOWN]:
-        log.warning("SIKKER_CUSTOM_BLACKLIST: %s.", sentence)
-    if len(skipped) > _SHOWN:
-        log.warning("SIKKER_CUSTOM_BLACKLIST: %d more lines of %s are skipped.", len(skipped) - _SHOWN, path)
-    return parsed, hashlib.sha256(content).hexdigest()

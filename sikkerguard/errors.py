@@ -60,7 +60,18 @@ class UnansweredError(FetchError):
 
 
 class ListError(SikkerGuardError):
-    """What was fetched, or found in the cache, may not be put into force."""
+    """What was fetched, or found in the cache, may not be put into force. `source` names the source of addresses whose
+    new version it is, where that is known."""
+
+    source = ""
+
+
+class HeldBackError(ListError):
+    """The list looks wrong, but might be right: if the next one shows no other `signs`, it will be believed."""
+
+    def __init__(self, message: str, signs: frozenset[str]) -> None:
+        super().__init__(message)
+        self.signs = signs
 
 
 class KernelError(SikkerGuardError):

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.faces import (
         ApiFace,
+        ConnectionsFace,
         CountsFace,
         KernelFace,
+        ListFileFace,
         LogFace,
         NotifierFace,
         ProbesFace,
@@ -32,6 +34,8 @@ class Edges:
 
     kernel: KernelFace
     store: StoreFace
+    list_file: ListFileFace
+    connections: ConnectionsFace
     counts: CountsFace | None
     outbox: OutboxFace | None
     notifier: NotifierFace

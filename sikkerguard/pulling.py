@@ -1,4 +1,4 @@
-"""Pulling: the list in force, when the next one is fetched, and what a failure means for it."""
+"""Bringing lists: what is in force, when the next version of a source is fetched, and what a failure means for it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import logging
 import math
 import random
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import Attempt
+from sikkerguard.core.coverage import extent_of
+from sikkerguard.core.model import LOCAL_FILE, SIKKERAPI, Attempt, Family, SourceStatus
 from sikkerguard.core.parse import merge_content
-from sikkerguard.core.policy import Baseline, HeldBackError, admit
-from sikkerguard.core.schedule import duration_text, next_pull, next_try
-from sikkerguard.cycle import Cycle, InForce
-from sikkerguard.errors import FetchError, ListError, SikkerGuardError, as_sentence
+from sikkerguard.core.policy import admit, without_special
+from sikkerguard.core.pull_memory import PullMemory, from_json
+from sikkerguard.core.schedule import after_unfinished, duration_text, next_pull, next_try
+from sikkerguard.core.size_guard import Limits, SourceHistory, Version
+from sikkerguard.cycle import Change, Cycle, InForce, fetch, read_file
+from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuardError, as_sentence
+from sikkerguard.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+    from contextlib import AbstractContextManager
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace
@@ -32,14 +38,19 @@ log = logging.getLogger(__name__)
 # A host that has just started may have no network yet: a pull waits for a default gateway, but not for ever, since
 # SikkerAPI may be reached without one. Behind the route come the resolvers, a moment later.
 _NETWORK_SECONDS, _RESOLVERS_SECONDS = 30.0, 2.0
+# How often the local file is looked at. One that differs is read when it has stayed the same for as long: whoever
+# writes it may be in the middle.
+_FILE_SECONDS = 1.0
+# A stop does not wait longer than this for the disk.
+_LAST_SECONDS = 1.0
 
 
 class Puller:
-    """Knows the list in force, and brings the next one with `pull_forever`.
+    """Knows the list in force, and brings the next one with `pull_forever`; `watch_file_forever` runs beside it.
 
     `settings` gives the configuration of the moment and `state` what is known; `change` takes changes of that; `live`
-    gets a list that was put in force and when it was verified; `tell` says in a sentence how things are; `progress` is
-    called as the work of a pull gets on.
+    gets the list that was put in force; `tell` says in a sentence how things are; `progress` is called as the work of a
+    pull gets on; `watch_drops` gives a set that collects the sources of dropped packets.
     """
 
     def __init__(
@@ -50,9 +61,10 @@ class Puller:
         settings: Callable[[], Config],
         state: Callable[[], State],
         change: Callable[..., None],
-        live: Callable[[Blocklist, float], None],
+        live: Callable[[InForce], None],
         tell: Callable[[], None],
         progress: Callable[[], None],
+        watch_drops: Callable[[], AbstractContextManager[Collection[bytes]]],
     ) -> None:
         self._edges = edges
         self._owner = owner
@@ -63,18 +75,23 @@ class Puller:
         self._live = live
         self._tell = tell
         self._progress = progress
+        self._watch_drops = watch_drops
         self._api: tuple[Config, ApiFace] | None = None
-        self._failures = 0
+        self._memory = PullMemory()
+        self._troubles: dict[str, str] = {}
+        self._said_of_connections = set[str]()
+        self._disk_trouble = ""
+        self._failures = self._file_failures = 0
         self._unreachable = False
-        self._next_at = -math.inf
+        self._next_at = self._file_at = -math.inf
         self._work_wanted = asyncio.Event()
-        self._pull_wanted = self._readmission_wanted = False
+        self._pull_wanted = self._readmission_wanted = self._file_wanted = False
         self.in_force: InForce | None = None
 
     def pull_now(self) -> None:
         """Pull as soon as what is under way has ended; earlier failures are forgotten."""
-        self._failures = 0
-        self._pull_wanted = True
+        self._failures = self._file_failures = 0
+        self._pull_wanted = self._file_wanted = True
         self._work_wanted.set()
 
     def allowed_changed(self, changed: Iterable[AllowEntry]) -> None:
@@ -89,59 +106,113 @@ class Puller:
         """There is another way out: a pull that could not be had without is tried again soon."""
         if self._unreachable:
             self._next_at = min(self._next_at, time.monotonic() + _RESOLVERS_SECONDS)
+            self._file_at = min(self._file_at, self._next_at)
             self._work_wanted.set()
 
     def load_cached(self) -> None:
-        """Have the list on disk in force, but for the kernel, as far as the allowlist lets it. Reads the disk."""
+        """Load the list on disk and what is known of earlier pulls, and admit the list against the allowlist. Reads the
+        disk; the kernel is not touched."""
+        self._memory = from_json(self._edges.store.load_pulls())
         try:
             verified = self._edges.store.load_list()
         except ListError as error:
             log.error("%s.", as_sentence(error))
             return
-        if verified is not None:
-            listed = merge_content([source.content for source in verified.sources])
-            self.in_force = InForce(verified, listed, admit(listed, self._keeper.allowlist))
+        if verified is None:
+            return
+        listed = merge_content([source.content for source in verified.sources])
+        admission = admit(listed, self._keeper.allowlist, verified.left_out)
+        self.in_force = InForce(verified, listed, admission, extent_of(admission.blocklist))
+        for name in {source.name for source in verified.sources} - self._memory.sources.keys():
+            # Of a version that did not keep this, or where it could not be kept.
+            content = merge_content([source.content for source in verified.content_of(name)])
+            version = Version(verified.verified_at, extent_of(without_special(content)))
+            self._memory = self._memory.with_source(name, SourceHistory((version,)))
+        self._show_lists()
 
     async def pull_forever(self) -> None:
         """Pull at once and then in the rhythm of the settings, sooner where it failed or is asked for."""
         readmit_at = math.inf
-        self._next_at = time.monotonic()
-        if not self._keeper.gateways:
-            self._unreachable = True
-            self._next_at += _NETWORK_SECONDS
+        self._next_at = self._file_at = time.monotonic() + self._first_pause()
         while True:
             self._work_wanted.clear()
-            if self._readmission_wanted or time.monotonic() >= readmit_at:
+            now = time.monotonic()
+            if self._readmission_wanted or now >= readmit_at:
                 self._readmission_wanted = False
-                pause = await self._attempt_readmission()
-                readmit_at = time.monotonic() + pause
-            if self._pull_wanted or time.monotonic() >= self._next_at:
+                readmit_at = await _after(self._attempt_readmission())
+            pulling = self._pull_wanted or now >= self._next_at
+            # Whatever becomes of this round, the wish to accept what it brings is for no other.
+            accept = pulling and await self._take_acceptance()
+            if self._file_wanted or pulling or now >= self._file_at:
+                self._file_wanted = False
+                self._file_at = await _after(self._attempt_file(accept=accept))
+            if pulling:
                 self._pull_wanted = False
                 self._change(pulling=True)
-                pause = await self._attempt_pull()
-                self._next_at = time.monotonic() + pause
+                self._next_at = await _after(self._attempt_pull(accept=accept))
             self._change(next_pull_at=time.time() + self._next_at - time.monotonic())
             self._tell()
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, min(self._next_at, readmit_at) - time.monotonic())):
+                async with asyncio.timeout(max(0.0, min(self._next_at, self._file_at, readmit_at) - time.monotonic())):
                     await self._work_wanted.wait()
 
-    async def _attempt_pull(self) -> float:
+    async def watch_file_forever(self) -> None:
+        """Have the local file read again whenever it, or the setting that names it, has changed."""
+        read = before = await self._stamp()
+        while True:
+            await asyncio.sleep(_FILE_SECONDS)
+            found = await self._stamp()
+            if found != read and found == before:
+                read = found
+                self._file_failures = 0
+                self._file_wanted = True
+                self._work_wanted.set()
+            before = found
+
+    async def _stamp(self) -> object:
+        path = self._settings().custom_blacklist
+        found: object = None
+        if path is not None:
+            found = await asyncio.to_thread(self._edges.list_file.stamp, str(path))
+        return path, found
+
+    def _first_pause(self) -> float:
+        """Seconds until the first pull."""
+        pause = 0.0
+        if not self._keeper.gateways:
+            self._unreachable = True
+            pause = _NETWORK_SECONDS
+        if unfinished := self._memory.unfinished:
+            pause = max(pause, after_unfinished(unfinished, random.random, protecting=self._state().protecting))
+            self._failures = unfinished
+            log.warning(
+                "The last run ended in the middle of an update%s; the next one begins in %s.",
+                f", as did {unfinished - 1} before it" if unfinished > 1 else "",
+                duration_text(pause),
+            )
+        return pause
+
+    # What is tried, and what a failure means
+
+    async def _attempt_pull(self, *, accept: bool) -> float:
         """Pull; what goes wrong is said in one line, with what stays protected and when it is tried again. Gives the
         seconds until the next one."""
         self._unreachable = False
         try:
-            await self._pull()
-        except SikkerGuardError as error:
+            async with self._marked():
+                await self._pull(accept=accept)
+        except (SikkerGuardError, MemoryError) as caught:
+            error = _told_apart(caught)
             self._failures += 1
             self._unreachable = isinstance(error, FetchError) and error.retryable and error.retry_after is None
             pause = next_try(error, self._failures, random.random)
-            if isinstance(error, ListError):
-                await self._remember_pull(error.signs if isinstance(error, HeldBackError) else frozenset())
+            await self._note_refusal(error, SIKKERAPI)
+            self._troubles[SIKKERAPI] = as_sentence(error)
             self._report_failure(error, pause)
             self._pulled(str(error))
             return pause
         self._failures = 0
+        self._troubles.pop(SIKKERAPI, None)
         self._pulled("")
         return next_pull(self._settings().pull_interval, random.random)
 
@@ -150,13 +221,65 @@ class Puller:
         well. The rhythm of the pulls is not touched by it."""
         try:
             await self._readmit()
-        except SikkerGuardError as error:
+        except (SikkerGuardError, MemoryError) as caught:
+            error = _told_apart(caught)
             pause = next_try(error, 1, random.random)
             self._report_failure(error, pause)
             return pause
         return math.inf
 
+    async def _attempt_file(self, *, accept: bool) -> float:
+        """Bring the local file's present content in force, if it is another one. It needs no answer of SikkerAPI's.
+        Gives the seconds until it has to be tried again, for ever where only another file can help."""
+        if self.in_force is None and self._state().protecting:
+            # The kernel blocks by a list that is not known in full: what takes its place must have SikkerAPI's part.
+            return math.inf
+        try:
+            change = await self._file_change()
+            if change is None:
+                self._file_told("")
+                return math.inf
+            async with self._marked():
+                await self._update([change], accept=accept, quota_remaining=self._state().quota_remaining)
+        except (SikkerGuardError, MemoryError) as caught:
+            error = _told_apart(caught)
+            self._file_failures += 1
+            await self._note_refusal(error, LOCAL_FILE)
+            final = isinstance(error, ListError) and not isinstance(error, HeldBackError)
+            pause = math.inf if final else next_try(error, self._file_failures, random.random)
+            self._file_told(f"{as_sentence(error)}; {self._file_stays()}", "" if final else duration_text(pause))
+            return pause
+        self._file_failures = 0
+        self._file_told("")
+        return math.inf
+
+    @asynccontextmanager
+    async def _marked(self) -> AsyncIterator[None]:
+        """Have it on disk that an update is under way. A process that dies of one is not to try it again at once."""
+        await self._remember(replace(self._memory, unfinished=self._memory.unfinished + 1))
+        try:
+            yield
+        except asyncio.CancelledError:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._remember(replace(self._memory, unfinished=0)), _LAST_SECONDS)
+            raise
+        finally:
+            self._memory = replace(self._memory, unfinished=0)
+        await self._remember(self._memory)
+
+    async def _note_refusal(self, error: SikkerGuardError, name: str) -> None:
+        """Remember for which signs a version was held back; any other refusal ends that. What could not be had at all
+        says nothing."""
+        memory = self._memory
+        if isinstance(error, ListError):
+            signs = error.signs if isinstance(error, HeldBackError) else frozenset[str]()
+            refused = error.source or name
+            if refused in memory.sources:
+                memory = memory.with_source(refused, memory.of(refused).with_held_back(signs))
+        await self._remember(memory)
+
     def _pulled(self, failure: str) -> None:
+        self._show_lists()
         self._change(last_pull=Attempt(time.time(), failure), pulls=self._state().pulls + 1, pulling=False)
 
     def _report_failure(self, error: SikkerGuardError, pause: float) -> None:
@@ -168,30 +291,52 @@ class Puller:
             stays = "no list is in force yet" if not self._state().protecting else "what the kernel blocks stays"
         log.error("%s; %s; next try in %s.", as_sentence(error), stays, duration_text(pause))
 
-    async def _pull(self) -> None:
+    def _file_told(self, trouble: str, again: str = "") -> None:
+        """Say what is the matter with the local file, once."""
+        if trouble and trouble != self._troubles.get(LOCAL_FILE):
+            log.error("%s; %s.", trouble, f"next try in {again}" if again else "it is read again when it has changed")
+        self._troubles.pop(LOCAL_FILE, None)
+        if trouble:
+            self._troubles[LOCAL_FILE] = trouble
+        self._show_lists()
+
+    def _file_stays(self) -> str:
+        known = self._memory.of(LOCAL_FILE).versions if self._content_of(LOCAL_FILE) else ()
+        if not known:
+            return "nothing is blocked by it, and everything else stays"
+        age = duration_text(time.time() - known[-1].taken_at)
+        return f"its version of {age} ago ({known[-1].extent.entries} entries) stays in force"
+
+    # What is done
+
+    async def _pull(self, *, accept: bool) -> None:
         config = self._settings()
-        # Whatever becomes of this pull, the wish to accept what it brings is for no other.
-        accept = not config.dry_run and self._edges.store.take_acceptance()
         if self._api is None or self._api[0] is not config:
             # In a thread, as are the probes: what they import takes a while to read.
             self._api = config, await asyncio.to_thread(self._edges.make_api, config)
         api = self._api[1]
         self._keeper.api_addresses = await api.addresses() or self._keeper.api_addresses
         await self._keeper.follow_host()
-        cycle = await self._cycle(config)
-        pulled = await cycle.pull(config, api)
+        change, remaining = await fetch(config, api, self._progress)
+        changes = [change]
+        if self.in_force is None and (of_file := await self._file_change_or_none()) is not None:
+            changes.append(of_file)
+        await self._update(changes, accept=accept, quota_remaining=remaining)
+
+    async def _update(self, changes: list[Change], *, accept: bool, quota_remaining: int | None) -> None:
+        config = self._settings()
         allowlist = self._keeper.allowlist
-        in_force = await cycle.put_in_force(
-            pulled,
+        cycle = await self._cycle(config)
+        in_force, memory = await cycle.put_in_force(
+            changes,
             allowlist,
             self.in_force,
-            self._baseline(),
-            max_growth=config.max_growth,
+            self._memory,
             accept=accept,
             api_addresses=self._keeper.api_addresses,
         )
-        self._change(quota_remaining=pulled.quota_remaining)
-        await self._remember_pull(frozenset())
+        self._change(quota_remaining=quota_remaining)
+        self._memory = memory
         await self._committed(in_force, allowlist)
 
     async def _readmit(self) -> None:
@@ -201,22 +346,48 @@ class Puller:
         allowlist = self._keeper.allowlist
         await self._committed(await cycle.readmit(self.in_force, allowlist, self._keeper.api_addresses), allowlist)
 
+    async def _file_change(self) -> Change | None:
+        """The local file's new version, or that it is no longer wanted; None where nothing has changed.
+
+        Raises:
+            ListError: the file can't be read.
+        """
+        path = self._settings().custom_blacklist
+        known = self._content_of(LOCAL_FILE)
+        if path is None:
+            return Change(LOCAL_FILE) if known else None
+        change = await read_file(path, self._edges.list_file)
+        if known and await asyncio.to_thread(merge_content, known) == change.content:
+            return None
+        if not known and not change.content:
+            return None
+        return change
+
+    async def _file_change_or_none(self) -> Change | None:
+        """The same where SikkerAPI's list must not wait for it."""
+        try:
+            return await self._file_change()
+        except (ListError, MemoryError) as caught:
+            self._file_told(f"{as_sentence(_told_apart(caught))}; {self._file_stays()}")
+            return None
+
+    def _content_of(self, name: str) -> list[Blocklist]:
+        """The generations of a source in force; empty without."""
+        if self.in_force is None:
+            return []
+        return [source.content for source in self.in_force.verified.content_of(name)]
+
     async def _cycle(self, config: Config) -> Cycle:
-        return Cycle(
+        trial = Trial(
             self._edges.kernel,
             self._owner,
             await asyncio.to_thread(self._edges.make_probes, config),
+            self._edges.connections,
+            self._watch_drops,
             on_trial=lambda running: self._change(on_trial=running),
             progress=self._progress,
         )
-
-    def _baseline(self) -> Baseline | None:
-        if self.in_force is None:
-            return None
-        verified = self.in_force.verified
-        held_back = self._edges.store.load_pulls().get("heldBack", [])
-        signs = frozenset(map(str, held_back)) if isinstance(held_back, list) else frozenset[str]()
-        return Baseline(verified.size, verified.fingerprint, verified.terminated, signs)
+        return Cycle(trial, Limits(config.max_growth, config.max_coverage), self._said_of_connections)
 
     async def _committed(self, in_force: InForce, allowlist: Allowlist) -> None:
         self.in_force = in_force
@@ -232,16 +403,69 @@ class Puller:
                     "for a new pull. Make room or mend the state directory.",
                     error,
                 )
-        self._live(in_force.admitted.blocklist, in_force.verified.verified_at)
+        self._show_lists()
+        self._live(in_force)
 
-    async def _remember_pull(self, held_back: frozenset[str]) -> None:
+    def _show_lists(self) -> None:
+        names = sorted(self._memory.sources.keys() | self._troubles.keys(), reverse=True)
+        lists = []
+        for name in names:
+            versions = self._memory.of(name).versions if self._content_of(name) else ()
+            extent = versions[-1].extent if versions else None
+            lists.append(
+                SourceStatus(
+                    name,
+                    entries=extent.entries if extent else 0,
+                    taken_at=versions[-1].taken_at if versions else None,
+                    covered_v4=extent.share(Family.V4) if extent else 0.0,
+                    covered_v6=extent.share(Family.V6) if extent else 0.0,
+                    trouble=self._troubles.get(name, ""),
+                )
+            )
+        self._change(lists=tuple(lists))
+        if self.in_force is not None:
+            extent = self.in_force.extent
+            self._change(
+                covered_v4=extent.share(Family.V4),
+                covered_v6=extent.share(Family.V6),
+                left_out=tuple(map(str, self.in_force.verified.left_out)),
+            )
+
+    async def _take_acceptance(self) -> bool:
+        if self._settings().dry_run:
+            return False
+        return await asyncio.to_thread(self._edges.store.take_acceptance)
+
+    async def _remember(self, memory: PullMemory) -> None:
+        self._memory = memory
         if self._settings().dry_run:
             return
         try:
-            await asyncio.to_thread(self._edges.store.save_pulls, {"heldBack": sorted(held_back)})
+            await asyncio.to_thread(self._edges.store.save_pulls, memory.as_json())
         except OSError as error:
-            log.warning("The state directory can't be written (%s); a list held back twice will not be taken.", error)
+            if str(error) != self._disk_trouble:
+                log.warning(
+                    "The state directory can't be written (%s); after a restart, the next list is measured by an older "
+                    "one.",
+                    error,
+                )
+            self._disk_trouble = str(error)
+        else:
+            self._disk_trouble = ""
 
     def _want_readmission(self) -> None:
         self._readmission_wanted = True
         self._work_wanted.set()
+
+
+async def _after(attempt: Coroutine[Any, Any, float]) -> float:
+    """When to try again: so many seconds after the attempt's end, on the monotonic clock."""
+    pause = await attempt
+    return time.monotonic() + pause
+
+
+def _told_apart(caught: SikkerGuardError | MemoryError) -> SikkerGuardError:
+    """The error as one of ours."""
+    if isinstance(caught, SikkerGuardError):
+        return caught
+    return ListError("there is not enough memory for the list; give the service more, or block fewer addresses")

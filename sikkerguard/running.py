@@ -14,6 +14,7 @@ from sikkerguard.edges import logs, modules
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
+from sikkerguard.edges.listfile import ListFile
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.store import Store
@@ -87,6 +88,8 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
     return Edges(
         kernel=_kernel(config),
         store=store,
+        list_file=ListFile(),
+        connections=_connections(),
         counts=Counts(database) if database else None,
         outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
@@ -128,6 +131,15 @@ def _kernel(config: Config) -> KernelFace:
     from sikkerguard.edges.kernel import Kernel
 
     return Kernel()
+
+
+class _NoFlows:
+    def flows(self, covers=None):
+        return ()
+
+
+def _connections():
+    return _NoFlows()
 
 
 @lru_cache(maxsize=1)

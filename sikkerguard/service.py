@@ -77,9 +77,10 @@ class Service:
             lambda: self._config,
             lambda: self.state,
             self._change,
-            self._live,
+            lambda in_force: self._live(in_force.admitted.blocklist, in_force.verified.verified_at),
             self._tell,
             self._get_on,
+            lambda: self._counting.watch_sources(),
         )
         self._counting = Counting(
             edges.kernel, self._owner, edges.counts, config.port_map, lambda counted: self._change(counted=counted)
@@ -169,7 +170,12 @@ class Service:
             self._executor.shutdown(wait=True)
 
     def _works(self) -> list[Coroutine[Any, Any, None]]:
-        works = [self._puller.pull_forever(), self._keeper.look_forever(), self._counting.count_forever()]
+        works = [
+            self._puller.pull_forever(),
+            self._puller.watch_file_forever(),
+            self._keeper.look_forever(),
+            self._counting.count_forever(),
+        ]
         if self._reporter is not None:
             works.append(self._reporter.report_forever())
         if not self._config.dry_run:
@@ -250,7 +256,10 @@ class Service:
     def _live(self, blocklist: Blocklist, verified_at: float | None, remark: str = "") -> None:
         """This list is in force. READY means that rules are live: with the first list that is, and not before."""
         self._change(
-            blocked_v4=len(blocklist.v4), blocked_v6=len(blocklist.v6), verified_at=verified_at, protecting=True
+            blocked_v4=len(blocklist.v4),
+            blocked_v6=len(blocklist.v6),
+            verified_at=verified_at,
+            protecting=len(blocklist) > 0,
         )
         doing = "Dry run: would be blocking" if self._config.dry_run else "Blocking"
         log.info("%s", f"{doing} {len(blocklist)} IPs" + (f" ({remark})" if remark else ""))

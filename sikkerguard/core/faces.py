@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from sikkerguard.core.flows import Flow
     from sikkerguard.core.ledger import Ledger
     from sikkerguard.core.model import Allowlist, Blocklist, Count, Drain, Family, Key, ProbeResult, VerifiedList
     from sikkerguard.core.plan import Operation
@@ -49,6 +50,21 @@ class ProbesFace(Protocol):
     """The self-test's eyes."""
 
     async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]: ...
+
+
+class ListFileFace(Protocol):
+    """The file of addresses that the owner of the host keeps. `read` raises `ListError`; `stamp` differs once the file
+    has changed, and is None where there is none."""
+
+    def stamp(self, path: str) -> object: ...
+    def read(self, path: str) -> bytes: ...
+
+
+class ConnectionsFace(Protocol):
+    """Connections of this host and of what is behind it; with `covers` only those to peers for which it is true. Raises
+    `KernelError`."""
+
+    def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]: ...
 
 
 class StoreFace(Protocol):

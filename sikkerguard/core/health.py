@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import ANY
+from sikkerguard.core.model import ANY, SIKKERAPI
 from sikkerguard.core.ports import service_of
 from sikkerguard.core.protocols import PROTOCOLS, WITH_PORTS
 from sikkerguard.core.schedule import duration_text
@@ -14,7 +14,7 @@ from sikkerguard.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sikkerguard.core.model import State
+    from sikkerguard.core.model import SourceStatus, State
 
 # The kernel is looked at every 5 s; six times that without a good look is no longer a busy host.
 STALLED_SECONDS = 30.0
@@ -32,6 +32,9 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
         age = duration_text(now - state.verified_at)
         failure = state.last_pull.failure if state.last_pull else ""
         found.append(f"The list in force is {age} old: {failure or 'no pull has brought a newer one yet'}.")
+    elif state.lists and not any(source.name == SIKKERAPI and source.taken_at for source in state.lists):
+        failure = state.last_pull.failure if state.last_pull else ""
+        found.append("No list of SikkerAPI is in force yet" + (f": {failure}." if failure else "."))
     if state.trouble:
         found.append(state.trouble)
     if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:
@@ -42,7 +45,8 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
 def status(
     state: State, now: float, unhealthy: tuple[str, ...], port_map: Mapping[int, str] | None = None
 ) -> dict[str, Any]:
-    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds, "today" is the day in UTC."""
+    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds, "today" is the day in UTC, and
+    `coverage` in percent of IPv4, and of 2000::/3 counted in /64s."""
     port_map = port_map or {}
     return {
         "status": "starting" if not state.protecting and state.last_pull is None else "degraded" if unhealthy else "ok",
@@ -72,6 +76,9 @@ def status(
             "trouble": state.reports.trouble,
         },
         "allowlist": state.allowlist,
+        "coverage": {"v4": _percent(state.covered_v4), "v6": _percent(state.covered_v6)},
+        "lists": [_list(each) for each in state.lists],
+        "leftOut": list(state.left_out),
         "onTrial": state.on_trial,
         "repairs": state.repairs,
         "lastRepair": state.last_repair or None,
@@ -85,6 +92,20 @@ def status(
         "logSource": state.log_source,
         "logLost": state.log_lost,
     }
+
+
+def _list(source: SourceStatus) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "entries": source.entries,
+        "taken": _iso(source.taken_at),
+        "coverage": {"v4": _percent(source.covered_v4), "v6": _percent(source.covered_v6)},
+        "trouble": source.trouble or None,
+    }
+
+
+def _percent(share: float) -> float:
+    return float(f"{100 * share:.3g}")
 
 
 def _port(place: tuple[int, int], packets: int, port_map: Mapping[int, str]) -> dict[str, Any]:

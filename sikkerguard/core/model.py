@@ -21,17 +21,16 @@ _PIECE = 16384
 
 
 class Family(Enum):
-    """An address family: `bits` of an address, `size` of it in bytes, `floor`, the shortest prefix length that a
-    list may block (design, section 4), and `number`, the family's constant in the kernel."""
+    """An address family: `bits` of an address, `size` of it in bytes, and `number`, the family's constant in the
+    kernel."""
 
-    V4 = ("v4", 32, 8, socket.AF_INET)
-    V6 = ("v6", 128, 16, socket.AF_INET6)
+    V4 = ("v4", 32, socket.AF_INET)
+    V6 = ("v6", 128, socket.AF_INET6)
 
-    def __init__(self, label: str, bits: int, floor: int, number: int) -> None:
+    def __init__(self, label: str, bits: int, number: int) -> None:
         self.label = label
         self.bits = bits
         self.size = bits // 8
-        self.floor = floor
         self.number = int(number)
 
 
@@ -166,7 +165,7 @@ class Blocklist:
 
 
 # Reasons for which an entry is allowed, where someone asks for them.
-GATEWAY, RESOLVER, API = "default gateway", "resolver", "SikkerAPI"
+GATEWAY, RESOLVER, API, SSH = "default gateway", "resolver", "SikkerAPI", "SSH session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +214,10 @@ class Admission:
     removed: Mapping[str, int]
 
 
+# The names of the sources.
+SIKKERAPI, LOCAL_FILE = "SikkerAPI", "SIKKER_CUSTOM_BLACKLIST"
+
+
 @dataclass(frozen=True, slots=True)
 class ListedSource:
     """One list as it was read: its `name`, its canonical content, and since when it is in force (Unix seconds)."""
@@ -225,19 +228,33 @@ class ListedSource:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An address that is listed and not blocked, because with it the host lost a connection in a trial. `test` names
+    the self-test that failed."""
+
+    family: Family
+    address: int
+    test: str
+
+    def __str__(self) -> str:
+        return to_text(self.family, Prefix(self.address, self.family.bits))
+
+
+@dataclass(frozen=True, slots=True)
 class VerifiedList:
     """A list that passed a trial, as the cache keeps it.
 
-    `sources` are before the allowlist is cut out, so that a changed allowlist can be applied to them anew;
-    `verified_at` is in Unix seconds; `fingerprint` names the query and the custom list that it came from; `size` is
-    the number of entries that were blocked, and `terminated` says whether the API's list ended with a newline.
+    `sources` are before the allowlist and `left_out` are cut out, so that a changed allowlist can be applied to them
+    anew; `verified_at`, in Unix seconds, is when SikkerAPI's part passed, or all of it where it has none.
     """
 
     sources: tuple[ListedSource, ...]
     verified_at: float
-    fingerprint: str
-    size: int
-    terminated: bool = True
+    left_out: tuple[LeftOut, ...] = ()
+
+    def content_of(self, name: str) -> tuple[ListedSource, ...]:
+        """The generations of one source, oldest first."""
+        return tuple(source for source in self.sources if source.name == name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +344,19 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """One source of the list in force: its entries, when that version was taken (Unix seconds), the shares of IPv4 and
+    IPv6 that it covers, from 0 to 1, and the sentence that says why a newer version is not used, or empty."""
+
+    name: str
+    entries: int
+    taken_at: float | None
+    covered_v4: float
+    covered_v6: float
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """How the last pull went: when it ended (Unix seconds), and the sentence that says why it failed, or empty."""
 
@@ -369,6 +399,10 @@ class State:
     pulling: bool = False
     quota_remaining: int | None = None
     allowlist: str = ""
+    lists: tuple[SourceStatus, ...] = ()
+    covered_v4: float = 0.0
+    covered_v6: float = 0.0
+    left_out: tuple[str, ...] = ()
     settled_at: float | None = None
     trouble: str = ""
     repairs: int = 0

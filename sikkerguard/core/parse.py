@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Blocklist, Family, Prefix, parse_prefix
 from sikkerguard.core.ranges import Sorter, canonical
+from sikkerguard.core.special import is_shorter
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
@@ -30,25 +31,33 @@ TOLERATED_SHARE = 0.01
 # Lines of the API's list that are not addresses, ranges, comments or blank are shown up to this many.
 SAMPLE = 3
 
+# The shortest prefix lengths that a source may block: nobody's list of attackers names wider ranges, and the owner of a
+# host may know of some.
+API_FLOORS = {Family.V4: 16, Family.V6: 32}
+LOCAL_FLOORS = {Family.V4: 8, Family.V6: 16}
+
 _NOT_PLAIN = re.compile(rb"[^\n\t -~]")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a list said: its canonical content, the number of entries read (duplicates included), the lines that were
-    rejected, counted by reason, the first few of them as samples, and whether the last line ended with a newline."""
+    """The canonical content of a list; the number of entries read, duplicates included; the lines that were rejected,
+    counted by reason, `short` of them because they are ranges wider than the source may block; the first few of them as
+    samples; and whether the last line ended with a newline."""
 
     content: Blocklist
     lines: int
     rejected: Mapping[str, int]
     samples: tuple[str, ...]
     terminated: bool
+    short: int = 0
 
 
 @dataclass(slots=True)
 class _Collector:
     """Gathers entries and rejected lines; the only mutable thing here, and it never leaves this module."""
 
+    floors: Mapping[Family, int]
     v4: Sorter = field(default_factory=lambda: Sorter(Family.V4))
     v6: Sorter = field(default_factory=lambda: Sorter(Family.V6))
     v4_ranges: list[Prefix] = field(default_factory=list)
@@ -56,6 +65,7 @@ class _Collector:
     rejected: Counter[str] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
     line_number: int = 0
+    short: int = 0
 
     def add_lines(self, lines: list[str]) -> None:
         """Take each line. Plain IPv4 addresses, nearly all of a list, go through one C loop; a line that it
@@ -84,10 +94,12 @@ class _Collector:
             return None
         try:
             family, prefix = parse_prefix(text)
-            if prefix.length < family.floor:
-                raise ValueError(f"prefix shorter than /{family.floor}")
         except ValueError as error:
             return self.reject(str(error), text)
+        floor = self.floors[family]
+        if is_shorter(family, prefix, floor):
+            self.short += 1
+            return self.reject(f"wider than /{floor}", text)
         if prefix.length == family.bits:
             packed = prefix.first.to_bytes(family.size, "big")
             (v4 if family is Family.V4 else v6).append(packed)
@@ -108,14 +120,14 @@ class _Collector:
         content = Blocklist(
             canonical(Family.V4, self.v4, self.v4_ranges), canonical(Family.V6, self.v6, self.v6_ranges)
         )
-        return Parsed(content, self.entries(), dict(self.rejected), tuple(self.samples), terminated)
+        return Parsed(content, self.entries(), dict(self.rejected), tuple(self.samples), terminated, self.short)
 
 
 class ApiParser:
     """Reads the API's plain text list as it arrives, piece by piece, so that memory stays flat."""
 
     def __init__(self) -> None:
-        self._collector = _Collector()
+        self._collector = _Collector(API_FLOORS)
         self._tail = b""
 
     def feed(self, piece: bytes) -> None:
@@ -154,13 +166,15 @@ class ApiParser:
             ListError: there is no entry in it, or so many unreadable lines that it can't be a list.
         """
         self._collector.add_lines([self._tail.decode("ascii")])
-        collector, rejected = self._collector, self._collector.rejected.total()
+        collector = self._collector
+        # Ranges that are too wide can be read: whether the list may have so many is not decided here.
+        rejected = collector.rejected.total() - collector.short
         if rejected > TOLERATED_SHARE * (collector.entries() + rejected):
             raise ListError(
                 f"the answer is not a list of addresses: {rejected} of {collector.entries() + rejected} lines "
                 f"can't be used ({'; '.join(collector.samples)})"
             )
-        if not collector.entries():
+        if not collector.entries() and not collector.short:
             raise ListError(
                 "the answer has no address in it; an empty list is an error of the API, never the news that there "
                 "are no attackers"
@@ -172,13 +186,18 @@ def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
     """Read a list that a person keeps: the networks, and one sentence for each line that was skipped.
 
     Carriage returns, a UTF-8 byte order mark and comments behind `#` or `;` are forgiven. `name` is the file's,
-    for the sentences.
+    for the sentences. A file of comments alone is an empty list on purpose.
+
+    Raises:
+        ListError: the file is empty, or nothing in it can be read: it was cut off, or something else wrote it.
     """
-    collector = _Collector()
+    collector = _Collector(LOCAL_FLOORS)
     skipped: list[str] = []
     v4: list[bytes] = []
     v6: list[bytes] = []
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
+    if not text.strip():
+        raise ListError(f"{name} is empty; to block nothing by it, leave a comment in it or take the setting out")
     for number, line in enumerate(text.split("\n"), start=1):
         collector.line_number = number
         reason = collector.add_line(line.partition(";")[0].strip(), v4, v6)
@@ -186,6 +205,8 @@ def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
             skipped.append(f"{name}, line {number}: {line.strip()[:60]!r} is skipped: {reason}")
     collector.v4.add(v4)
     collector.v6.add(v6)
+    if not collector.entries() and collector.rejected:
+        raise ListError(f"nothing in {name} can be read ({'; '.join(collector.samples)})")
     return collector.parsed(terminated=True), tuple(skipped)
 
 

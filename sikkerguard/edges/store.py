@@ -20,6 +20,7 @@ from sikkerguard.core.model import (
     Allowlist,
     Blocklist,
     Family,
+    LeftOut,
     ListedSource,
     Networks,
     Prefix,
@@ -245,10 +246,8 @@ def _encoded(verified: VerifiedList) -> bytes:
         sources.append({"name": source.name, "since": source.since, "counts": counts})
     description = {
         "verifiedAt": verified.verified_at,
-        "fingerprint": verified.fingerprint,
-        "size": verified.size,
-        "terminated": verified.terminated,
         "sources": sources,
+        "leftOut": [[str(each), each.test] for each in verified.left_out],
     }
     body = _MAGIC + json.dumps(description).encode() + b"\n" + b"".join(blobs)
     return body + _DIGEST(body).digest()
@@ -273,10 +272,14 @@ def _decoded(content: bytes) -> VerifiedList:
     return VerifiedList(
         sources=tuple(sources),
         verified_at=float(description["verifiedAt"]),
-        fingerprint=str(description["fingerprint"]),
-        size=int(description["size"]),
-        terminated=bool(description["terminated"]),
+        # Version 0.1.0 left nothing out.
+        left_out=tuple(_left_out(str(address), str(test)) for address, test in description.get("leftOut", [])),
     )
+
+
+def _left_out(text: str, test: str) -> LeftOut:
+    family, prefix = parse_prefix(text)
+    return LeftOut(family, prefix.first, test)
 
 
 def _decoded_networks(family: Family, body: bytes, offset: int, singles: int, ranges: int) -> tuple[Networks, int]:

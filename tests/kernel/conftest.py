@@ -56,16 +56,16 @@ class Guard:
 
     def logged(self, pattern: str, *, times: int = 1, seconds: float = 15.0) -> str:
         """Wait until so many lines match, and give the last of them."""
-        found = wait_for(
-            f"{pattern!r} in the log:\n{self.log()}",
-            lambda: (
-                lines
-                if len(lines := [line for line in self.log().splitlines() if re.search(pattern, line)]) >= times
-                else None
-            ),
-            seconds,
-        )
-        return found[-1]
+
+        def matching() -> list[str] | None:
+            lines = [line for line in self.log().splitlines() if re.search(pattern, line)]
+            return lines if len(lines) >= times else None
+
+        try:
+            return wait_for(repr(pattern), matching, seconds)[-1]
+        except AssertionError as error:
+            # The log as it is now, and not as it was when the wait began.
+            raise AssertionError(f"{error}; the log:\n{self.log()}") from None
 
     def stop(self, seconds: float = 5.0) -> None:
         """SIGTERM, and a clean end within the time."""

@@ -13,12 +13,14 @@ from sikkerguard.core.model import Blocklist, Family
 from sikkerguard.core.parse import LONGEST_LINE, SAMPLE, ApiParser, Parsed, merge_content, read_custom
 from sikkerguard.errors import ListError
 from tests.unit.test_model import is_plain, texts
-from tests.unit.test_ranges import assert_well_formed, covered, some_networks
+from tests.unit.test_policy import NEVER
+from tests.unit.test_ranges import assert_well_formed, covered, some_networks, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FLOOR = {4: 8, 6: 16}
+# The shortest prefix lengths of SikkerAPI's list and of the local one, for IPv4 and IPv6.
+API, LOCAL = {4: 16, 6: 32}, {4: 8, 6: 16}
 GOOD = b"".join((b"198.51.100.%d\n" if n < 250 else b"203.0.113.%d\n") % (n % 250) for n in range(300))
 
 # What stands alone on a line that is none, and why. None of them has a byte that the API may not send.
@@ -42,11 +44,13 @@ BAD_LINES = [
     ("<p>198.51.100.4</p>", "not an address"),
     ('{"ip": "198.51.100.4"}', "not an address"),
     ("::ffff:198.51.100.4", "IPv4 written as IPv6"),
-    ("128.0.0.0/7", "prefix shorter than /8"),
-    ("0.0.0.0/0", "prefix shorter than /8"),
-    ("2000::/15", "prefix shorter than /16"),
-    ("::/0", "prefix shorter than /16"),
 ]
+# Ranges that cover too much, by what is left of them without the special ranges: those of SikkerAPI's list, ...
+TOO_WIDE = ["128.0.0.0/15", "9.0.0.0/8", "0.0.0.0/0", "192.0.0.0/14", "2001:db8::/31", "2000::/15", "::/0"]
+# ... and those of both, the same.
+TOO_WIDE_FOR_ALL = ["128.0.0.0/7", "0.0.0.0/0", "2000::/15", "::/0"]
+# What nobody blocks anyway may be as wide as it is.
+WIDE_BUT_SPECIAL = ["10.0.0.0/8", "224.0.0.0/3", "172.16.0.0/12", "198.18.0.0/15", "fc00::/7", "4000::/2", "::/3"]
 
 
 def read(*pieces: bytes) -> Parsed:
@@ -73,18 +77,26 @@ def collapsed(nets: Iterable[Any], version: int) -> list[Any]:
     return list(ipaddress.collapse_addresses(net for net in nets if net.version == version))
 
 
-def slowly(lines: list[str]) -> tuple[list[Any], int]:
-    """The networks in these lines by `ipaddress`, and how many lines are none."""
-    found, rejected = [], 0
+def is_wide(net: Any, floors: dict[int, int]) -> bool:
+    """Whether what is left of it without the special ranges has a shorter prefix length than that."""
+    family = Family.V4 if net.version == 4 else Family.V6
+    return any(piece.prefixlen < floors[net.version] for piece in without([net], NEVER[family]))
+
+
+def slowly(lines: list[str], floors: dict[int, int] = API) -> tuple[list[Any], int, int]:
+    """The networks in these lines by `ipaddress`, how many lines are none, and how many are too wide."""
+    found, rejected, wide = [], 0, 0
     for line in lines:
         text = line.partition("#")[0].strip(" \t")
         if text:
             net = is_plain(text)
-            if net is None or net.prefixlen < FLOOR[net.version]:
+            if net is None:
                 rejected += 1
+            elif is_wide(net, floors):
+                wide += 1
             else:
                 found.append(net)
-    return found, rejected
+    return found, rejected, wide
 
 
 def assert_holds(content: Blocklist, nets: list[Any]) -> None:
@@ -97,6 +109,7 @@ lines_of_a_list = st.one_of(
     texts(),
     st.sampled_from(["", " ", "\t", "# a comment", " 198.51.100.7\t# why", "198.51.100.7", "2001:db8::7", "#"]),
     st.sampled_from([line for line, _ in BAD_LINES]),
+    st.sampled_from([*TOO_WIDE, *WIDE_BUT_SPECIAL]),
 ).filter(lambda line: line.isascii() and line.isprintable())
 
 
@@ -111,13 +124,13 @@ def bodies(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=200)
 @given(bodies())
 def test_a_list_is_read_as_a_slow_reader_reads_it(body: bytes) -> None:
-    nets, rejected = slowly(body.decode().split("\n"))
-    if not nets or rejected * 100 > rejected + len(nets):
+    nets, rejected, wide = slowly(body.decode().split("\n"))
+    if (not nets and not wide) or rejected * 100 > rejected + len(nets):
         assert "not a list" in refusal(body) or "no address" in refusal(body)
         return
     parsed = read(body)
     assert_holds(parsed.content, nets)
-    assert (parsed.lines, sum(parsed.rejected.values())) == (len(nets), rejected)
+    assert (parsed.lines, sum(parsed.rejected.values()), parsed.short) == (len(nets), rejected + wide, wide)
     assert parsed.terminated == body.endswith(b"\n")
 
 
@@ -144,6 +157,27 @@ def test_a_bad_line_is_skipped_and_counted_with_its_reason(line: str, reason: st
     assert parsed.samples == (f"line 301: {line!r}: {reason}",)
     assert parsed.lines == 301
     assert_holds(parsed.content, slowly((GOOD + b"203.0.113.99").decode().split("\n"))[0])
+
+
+@pytest.mark.parametrize("line", TOO_WIDE)
+def test_a_range_that_covers_too_much_is_left_out_and_counted(line: str) -> None:
+    parsed = read(GOOD + line.encode() + b"\n")
+    reason = f"wider than /{32 if ':' in line else 16}"
+    assert (parsed.rejected, parsed.short, parsed.lines) == ({reason: 1}, 1, 300)
+    assert parsed.samples == (f"line 301: {line!r}: {reason}",)
+    assert_holds(parsed.content, slowly(GOOD.decode().split("\n"))[0])
+
+
+@pytest.mark.parametrize("line", ["128.0.0.0/16", "2001:db8::/32", "192.0.0.0/16", *WIDE_BUT_SPECIAL])
+def test_a_range_is_wide_by_what_nobody_leaves_out_anyway(line: str) -> None:
+    parsed = read(GOOD + line.encode() + b"\n")
+    assert (parsed.short, parsed.lines) == (0, 301)
+
+
+def test_many_wide_ranges_are_counted_and_not_judged_here() -> None:
+    body = GOOD + b"".join(b"%d.0.0.0/8\n" % first for first in range(1, 224) if first not in (10, 127))
+    parsed = read(body)
+    assert (parsed.short, parsed.lines) == (221, 300)
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES)
@@ -289,24 +323,54 @@ def test_a_custom_list_may_look_as_editors_leave_it(content: bytes) -> None:
     assert [list(parsed.content.of(family).texts()) for family in Family] == [["198.51.100.7"], ["2001:db8::/32"]]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"# nothing yet\n", b"\xef\xbb\xbf"])
-def test_a_custom_list_may_be_empty(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"# nothing yet\n", b"; none", b"\xef\xbb\xbf# off\r\n\r\n"])
+def test_a_custom_list_of_comments_alone_is_empty_on_purpose(content: bytes) -> None:
     parsed, skipped = read_custom("mine.txt", content)
     assert (len(parsed.content), parsed.lines, skipped) == (0, 0, ())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\t", b"\xef\xbb\xbf"])
+def test_a_custom_list_of_nothing_was_not_meant(content: bytes) -> None:
+    with pytest.raises(ListError, match=r"mine\.txt is empty"):
+        read_custom("mine.txt", content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"<!DOCTYPE html>\n<h1>502 Bad Gateway</h1>\n", b"# mine\nexample.net\n", b"\0\0\0", b"0.0.0.0/0\n"],
+)
+def test_a_custom_list_of_which_nothing_can_be_read_is_an_error(content: bytes) -> None:
+    with pytest.raises(ListError, match=r"nothing in mine\.txt can be read"):
+        read_custom("mine.txt", content)
+
+
+@pytest.mark.parametrize("line", TOO_WIDE_FOR_ALL)
+def test_a_custom_list_may_have_wider_ranges_than_an_api_s(line: str) -> None:
+    content = f"198.51.100.7\n9.0.0.0/8\n2001:db8::/16\n{line}\n".encode()
+    parsed, skipped = read_custom("mine.txt", content)
+    assert (parsed.short, parsed.lines) == (1, 3)
+    assert skipped == (f"mine.txt, line 4: {line!r} is skipped: wider than /{16 if ':' in line else 8}",)
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(lines_of_a_list, max_size=12), st.sampled_from(["\n", "\r\n"]))
 def test_a_custom_list_is_read_as_a_slow_reader_reads_it(lines: list[str], newline: str) -> None:
-    nets, rejected = slowly([line.partition(";")[0] for line in lines])
-    parsed, skipped = read_custom("mine.txt", newline.join(lines).encode())
+    lines = ["# mine", *lines]
+    nets, rejected, wide = slowly([line.partition(";")[0] for line in lines], LOCAL)
+    content = newline.join(lines).encode()
+    if not nets and (rejected or wide):
+        with pytest.raises(ListError, match="nothing in"):
+            read_custom("mine.txt", content)
+        return
+    parsed, skipped = read_custom("mine.txt", content)
     assert_holds(parsed.content, nets)
-    assert (parsed.lines, len(skipped)) == (len(nets), rejected)
+    assert (parsed.lines, parsed.short, len(skipped)) == (len(nets), wide, rejected + wide)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_custom_file_is_too_strange(content: bytes) -> None:
+    content = b"198.51.100.7\n" + content
     parsed, skipped = read_custom("mine.txt", content)
     lines = content.removeprefix(b"\xef\xbb\xbf").decode(errors="replace").split("\n")
     said = [line for line in lines if line.partition(";")[0].partition("#")[0].strip()]

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Networks, Prefix, parse_prefix
+from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, LeftOut, Networks, Prefix, parse_prefix
 from sikkerguard.core.policy import (
-    Baseline,
-    HeldBackError,
     admit,
     allowed_though_listed,
     always_allowed,
     describe_removed,
-    guard,
 )
-from sikkerguard.errors import ListError
 from tests.unit.test_ranges import (
     ADDRESS,
     NETWORK,
@@ -205,6 +200,16 @@ def test_no_address_that_python_knows_to_be_special_is_blocked(number: int) -> N
         assert not blocked
 
 
+def test_what_is_left_out_is_cut_out_exactly_and_counted() -> None:
+    left_out = (LeftOut(Family.V4, 0xC6336407, "DNS"), LeftOut(Family.V6, 0x20010DB8 << 96, "API"))
+    found = admit(listing("198.51.100.0/29", "198.51.100.77", "2001:db8::"), Allowlist(), left_out)
+    assert covered(found.blocklist.v4) == [
+        *map(NETWORK[Family.V4], ("198.51.100.0/30", "198.51.100.4/31", "198.51.100.6/32", "198.51.100.77/32"))
+    ]
+    assert len(found.blocklist.v6) == 0
+    assert found.removed == {"left out after a failed self-test": 2}
+
+
 def test_the_always_allowed_ranges_are_those_of_the_design() -> None:
     assert {str(network(entry.family, entry.prefix)) for entry in always_allowed()} == {
         "127.0.0.0/8",
@@ -243,119 +248,3 @@ def test_an_own_connection_on_the_list_is_told(listed: str, allowed: str, told: 
     sentences = allowed_though_listed(listing(listed), allowlist)
     assert len(sentences) == told
     assert all(allowed in sentence and "resolver" in sentence for sentence in sentences)
-
-
-BASELINE = Baseline(size=1000, fingerprint="same", terminated=True)
-
-
-def check(
-    size: int,
-    baseline: Baseline | None = BASELINE,
-    *,
-    fingerprint: str = "same",
-    terminated: bool = True,
-    max_growth: float = 2.0,
-    accept: bool = False,
-) -> None:
-    guard(size, fingerprint, terminated, baseline, max_growth=max_growth, accept=accept)
-
-
-def held(*signs: str, terminated: bool = True) -> Baseline:
-    return Baseline(BASELINE.size, BASELINE.fingerprint, terminated, frozenset(signs))
-
-
-def signs_of(size: int, baseline: Baseline, *, terminated: bool = True) -> frozenset[str]:
-    with pytest.raises(HeldBackError) as refused:
-        check(size, baseline, terminated=terminated)
-    assert "--accept" in str(refused.value)
-    assert refused.value.signs
-    return refused.value.signs
-
-
-@pytest.mark.parametrize("baseline", [None, BASELINE, Baseline(0, "same", True)])
-@pytest.mark.parametrize("accept", [False, True])
-def test_an_empty_list_is_never_taken(baseline: Baseline | None, accept: bool) -> None:
-    with pytest.raises(ListError) as refused:
-        check(0, baseline, fingerprint="other", accept=accept)
-    assert not isinstance(refused.value, HeldBackError)
-
-
-@pytest.mark.parametrize("size", [100, 999, 1000, 1001, 2000])
-def test_a_list_of_a_likely_size_is_taken(size: int) -> None:
-    check(size)
-
-
-def test_growth_beyond_belief_is_refused_however_often_it_comes() -> None:
-    seen = signs_of(99, BASELINE) | signs_of(1000, BASELINE, terminated=False)
-    with pytest.raises(ListError, match=r"1000 to 2001 .*--accept.*SIKKER_MAX_GROWTH") as refused:
-        check(2001, held(*seen), terminated=False)
-    assert not isinstance(refused.value, HeldBackError)
-
-
-@pytest.mark.parametrize("growth", [1.5, 2.0, 3.0, 10.0])
-@settings(deadline=None)
-@given(size=st.integers(1, 10**7), before=st.integers(1, 10**6))
-def test_growth_is_measured_against_the_limit(size: int, before: int, growth: float) -> None:
-    grown = size > before * Fraction(growth)
-    shrunk = size < Fraction(before, 10)
-    try:
-        check(size, Baseline(before, "same", True), max_growth=growth)
-    except HeldBackError:
-        assert shrunk
-    except ListError:
-        assert grown
-    else:
-        assert not grown
-        assert not shrunk
-
-
-def test_a_list_that_shrank_is_held_back_and_then_believed() -> None:
-    signs = signs_of(99, BASELINE)
-    check(99, held(*signs))
-    check(42, held(*signs))
-
-
-def test_a_list_that_was_cut_off_is_held_back_and_then_believed() -> None:
-    signs = signs_of(1000, BASELINE, terminated=False)
-    check(1000, held(*signs), terminated=False)
-
-
-def test_a_list_that_never_ended_with_a_newline_is_not_cut_off() -> None:
-    check(1000, held(terminated=False), terminated=False)
-
-
-def test_only_a_sign_that_was_seen_is_believed() -> None:
-    shrunk, cut_off = signs_of(99, BASELINE), signs_of(1000, BASELINE, terminated=False)
-    assert not shrunk & cut_off
-    assert signs_of(99, held(*cut_off)) == shrunk
-    assert signs_of(1000, held(*shrunk), terminated=False) == cut_off
-    # What shows both is believed when both were seen; one of them alone is then no news either.
-    both = signs_of(99, BASELINE, terminated=False)
-    assert both == shrunk | cut_off
-    assert signs_of(99, held(*shrunk), terminated=False) == both
-    assert signs_of(99, held(*cut_off), terminated=False) == both
-    check(99, held(*both))
-    check(1000, held(*both), terminated=False)
-
-
-def test_a_refusal_says_all_that_is_wrong() -> None:
-    with pytest.raises(HeldBackError, match=r"shrank from 1000 to 99 .*middle of a line"):
-        check(99, terminated=False)
-
-
-@settings(deadline=None)
-@given(size=st.integers(1, 2000), terminated=st.booleans(), before=st.booleans())
-def test_the_same_held_back_list_is_believed_by_its_second_pull(size: int, terminated: bool, before: bool) -> None:
-    try:
-        check(size, held(terminated=before), terminated=terminated)
-    except HeldBackError as refused:
-        check(size, held(*refused.signs, terminated=before), terminated=terminated)
-
-
-@pytest.mark.parametrize("size", [1, 99, 2001, 10**6])
-@pytest.mark.parametrize("terminated", [False, True])
-def test_what_can_not_be_compared_or_is_accepted_is_taken(size: int, terminated: bool) -> None:
-    check(size, None, terminated=terminated)
-    check(size, Baseline(0, "same", True), terminated=terminated)
-    check(size, fingerprint="changed", terminated=terminated)
-    check(size, accept=True, terminated=terminated)

@@ -23,6 +23,7 @@ from sikkerguard.core.model import (
     Allowlist,
     Blocklist,
     Family,
+    LeftOut,
     ListedSource,
     Prefix,
     VerifiedList,
@@ -44,7 +45,11 @@ def verified(number: int) -> VerifiedList:
         ListedSource("SikkerAPI", Blocklist(v4, v6), 1_800_000_000.25),
         ListedSource("SIKKER_CUSTOM_BLACKLIST", Blocklist(v4=v4), 1_800_000_001.5),
     )
-    return VerifiedList(sources, 1_800_000_002.125, "f" * 64, 5 + number, terminated=False)
+    left_out = (
+        LeftOut(Family.V4, 0xC6336400 + number, "DNS by 127.0.0.1"),
+        LeftOut(Family.V6, (0x20010DB8 << 96) + number, "API"),
+    )
+    return VerifiedList(sources, 1_800_000_002.125, left_out)
 
 
 OLD, NEW = verified(1), verified(2)
@@ -80,9 +85,13 @@ verified_lists = st.builds(
     VerifiedList,
     st.lists(sources, max_size=4).map(tuple),
     times,
-    st.text(max_size=64),
-    st.integers(0, 10**7),
-    st.booleans(),
+    st.lists(
+        st.one_of(
+            st.builds(LeftOut, st.just(Family.V4), st.integers(0, 2**32 - 1), st.text(max_size=20)),
+            st.builds(LeftOut, st.just(Family.V6), st.integers(0, 2**128 - 1), st.text(max_size=20)),
+        ),
+        max_size=8,
+    ).map(tuple),
 )
 
 

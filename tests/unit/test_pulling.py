@@ -1,0 +1,366 @@
+"""Pulls without a kernel, a network or a disk: what is put in force, what is refused, and when it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sikkerguard.config import Config
+from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, State, parse_prefix
+from sikkerguard.cycle import Owner
+from sikkerguard.errors import FetchError, ListError
+from sikkerguard.keeping import Keeper
+from sikkerguard.needs import Edges
+from sikkerguard.pulling import Puller
+from tests.unit.test_trial_steps import Host, Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    import pytest
+
+    from sikkerguard.core.model import VerifiedList
+    from sikkerguard.cycle import InForce
+
+CROWD = [f"198.51.{number >> 8}.{number & 255}" for number in range(100 << 8, (100 << 8) + 2000)]
+FILE = Path("/nowhere/mine.txt")
+
+
+class Store:
+    """A disk, in memory."""
+
+    def __init__(self) -> None:
+        self.list: VerifiedList | None = None
+        self.pulls: dict[str, Any] = {}
+        self.accept = False
+        self.written: list[int] = []
+
+    def save_list(self, verified: VerifiedList) -> None:
+        self.list = verified
+
+    def load_list(self) -> VerifiedList | None:
+        return self.list
+
+    def save_allowlist(self, allowlist: Allowlist) -> None:
+        pass
+
+    def load_allowlist(self) -> Allowlist:
+        return Allowlist()
+
+    def save_pulls(self, known: dict[str, Any]) -> None:
+        self.pulls = known
+        self.written.append(known["unfinished"])
+
+    def load_pulls(self) -> dict[str, Any]:
+        return self.pulls
+
+    def take_acceptance(self) -> bool:
+        accept, self.accept = self.accept, False
+        return accept
+
+
+@dataclass
+class Api:
+    """SikkerAPI: gives these lines, or raises."""
+
+    lines: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+    remaining: int | None = None
+    asked: int = 0
+    hangs: bool = False
+
+    async def addresses(self) -> tuple[str, ...]:
+        return ()
+
+    async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Api:
+        self.asked += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error is not None:
+            raise self.error
+        await sink("".join(f"{line}\n" for line in self.lines).encode())
+        return self
+
+
+@dataclass
+class File:
+    """The owner's file."""
+
+    content: bytes | None = None
+    version: int = 0
+    error: BaseException | None = None
+
+    def write(self, content: bytes | None) -> None:
+        self.content, self.version = content, self.version + 1
+
+    def stamp(self, path: str) -> object:
+        return self.version
+
+    def read(self, path: str) -> bytes:
+        if self.error is not None:
+            raise self.error
+        if self.content is None:
+            raise ListError(f"{path} can't be read (No such file or directory)")
+        return self.content
+
+
+@dataclass
+class Desk:
+    """A puller with all that it needs, and what it told."""
+
+    puller: Puller
+    kernel: Kernel
+    store: Store
+    api: Api
+    file: File
+    states: list[State]
+    live: list[InForce] = field(default_factory=list)
+    config: Config = field(default_factory=lambda: Config(api_key="sk_free_x"))
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> Any:
+        tasks = [asyncio.create_task(self.puller.pull_forever())]
+        tasks.append(asyncio.create_task(self.puller.watch_file_forever()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(outcome, asyncio.CancelledError), outcome
+
+    def has_pulled(self, times: int) -> bool:
+        return self.state.pulls == times
+
+    def pauses(self) -> float:
+        assert self.state.next_pull_at is not None
+        return self.state.next_pull_at - time.time()
+
+
+@contextmanager
+def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
+    with ThreadPoolExecutor(1) as pool:
+        owner, kernel, api, file = Owner(pool), Kernel(), Api(CROWD), File()
+        host = Host(kernel, ())
+        known = store or Store()
+        states = [State(started_at=time.time(), dry_run=False)]
+
+        def change(**changes: Any) -> None:
+            states.append(replace(states[-1], **changes))
+
+        gateway = AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY)
+        keeper = Keeper(
+            kernel,
+            owner,
+            known,
+            lambda addresses: (gateway,),
+            lambda changed: None,
+            lambda: None,
+            change,
+            lambda: None,
+        )
+        keeper.gateways = frozenset({gateway})
+        edges = Edges(
+            kernel=kernel,
+            store=known,
+            list_file=file,
+            connections=host,
+            counts=None,
+            outbox=None,
+            notifier=None,  # type: ignore[arg-type]
+            detect=lambda whitelist, addresses: (gateway,),
+            make_api=lambda config: api,
+            make_reports=None,  # type: ignore[arg-type]
+            make_probes=lambda config: host,
+            make_watch=None,  # type: ignore[arg-type]
+            open_log=lambda choice: None,
+        )
+
+        def live(in_force: InForce) -> None:
+            made.live.append(in_force)
+            change(protecting=len(in_force.admitted.blocklist) > 0)
+
+        puller = Puller(
+            edges,
+            owner,
+            keeper,
+            lambda: made.config,
+            lambda: states[-1],
+            change,
+            live,
+            lambda: None,
+            lambda: None,
+            lambda: nullcontext(frozenset()),
+        )
+        made = Desk(puller, kernel, known, api, file, states)
+        made.config = replace(made.config, **settings)
+        yield made
+
+
+def test_a_list_is_pulled_and_its_size_remembered() -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+
+    with desk() as made:
+        asyncio.run(run(made))
+        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+        assert made.state.lists[0].entries == 2000
+        assert made.state.lists[0].covered_v4 == 2000 / 2**32
+        assert made.store.written[0] == 1
+        assert made.store.written[-1] == 0
+        assert 0.9 * 86400 < made.pauses() < 1.1 * 86400
+
+
+def test_want_of_memory_is_a_failed_pull() -> None:
+    async def run(made: Desk) -> None:
+        made.api.error = MemoryError()
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.api.error = None
+            made.puller.pull_now()
+            await made.until(lambda: made.state.pulls == 2)
+
+    with desk() as made:
+        asyncio.run(run(made))
+        failed = next(state for state in made.states if state.pulls == 1)
+        assert failed.last_pull is not None
+        assert "not enough memory" in failed.last_pull.failure
+        assert len(made.live) == 1
+        assert made.store.pulls["unfinished"] == 0
+
+
+def test_want_of_memory_in_the_file_leaves_the_list(caplog: pytest.LogCaptureFixture) -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+
+    with desk(custom_blacklist=FILE) as made:
+        made.file.error = MemoryError()
+        asyncio.run(run(made))
+        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+    assert "not enough memory for the list" in caplog.text
+
+
+def test_a_process_that_dies_in_a_pull_leaves_a_mark_by_which_the_next_one_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Store()
+
+    async def die(made: Desk) -> None:
+        made.api.hangs = True
+        async with made.running():
+            await made.until(lambda: made.api.asked)
+            # What a process that is killed here leaves on the disk.
+            made.store.pulls = dict(made.store.pulls)
+            left.append(dict(made.store.pulls))
+
+    left: list[dict[str, Any]] = []
+    with desk(store) as made:
+        asyncio.run(die(made))
+    # A stop in the middle of a pull is no death.
+    assert left[0]["unfinished"] == 1
+    assert store.pulls["unfinished"] == 0
+
+    async def begin(made: Desk) -> None:
+        made.puller.load_cached()
+        async with made.running():
+            await made.until(lambda: "began" in caplog.text or "ended in the middle" in caplog.text)
+            await asyncio.sleep(0.05)
+
+    for died, longest in ((1, 60 * 1.25), (4, 60.0)):
+        store.pulls = {**left[0], "unfinished": died}
+        caplog.clear()
+        with desk(store) as made:
+            asyncio.run(begin(made))
+            assert made.api.asked == 0
+            assert 40 < made.pauses() <= longest
+        assert "The last run ended in the middle of an update" in caplog.text
+        assert (", as did 3 before it" in caplog.text) == (died == 4)
+
+
+def test_what_is_held_back_is_asked_for_again_after_a_quarter_of_an_hour() -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            for pulls in (2, 3):
+                made.api.lines = CROWD[:600]
+                made.puller.pull_now()
+                await made.until(partial(made.has_pulled, pulls))
+                pauses.append(made.pauses())
+
+    pauses: list[float] = []
+    with desk() as made:
+        asyncio.run(run(made))
+        assert 600 < pauses[0] <= 900
+        assert pauses[1] > 3600
+        assert [len(each.admitted.blocklist) for each in made.live] == [2000, 600]
+
+
+def test_the_file_is_in_force_while_sikkerapi_does_not_answer() -> None:
+    async def run(made: Desk) -> None:
+        made.api.error = FetchError("SikkerAPI says no (429)", retryable=True, quota=True)
+        made.file.write(b"203.0.113.7\n")
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.file.write(b"203.0.113.7\n203.0.113.8\n")
+            await made.until(lambda: len(made.live) == 2)
+            made.file.write(b"")
+            await made.until(lambda: made.state.lists[-1].trouble and made.state.lists[0].trouble)
+            made.file.write(b"# nobody\n")
+            await made.until(lambda: len(made.live) == 3)
+
+    with desk(custom_blacklist=FILE) as made:
+        asyncio.run(run(made))
+        assert [len(each.admitted.blocklist) for each in made.live] == [1, 2, 0]
+        assert made.api.asked == 1
+        assert not made.state.protecting
+
+
+def test_a_file_that_cannot_be_read_holds_up_nothing() -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.file.write(b"203.0.113.7\n")
+            await made.until(lambda: len(made.live) == 2)
+
+    with desk(custom_blacklist=FILE) as made:
+        asyncio.run(run(made))
+        assert [len(each.admitted.blocklist) for each in made.live] == [2000, 2001]
+
+
+def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
+    async def run(made: Desk) -> None:
+        made.file.write(b"203.0.113.7\n")
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.api.lines = CROWD[:20]
+            made.file.write(b"".join(b"203.0.%d.%d\n" % (number >> 8, number & 255) for number in range(3000)))
+            made.store.accept = True
+            made.puller.pull_now()
+            await made.until(lambda: made.state.pulls == 2)
+            assert not made.store.accept
+            made.api.lines = CROWD
+            made.puller.pull_now()
+            await made.until(lambda: made.state.pulls == 3)
+
+    with desk(custom_blacklist=FILE, max_growth=1.1) as made:
+        asyncio.run(run(made))
+        # 20 addresses are in force: their 100-fold is within what four weeks have seen, and no more is accepted.
+        assert [len(each.admitted.blocklist) for each in made.live][-2:] == [3020, 5000]
