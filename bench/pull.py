@@ -29,6 +29,7 @@ from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.core.size_guard import Limits
 from sikkerguard.cycle import Cycle, Owner, fetch
 from sikkerguard.edges.kernel import Kernel
+from sikkerguard.edges.outgoing import OutgoingWatch
 from sikkerguard.edges.store import Store
 from sikkerguard.standin.faults import Canned
 from sikkerguard.standin.server import DEMO_KEY, Standin
@@ -87,6 +88,10 @@ class NoConnections:
     def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
         """None."""
         return ()
+
+    def watch(self) -> OutgoingWatch:
+        """Packets that leave, of which there are none."""
+        return OutgoingWatch()
 
 
 async def committed(body: bytes) -> float:

@@ -17,6 +17,7 @@ from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.edges.listfile import ListFile
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.outbox import Outbox
+from sikkerguard.edges.outgoing import Connections
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
 from sikkerguard.errors import ConfigError
@@ -89,7 +90,7 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
         kernel=_kernel(config),
         store=store,
         list_file=ListFile(),
-        connections=_connections(),
+        connections=Connections(),
         counts=Counts(database) if database else None,
         outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
@@ -131,15 +132,6 @@ def _kernel(config: Config) -> KernelFace:
     from sikkerguard.edges.kernel import Kernel
 
     return Kernel()
-
-
-class _NoFlows:
-    def flows(self, covers=None):
-        return ()
-
-
-def _connections():
-    return _NoFlows()
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sikkerguard.core.connections import Explanation
-    from sikkerguard.core.faces import ConnectionsFace, KernelFace, ProbesFace
+    from sikkerguard.core.faces import ConnectionsFace, KernelFace, OutgoingFace, ProbesFace
     from sikkerguard.core.flows import Flow
     from sikkerguard.core.model import Family, ProbeResult
     from sikkerguard.cycle import Owner
@@ -163,12 +165,11 @@ class Trial:
                 for result in already_failing(before):
                     log.warning("Self-test: %s already before the trial; the list is not to blame for it.", result)
                 self.progress()
-            watch = _FlowWatch(self.connections, candidate, committed)
-            await watch.begin()
-            await self.owner.run(self.kernel.begin_trial)
-            self.on_trial(True)
-            with self.watch_drops() as dropped:
-                failed = lost(before, await self._probe_while_renewing(watch, api_addresses))
+            async with _FlowWatch(self.connections, candidate, committed) as watch:
+                await self.owner.run(self.kernel.begin_trial)
+                self.on_trial(True)
+                with self.watch_drops() as dropped:
+                    failed = lost(before, await self._probe_while_renewing(watch, api_addresses))
             if failed:
                 raise _LostError(failed, before, watch.outgoing(), _named(dropped, watch.covers))
             await self.owner.run(self.kernel.commit)
@@ -204,35 +205,60 @@ class Trial:
 
 
 class _FlowWatch:
-    """Collects the connections that this host opens, or has open, to addresses which only the candidate blocks."""
+    """Collects the connections that this host opens, or has open, to addresses which only the candidate blocks. Entered
+    before the trial begins."""
 
     def __init__(self, connections: ConnectionsFace, candidate: Blocklist, committed: Blocklist) -> None:
         self.covers = NewlyCovered(candidate, committed)
         self._connections = connections
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._packets: OutgoingFace | None = None
         self._before: tuple[Flow, ...] = ()
         self._found: dict[Flow, None] = {}
+        self._sent: dict[Flow, None] = {}
 
-    async def begin(self) -> None:
-        """Look at what there is before the trial."""
-        self._before = await self._flows() or ()
+    async def __aenter__(self) -> _FlowWatch:
+        try:
+            self._before = await asyncio.to_thread(self._connections.flows, self.covers)
+            self._packets = await asyncio.to_thread(self._stack.enter_context, self._connections.watch())
+        except KernelError as error:
+            log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._close)
 
     async def look_forever(self) -> None:
         """Until it is cancelled, or connections can't be read."""
-        while (flows := await self._flows()) is not None:
-            self._found.update((flow, None) for flow in flows)
+        while True:
+            try:
+                await asyncio.to_thread(self._look)
+            except KernelError as error:
+                log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
+                return
             await asyncio.sleep(_FLOW_SECONDS)
 
     def outgoing(self) -> tuple[Flow, ...]:
         """What this host, or something behind it, began: those first that are new, or are not answered."""
-        opened = opened_since(self._before, self._found)
+        opened = opened_since(self._before, self._found, self._sent)
         return tuple(dict.fromkeys((*opened, *(flow for flow in self._found if flow.outgoing))))
 
-    async def _flows(self) -> tuple[Flow, ...] | None:
-        try:
-            return await asyncio.to_thread(self._connections.flows, self.covers)
-        except KernelError as error:
-            log.warning("%s; what explains a failed self-test is not known.", as_sentence(error))
-            return None
+    def _look(self) -> None:
+        # A look goes on in its thread when its task is cancelled: what it reads must not be closed under it.
+        with self._lock:
+            if self._closed:
+                return
+            self._found.update((flow, None) for flow in self._connections.flows(self.covers))
+            if self._packets is not None:
+                sent = self._packets.seen()
+                self._sent.update((flow, None) for flow in sent if self.covers(flow.family, flow.peer))
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._stack.close()
 
 
 def _named(dropped: Collection[bytes], covers: Callable[[Family, int], bool]) -> tuple[str, ...]:

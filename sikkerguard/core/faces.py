@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
 
     from sikkerguard.core.flows import Flow
     from sikkerguard.core.ledger import Ledger
@@ -60,11 +61,23 @@ class ListFileFace(Protocol):
     def read(self, path: str) -> bytes: ...
 
 
+class OutgoingFace(Protocol):
+    """Packets that leave this host while it is entered. `seen` gives the flows that they open, and is to be called
+    about once a second."""
+
+    def __enter__(self) -> OutgoingFace: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def seen(self) -> frozenset[Flow]: ...
+
+
 class ConnectionsFace(Protocol):
-    """Connections of this host and of what is behind it; with `covers` only those to peers for which it is true. Raises
-    `KernelError`."""
+    """Connections of this host and of what is behind it; `flows` with `covers` gives only those to peers for which it
+    is true. Both methods, and entering the watch, raise `KernelError` and block for some seconds at most."""
 
     def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]: ...
+    def watch(self) -> OutgoingFace: ...
 
 
 class StoreFace(Protocol):

@@ -41,6 +41,10 @@ def route_wish(family: Family, address: bytes) -> bytes:
     return head + attribute(_DESTINATION, address)
 
 
+# No network is wider than this, in prefix length.
+_SHORTEST = {Family.V4: 8, Family.V6: 16}
+
+
 def is_attached(family: Family, block: bytes, start: int, end: int) -> bool:
     """Whether the route in the body of this message leads straight to a neighbour, by way of an interface and of no
     gateway. One that is as wide as no network is a way to everywhere."""
@@ -49,4 +53,4 @@ def is_attached(family: Family, block: bytes, start: int, end: int) -> bool:
     _family, length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(block, start)
     found = attributes(block, start + _ROUTE.size, end)
     straight = _DEVICE in found and not found.keys() & {_GATEWAY, _VIA, _MULTIPATH}
-    return kind == _UNICAST and length >= family.floor and straight
+    return kind == _UNICAST and length >= _SHORTEST[family] and straight

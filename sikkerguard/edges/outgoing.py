@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.openings import Openings, read_packet
 from sikkerguard.core.socket_filter import FROM_US, SNAP, TO_US, first_packets
-from sikkerguard.edges.flows import bound_udp_ports, own_addresses
+from sikkerguard.edges.flows import bound_udp_ports, own_addresses, read_flows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from sikkerguard.core.flows import Flow
+    from sikkerguard.core.model import Family
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,18 @@ _EVERY_PROTOCOL = bytes([0, 3])
 _BUFFER = 4 << 20
 # Packets taken in at a time, so that a flood holds nobody up.
 _BATCH = 10_000
+
+
+class Connections:
+    """All that can be known of this host's connections. Blocks for some seconds at most: for a thread of its own."""
+
+    def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
+        """See `read_flows`."""
+        return read_flows(covers)
+
+    def watch(self) -> OutgoingWatch:
+        """See `OutgoingWatch`."""
+        return OutgoingWatch()
 
 
 class OutgoingWatch:

@@ -53,10 +53,29 @@ class Kernel(DryRunKernel):
         self.steps.append("rollback")
 
 
+class Unwatched:
+    """Packets that leave, seen by nobody but this."""
+
+    def __init__(self, sent: Iterable[Flow]) -> None:
+        self._sent = frozenset(sent)
+
+    def __enter__(self) -> Unwatched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def seen(self) -> frozenset[Flow]:
+        return self._sent
+
+
 class Host:
     """A host whose DNS works unless its upstream is blocked by what is on trial."""
 
-    def __init__(self, kernel: Kernel, flows: Iterable[Flow], *, recovers: bool = True) -> None:
+    def __init__(
+        self, kernel: Kernel, flows: Iterable[Flow], *, recovers: bool = True, sent: Iterable[Flow] = ()
+    ) -> None:
+        self._sent = tuple(sent)
         self._kernel = kernel
         self._flows = tuple(flows)
         self._recovers = recovers
@@ -68,6 +87,9 @@ class Host:
         if self.refuses:
             raise KernelError("connections can't be read")
         return tuple(each for each in self._flows if covers is None or covers(each.family, each.peer))
+
+    def watch(self) -> Unwatched:
+        return Unwatched(self._sent)
 
     async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
         self.questions += 1
@@ -117,6 +139,18 @@ def test_what_cuts_off_an_upstream_is_tried_again_without_it() -> None:
     perform(kernel, host, work)
     assert kernel.steps == ["stage", "begin", "rollback", "stage", "begin", "commit"]
     assert kernel.committed == listing(INNOCENT, "203.0.113.1")
+
+
+def test_what_only_packets_tell_of_is_left_out_too() -> None:
+    kernel = Kernel()
+    host = Host(kernel, (), sent=[flow(UPSTREAM, port=53, established=False), flow("192.0.2.9")])
+
+    async def work(trial: Trial) -> None:
+        explanation = await trial.run(listing(UPSTREAM, INNOCENT), Blocklist(), ())
+        assert explanation is not None
+        assert explanation.shown() == UPSTREAM
+
+    perform(kernel, host, work)
 
 
 def test_whoever_only_sends_packets_is_named_and_not_left_out() -> None:
