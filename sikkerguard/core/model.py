@@ -166,7 +166,7 @@ class Blocklist:
 
 
 # Reasons for which an entry is allowed, where someone asks for them.
-GATEWAY, RESOLVER, API = "default gateway", "resolver", "SikkerAPI"
+GATEWAY, RESOLVER, API, PROXY = "default gateway", "resolver", "SikkerAPI", "proxy"
 
 
 @dataclass(frozen=True, slots=True)
