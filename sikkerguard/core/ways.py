@@ -56,11 +56,13 @@ class Proof(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known of a way's addresses: at most `MOST` `proofs`, the newest first; when others were last tried in
-    vain (`refused`); and when any was last tried (`tried_at`). Times are Unix seconds."""
+    vain (`refused`); when any was last tried (`tried_at`); and whether all that is known is of an earlier run, and so has
+    to be asked anew (`recalled`). Times are Unix seconds."""
 
     proofs: tuple[Proof, ...] = ()
     refused: Mapping[str, float] = field(default_factory=dict)
     tried_at: float = -math.inf
+    recalled: bool = False
 
 
 def is_address(text: str) -> bool:
@@ -81,8 +83,11 @@ def is_due(known: Known, resolved: Iterable[str], now: float) -> bool:
     """Whether addresses have to prove themselves before a request. `resolved` are those that the name stands for now,
     or none where it does not resolve.
 
-    At once where none of them proved itself lately: the way has moved. Where some did and others did not, once an hour.
+    At once where none of them proved itself lately, in this run: the way has moved. Where some did and others did not,
+    once an hour.
     """
+    if known.recalled:
+        return True
     fresh = {proof.address for proof in known.proofs if 0 <= now - proof.at < FRESH_SECONDS}
     wanted = set(resolved)
     if not (fresh & wanted if wanted else fresh):
@@ -94,20 +99,31 @@ def candidates(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
     """The addresses that are to prove themselves now, at most `MOST`.
 
     Half of the places are for those that did before, if there are so many, first those that the name still stands for;
-    half are for new ones. Of these the ones come first that were never tried, then those whose turn was longest ago: a
-    name with thousands of addresses is walked through, request by request.
+    half are for new ones, both families in turn. Of these the ones come first that were never tried, then those whose
+    turn was longest ago: a name with thousands of addresses is walked through, request by request.
     """
     wanted = tuple(dict.fromkeys(resolved))
     named = set(wanted)
     old = [proof.address for proof in sorted(known.proofs, key=lambda proof: (proof.address not in named, proof.at))]
     known_before = set(old)
     # In the resolver's order, but for the turns that they had.
-    fresh = sorted(
-        (address for address in wanted if address not in known_before),
-        key=lambda address: known.refused.get(address, -math.inf),
+    fresh = _in_turn(
+        sorted(
+            (address for address in wanted if address not in known_before),
+            key=lambda address: known.refused.get(address, -math.inf),
+        )
     )
     room = max(MOST // 2, MOST - len(fresh))
     return tuple([*old[:room], *fresh][:MOST])
+
+
+def _in_turn(addresses: list[str]) -> list[str]:
+    """The same with one of each family in turn, the first one's first, as long as there are both (RFC 8305, section 4):
+    where one family leads nowhere, the other must not have to wait."""
+    first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
+    other = [address for address in addresses if (":" in address) != (":" in addresses[0])]
+    turns = [address for pair in zip(first, other, strict=False) for address in pair]
+    return turns + first[len(other) :] + other[len(first) :]
 
 
 def settled(known: Known, tried: Mapping[str, bool], now: float) -> Known:
@@ -153,4 +169,4 @@ def from_record(record: Mapping[str, Any], way: Way, now: float) -> Known:
         match row:
             case [str(address), float() | int() as at] if is_address(address) and now - at < KEPT_SECONDS:
                 proofs.append(Proof(address, min(float(at), now)))
-    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]))
+    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]), recalled=True)

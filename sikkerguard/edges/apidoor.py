@@ -104,7 +104,7 @@ class ApiDoor:
             _, writer = await asyncio.open_connection(address, self.way.port, ssl=tls, server_hostname=name)
             writer.transport.abort()
         except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not SikkerAPI's: {error.verify_message}"
+            return f"its certificate is not SikkerAPI's: {error.verify_message.rstrip('.')}"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return str(error) or type(error).__name__
         return ""
