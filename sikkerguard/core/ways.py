@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sikkerguard.core.model import AllowEntry, parse_prefix
@@ -56,8 +57,8 @@ class Proof(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known of a way's addresses: at most `MOST` `proofs`, the newest first; when others were last tried in
-    vain (`refused`); when any was last tried (`tried_at`); and whether all that is known is of an earlier run, and so has
-    to be asked anew (`recalled`). Times are Unix seconds."""
+    vain (`refused`); when any was last tried (`tried_at`); and whether all of it is of an earlier run, and so has to be
+    asked anew (`recalled`). Times are Unix seconds."""
 
     proofs: tuple[Proof, ...] = ()
     refused: Mapping[str, float] = field(default_factory=dict)
@@ -106,24 +107,23 @@ def candidates(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
     named = set(wanted)
     old = [proof.address for proof in sorted(known.proofs, key=lambda proof: (proof.address not in named, proof.at))]
     known_before = set(old)
-    # In the resolver's order, but for the turns that they had.
-    fresh = _in_turn(
-        sorted(
-            (address for address in wanted if address not in known_before),
-            key=lambda address: known.refused.get(address, -math.inf),
-        )
-    )
+
+    def turn(address: str) -> float:
+        return known.refused.get(address, -math.inf)
+
+    waiting = sorted((address for address in wanted if address not in known_before), key=turn)
+    fresh = [address for _, group in groupby(waiting, turn) for address in _alternating(list(group))]
     room = max(MOST // 2, MOST - len(fresh))
     return tuple([*old[:room], *fresh][:MOST])
 
 
-def _in_turn(addresses: list[str]) -> list[str]:
+def _alternating(addresses: list[str]) -> list[str]:
     """The same with one of each family in turn, the first one's first, as long as there are both (RFC 8305, section 4):
     where one family leads nowhere, the other must not have to wait."""
     first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
     other = [address for address in addresses if (":" in address) != (":" in addresses[0])]
-    turns = [address for pair in zip(first, other, strict=False) for address in pair]
-    return turns + first[len(other) :] + other[len(first) :]
+    pairs = [address for pair in zip(first, other, strict=False) for address in pair]
+    return pairs + first[len(other) :] + other[len(first) :]
 
 
 def settled(known: Known, tried: Mapping[str, bool], now: float) -> Known:

@@ -26,7 +26,7 @@ from sikkerguard.errors import FetchError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 USER_AGENT = f"SikkerGuard/{VERSION}"
 # Longer than the resolver library tries by itself with the usual settings (resolv.conf(5): two servers, two tries of
@@ -35,22 +35,41 @@ _RESOLVE_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 # Where there are several addresses, each has so long; the last one has all the time.
 _CONNECT_SECONDS_EACH = 3.0
+# With these nothing was sent. The last one is what httpx on Debian 12 lets through.
+_UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLCertVerificationError)
 _LARGEST_STATUS = 64 << 10
 # With these SikkerAPI says that it knows no such key, or refuses it; a request without one is answered so.
 _REFUSALS = frozenset({401, 403, 429})
 
 
+def look_up(host: str) -> Iterable[str]:
+    """The addresses of a name, without zones, as the host's own resolver has them. May hang for as long as that does.
+
+    Raises:
+        OSError, UnicodeError: it has none, or can't be a name.
+    """
+    for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+        yield str(entry[4][0]).partition("%")[0]
+
+
 class ApiDoor:
-    """The door to the API at `url`. `environment` names the proxies; `resolve_seconds` is the time limit for a look-up.
+    """The door to the API at `url`. `environment` names the proxies; `look_up`, which gives the addresses of a name,
+    and `resolve_seconds`, its time limit, are for tests to put in.
 
     Raises:
         FetchError: the proxy can't be one, or the certificates of authorities can't be read.
     """
 
     def __init__(
-        self, url: str, environment: Mapping[str, str] = os.environ, *, resolve_seconds: float = _RESOLVE_SECONDS
+        self,
+        url: str,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        look_up: Callable[[str], Iterable[str]] = look_up,
+        resolve_seconds: float = _RESOLVE_SECONDS,
     ) -> None:
         self._url = url
+        self._look_up = look_up
         self._resolve_seconds = resolve_seconds
         self._proxy = proxy_of(url, environment)
         self.way = way_of(url, environment)
@@ -74,7 +93,7 @@ class ApiDoor:
             # A look-up that hangs is waited for again, and not joined by others that would hang as well.
             self._lookup = Future()
             # Not in the loop's own threads, which are waited for at the end: a dead resolver would hold up a stop.
-            threading.Thread(target=_look_up, args=(self.way.host, self._lookup), daemon=True).start()
+            threading.Thread(target=self._resolve, args=(self._lookup,), daemon=True).start()
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
 
@@ -150,6 +169,14 @@ class ApiDoor:
         tls = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return httpx.AsyncHTTPTransport(verify=tls, trust_env=False, proxy=proxy)
 
+    def _resolve(self, answer: Future[tuple[str, ...]]) -> None:
+        try:
+            addresses = dict.fromkeys(self._look_up(self.way.host))
+        except (OSError, UnicodeError):
+            # The second is what Python makes of a name with an empty or overlong label.
+            addresses = {}
+        answer.set_result(tuple(address for address in addresses if is_address(address)))
+
     def _address_of(self, url: httpx.URL, address: str) -> httpx.URL:
         return url if self._proxy is not None else url.copy_with(host=address)
 
@@ -178,7 +205,7 @@ class _Ways(httpx.AsyncBaseTransport):
         for address in others:
             try:
                 return await self._send(request, address, _CONNECT_SECONDS_EACH)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+            except _UNCONNECTED:
                 continue
         return await self._send(request, last, _CONNECT_SECONDS)
 
@@ -199,7 +226,7 @@ class _Ways(httpx.AsyncBaseTransport):
         )
         try:
             return await self._transports[address].handle_async_request(there)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except _UNCONNECTED:
             self._failed()
             raise
 
@@ -241,16 +268,6 @@ def tls_context(name: str) -> ssl.SSLContext:
         assert isinstance(context, _OneName)
         context.name = name
     return context
-
-
-def _look_up(host: str, answer: Future[tuple[str, ...]]) -> None:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        # The second is what Python makes of a name with an empty or overlong label.
-        found = []
-    addresses = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
-    answer.set_result(tuple(address for address in addresses if is_address(address)))
 
 
 def _is_status(code: int, body: bytes) -> bool:
