@@ -32,7 +32,7 @@ _PROVE_SECONDS = 5.0
 class Door:
     """Owns what is known of the addresses. `way` says what requests connect to, without reading any library; `make`,
     called in a thread, gives the edge that connects. Without a `store` nothing is kept on disk. `clock` gives Unix
-    seconds."""
+    seconds, and `prove_seconds` is the time limit for a handshake."""
 
     def __init__(
         self,
@@ -41,12 +41,14 @@ class Door:
         keeper: Keeper,
         store: StoreFace | None,
         clock: Callable[[], float] = time.time,
+        prove_seconds: float = _PROVE_SECONDS,
     ) -> None:
         self._way_of = way
         self._make = make
         self._keeper = keeper
         self._store = store
         self._clock = clock
+        self._prove_seconds = prove_seconds
         self._opening = asyncio.Lock()
         self._way: Way | None = None
         self._known = Known()
@@ -98,7 +100,7 @@ class Door:
                 else "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL"
             )
         async with self._keeper.tentatively([entry_of(address, way.reason) for address in tried]):
-            answers = await _ask_all(door, tried)
+            answers = await _ask_all(door, tried, self._prove_seconds)
             former = self._known
             self._known = settled(former, {address: not why for address, why in answers.items()}, self._clock())
             self._show(way)
@@ -146,13 +148,13 @@ class Door:
         return self._door[1]
 
 
-async def _ask_all(door: DoorFace, addresses: tuple[str, ...]) -> dict[str, str]:
+async def _ask_all(door: DoorFace, addresses: tuple[str, ...], seconds: float) -> dict[str, str]:
     """Why each of these addresses is not genuine, or empty, by what is known when the time is up."""
     asked = {address: asyncio.create_task(door.prove(address)) for address in addresses}
     try:
-        await asyncio.wait(asked.values(), timeout=_PROVE_SECONDS)
+        await asyncio.wait(asked.values(), timeout=seconds)
         return {
-            address: task.result() if task.done() else f"it does not answer within {_PROVE_SECONDS:g} s"
+            address: task.result() if task.done() else f"it does not answer within {seconds:g} s"
             for address, task in asked.items()
         }
     finally:
