@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import ssl
@@ -27,6 +28,8 @@ from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
 
 USER_AGENT = f"SikkerGuard/{VERSION}"
 # Longer than the resolver library tries by itself with the usual settings (resolv.conf(5): two servers, two tries of
@@ -126,6 +129,9 @@ class ApiDoor:
             return f"its certificate is not SikkerAPI's: {error.verify_message.rstrip('.')}"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return str(error) or type(error).__name__
+        except Exception as error:
+            log.warning("A server that has %s's name was not understood.", self.way.host, exc_info=error)
+            return type(error).__name__
         return ""
 
     def transport(self) -> httpx.AsyncBaseTransport:

@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sikkerguard.core.model import API, PROXY
 from sikkerguard.edges.apidoor import ApiDoor
@@ -305,3 +307,33 @@ def test_an_error_of_a_proxy_does_not_tell_its_password(proxy: ProxyServer) -> N
         pulled(door, "http://api.example.net")
     assert "secret" not in str(caught.value)
     assert "secret" not in proved(door, "127.0.0.1")
+
+
+BEGINNINGS = [b"", b"HTTP/1.1 401 No\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(BEGINNINGS))
+def test_whatever_a_server_answers_it_proves_nothing_and_ends_nothing(rubbish: bytes, begin: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(begin + rubbish)
+        writer.close()
+
+    async def asked() -> list[str]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return [await ApiDoor(f"{scheme}://{NAME}:{port}", {}).prove("127.0.0.1") for scheme in ("http", "https")]
+
+    assert all(asyncio.run(asked()))
+
+
+def test_what_nobody_thought_of_is_no_proof_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(ApiDoor):
+        async def _answers(self, address: str) -> str:
+            raise KeyError(address)
+
+    assert proved(Odd("http://api.example.net", {}), "192.0.2.1") == "KeyError"
+    assert "A server that has api.example.net's name was not understood" in caplog.text
+    assert caplog.records[0].exc_info
