@@ -63,10 +63,6 @@ class Bytes:
     def __init__(self, body: bytes) -> None:
         self._body = body
 
-    async def addresses(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Bytes:
         """Hand the body on in the pieces that the real client makes."""
         for start in range(0, len(self._body), 256 << 10):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import API, GATEWAY, RESOLVER, Allowlist
+from sikkerguard.core.model import GATEWAY, RESOLVER, Allowlist, to_text
 from sikkerguard.core.policy import always_allowed
 from sikkerguard.errors import KernelError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from sikkerguard.core.faces import KernelFace, StoreFace
     from sikkerguard.core.model import AllowEntry
@@ -29,9 +29,11 @@ _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when 
 class Keeper:
     """Looks at the kernel and the host again and again, and mends what differs.
 
-    `detect` gets the API's addresses and gives what is allowed now; `changed` hears of entries that came or went, and
-    `routed` of a default gateway that came; `change` takes changes of the service's state; `alive` is called after each
-    good look. Without a `store` nothing is kept on disk.
+    `detect` gets the entries that stand for the way to SikkerAPI and gives what is allowed now; `changed` hears of
+    entries that came or went, and `routed` of a default gateway that came; `change` takes changes of the service's
+    state; `alive` is called after each good look. Without a `store` nothing is kept on disk.
+
+    `ways` are the addresses to which requests go, SikkerAPI's or a proxy's; whoever sets them has them followed.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Keeper:
         kernel: KernelFace,
         owner: Owner,
         store: StoreFace | None,
-        detect: Callable[[Iterable[str]], tuple[AllowEntry, ...]],
+        detect: Callable[[Iterable[AllowEntry]], tuple[AllowEntry, ...]],
         changed: Callable[[Iterable[AllowEntry]], None],
         routed: Callable[[], None],
         change: Callable[..., None],
@@ -59,8 +61,16 @@ class Keeper:
         self._repairs = 0
         self._kept: tuple[AllowEntry, ...] = ()
         self.gateways: frozenset[AllowEntry] = frozenset()
+        self._tentative: tuple[AllowEntry, ...] = ()
+        # What the allow sets should hold: the allowlist, and what is allowed for seconds only.
+        self._told = Allowlist()
         self.allowlist = Allowlist()
-        self.api_addresses: tuple[str, ...] = ()
+        self.ways: tuple[AllowEntry, ...] = ()
+
+    @property
+    def api_addresses(self) -> tuple[str, ...]:
+        """What the self-test connects to: the addresses of `ways`."""
+        return tuple(to_text(entry.family, entry.prefix) for entry in self.ways)
 
     def notice(self) -> None:
         """The surroundings changed: look now."""
@@ -68,9 +78,8 @@ class Keeper:
 
     async def begin(self, kept: Allowlist) -> None:
         """Find out what is allowed; `kept` is what was when the last run ended."""
-        self.api_addresses = tuple(str(entry).partition(" ")[0] for entry in kept.entries if entry.reason == API)
         self._kept = tuple(entry for entry in kept.entries if entry.reason in (GATEWAY, RESOLVER))
-        self.allowlist = await self._owner.run(self._detected)
+        self.allowlist = self._told = await self._owner.run(self._detected)
 
     async def look_forever(self) -> None:
         """Follow the host and repair our rules, every few seconds and whenever the surroundings changed."""
@@ -88,7 +97,7 @@ class Keeper:
             except KernelError as error:
                 trouble.append(as_sentence(error))
             try:
-                operations = await self._owner.run(self._kernel.settle, self.allowlist)
+                operations = await self._owner.run(self._kernel.settle, self._told)
             except KernelError as error:
                 trouble.append(as_sentence(error))
             if trouble:
@@ -109,6 +118,25 @@ class Keeper:
         async with self._following:
             await self._follow_host_alone()
 
+    @asynccontextmanager
+    async def tentatively(self, entries: Iterable[AllowEntry]) -> AsyncIterator[None]:
+        """Have these allowed in the kernel too, for as long as this lasts. They are never on the allowlist for it, nor
+        on disk: a start after a death knows nothing of them, and takes them out.
+
+        Raises:
+            KernelError: the allow sets could not be changed.
+        """
+        async with self._following:
+            await self._allow(self.allowlist, tuple(entries))
+        try:
+            yield
+        finally:
+            async with self._following:
+                try:
+                    await self._allow(self.allowlist, ())
+                except KernelError as error:
+                    log.error("%s; what was allowed for seconds is taken out by the next look.", as_sentence(error))
+
     async def keep(self) -> None:
         """Write what is allowed to disk, for `sikkerguard check` and for a start without network."""
         if self._store is None:
@@ -119,7 +147,7 @@ class Keeper:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
     def _detected(self) -> Allowlist:
-        found = (*always_allowed(), *self._detect(self.api_addresses))
+        found = (*always_allowed(), *self._detect(self.ways))
         self.gateways = frozenset(entry for entry in found if entry.reason == GATEWAY)
         if self.gateways:
             self._kept = ()
@@ -133,7 +161,7 @@ class Keeper:
             self._routed()
         if allowlist == self.allowlist:
             return
-        await self._owner.run(self._kernel.allow, allowlist)
+        await self._allow(allowlist, self._tentative)
         changed = set(allowlist.entries) ^ set(self.allowlist.entries)
         log.info("Safety whitelist: %s", allowlist.summary())
         for entry in sorted(changed, key=str):
@@ -142,6 +170,12 @@ class Keeper:
         self._change(allowlist=allowlist.summary())
         await self.keep()
         self._changed(changed)
+
+    async def _allow(self, allowlist: Allowlist, tentative: tuple[AllowEntry, ...]) -> None:
+        """Have the kernel allow just that. It is noted before it is done, so that no look in between undoes it."""
+        self._tentative = tentative
+        self._told = Allowlist(tuple(dict.fromkeys((*allowlist.entries, *tentative)))) if tentative else allowlist
+        await self._owner.run(self._kernel.allow, self._told)
 
     def _say_trouble(self, trouble: str) -> None:
         if trouble != self._trouble:

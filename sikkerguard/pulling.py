@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.faces import ApiFace
     from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, State
     from sikkerguard.cycle import Owner
+    from sikkerguard.door import Door
     from sikkerguard.keeping import Keeper
     from sikkerguard.needs import Edges
 
@@ -58,6 +59,7 @@ class Puller:
         edges: Edges,
         owner: Owner,
         keeper: Keeper,
+        door: Door,
         settings: Callable[[], Config],
         state: Callable[[], State],
         change: Callable[..., None],
@@ -69,6 +71,7 @@ class Puller:
         self._edges = edges
         self._owner = owner
         self._keeper = keeper
+        self._door = door
         self._settings = settings
         self._state = state
         self._change = change
@@ -315,7 +318,7 @@ class Puller:
             # In a thread, as are the probes: what they import takes a while to read.
             self._api = config, await asyncio.to_thread(self._edges.make_api, config)
         api = self._api[1]
-        self._keeper.api_addresses = await api.addresses() or self._keeper.api_addresses
+        await self._door.open(config)
         await self._keeper.follow_host()
         change, remaining = await fetch(config, api, self._progress)
         changes = [change]

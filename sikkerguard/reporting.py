@@ -23,7 +23,7 @@ from sikkerguard.errors import FetchError, RecordError, UnansweredError, as_sent
 from sikkerguard.sending import OutboxFace, ReportFace, Sender, on_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from sikkerguard.config import Config
     from sikkerguard.core.model import AllowEntry
@@ -46,8 +46,9 @@ _LONGEST_PAUSE = 2.0 * 86400
 
 class Reporter:
     """`report_forever` is its whole life. `config` and `allowed`, all that may never be blocked, are asked anew each
-    round, `make_api` in a thread and only when there is something to send; `tell` hears how reporting stands. `clock`
-    (Unix seconds), `chance` and `retry` are for tests to put in."""
+    round, `make_api` in a thread and only when there is something to send; `tell` hears how reporting stands. `reach`
+    is asked before that: it finds the way to SikkerAPI, says whether what may never be blocked has changed by it, and
+    raises `FetchError` where there is none. `clock` (Unix seconds), `chance` and `retry` are for tests to put in."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Reporter:
         allowed: Callable[[], Iterable[AllowEntry]],
         tell: Callable[[ReportNumbers], None],
         *,
+        reach: Callable[[Config], Awaitable[bool]] | None = None,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         retry: Callable[[SikkerGuardError, int, Callable[[], float]], float] = next_try,
@@ -66,6 +68,7 @@ class Reporter:
         self._config = config
         self._allowed = allowed
         self._tell = tell
+        self._reach = reach
         self._clock = clock
         self._chance = chance
         self._retry = retry
@@ -110,6 +113,9 @@ class Reporter:
             wait = self._not_before - self._clock()
             if 0 < wait < _LONGEST_PAUSE:
                 return min(wait, interval)
+            if await self._reached(config):
+                # SikkerAPI's own new address may be among the rows.
+                await self._gather(config)
             await self._send_all(wakes)
             self._failures, self._trouble = 0, ""
         except RecordError as error:
@@ -142,6 +148,13 @@ class Reporter:
         if self.numbers.dropped > self._dropped:
             log.warning("%s", dropped_line(self.numbers.dropped - self._dropped))
         self._dropped = self.numbers.dropped
+
+    async def _reached(self, config: Config) -> bool:
+        """Have a way to SikkerAPI where there is something to send; says whether other addresses are allowed by it."""
+        nothing = not self.numbers.waiting or self.numbers.quota_remaining == 0
+        if self._reach is None or nothing or not config.report_enabled:
+            return False
+        return await self._reach(config)
 
     async def _send_all(self, wakes: int) -> None:
         """Send requests until nothing waits, the day's quota is used up, or nobody wants it any more."""

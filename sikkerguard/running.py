@@ -8,7 +8,6 @@ import os
 import signal
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from sikkerguard.edges import logs, modules
 from sikkerguard.edges.counts import Counts
@@ -18,6 +17,7 @@ from sikkerguard.edges.listfile import ListFile
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.outgoing import Connections
+from sikkerguard.edges.proxies import way_of
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
 from sikkerguard.errors import ConfigError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import KernelFace, LogFace, ProbesFace
+    from sikkerguard.core.ways import Way
+    from sikkerguard.edges.apidoor import ApiDoor
     from sikkerguard.edges.sikkerapi import SikkerApi
     from sikkerguard.sending import ReportFace
 
@@ -95,7 +97,9 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
         outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
         detect=surroundings.detect,
-        make_api=lambda config: _client(config.api_url, config.api_key),
+        way=_way,
+        make_door=lambda config: _client(config.api_url, config.api_key)[0],
+        make_api=lambda config: _client(config.api_url, config.api_key)[1],
         make_reports=_reports,
         make_probes=_probes,
         make_watch=surroundings.ChangeWatch,
@@ -134,18 +138,25 @@ def _kernel(config: Config) -> KernelFace:
     return Kernel()
 
 
-@lru_cache(maxsize=1)
-def _client(url: str, key: str) -> SikkerApi:
-    """One for pulls and reports: the certificates of all authorities are some megabytes."""
+def _way(config: Config) -> Way:
+    return way_of(config.api_url, os.environ)
+
+
+# Two, since for a moment after new settings were read some still ask by the former.
+@lru_cache(maxsize=2)
+def _client(url: str, key: str) -> tuple[ApiDoor, SikkerApi]:
+    """One for pulls and reports, by one door: the certificates of all authorities are some megabytes."""
+    from sikkerguard.edges.apidoor import ApiDoor
     from sikkerguard.edges.sikkerapi import SikkerApi  # httpx, once the cached list blocks
 
-    return SikkerApi(url, key)
+    door = ApiDoor(url)
+    return door, SikkerApi(url, key, door=door)
 
 
 def _reports(config: Config) -> ReportFace:
     from sikkerguard.edges.reportapi import ReportApi
 
-    return ReportApi(_client(config.api_url, config.api_key))
+    return ReportApi(_client(config.api_url, config.api_key)[1])
 
 
 def _log_opener() -> Callable[[str], LogFace | None]:
@@ -163,6 +174,4 @@ def _probes(config: Config) -> ProbesFace:
     from sikkerguard.edges import surroundings
     from sikkerguard.edges.probes import Probes
 
-    parts = urlsplit(config.api_url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return Probes(surroundings.gateways, surroundings.resolvers, parts.hostname or "", port)
+    return Probes(surroundings.gateways, surroundings.resolvers, _way(config))

@@ -19,6 +19,7 @@ from sikkerguard.core.model import State
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
+from sikkerguard.door import Door
 from sikkerguard.errors import ConfigError, KernelError
 from sikkerguard.keeping import Keeper
 from sikkerguard.pulling import Puller
@@ -64,16 +65,18 @@ class Service:
             edges.kernel,
             self._owner,
             None if config.dry_run else edges.store,
-            lambda addresses: edges.detect(self._config.whitelist, addresses),
+            lambda ways: edges.detect(self._config.whitelist, ways),
             lambda changed: self._puller.allowed_changed(changed),
             lambda: self._puller.routed(),
             self._change,
             self._looked,
         )
+        self._door = Door(edges.way, edges.make_door, self._keeper, None if config.dry_run else edges.store)
         self._puller = Puller(
             edges,
             self._owner,
             self._keeper,
+            self._door,
             lambda: self._config,
             lambda: self.state,
             self._change,
@@ -94,6 +97,7 @@ class Service:
                 # The keeper follows a new whitelist only a moment later, and a report can't be taken back.
                 lambda: (*self._keeper.allowlist.entries, *self._config.whitelist),
                 lambda numbers: self._change(reports=numbers),
+                reach=self._door.open,
             )
         self._ready = False
         self._said = ""
@@ -222,6 +226,7 @@ class Service:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else. Gives
         what had to be done for that."""
         await self._counting.begin()
+        await asyncio.to_thread(self._door.begin, self._config)
         await self._keeper.begin(self._edges.store.load_allowlist())
         await asyncio.to_thread(self._puller.load_cached)
         in_force = self._puller.in_force

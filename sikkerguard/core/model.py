@@ -165,7 +165,7 @@ class Blocklist:
 
 
 # Reasons for which an entry is allowed, where someone asks for them.
-GATEWAY, RESOLVER, API, SSH = "default gateway", "resolver", "SikkerAPI", "SSH session"
+GATEWAY, RESOLVER, API, PROXY, SSH = "default gateway", "resolver", "SikkerAPI", "proxy", "SSH session"
 
 
 @dataclass(frozen=True, slots=True)

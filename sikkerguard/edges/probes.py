@@ -1,4 +1,4 @@
-"""The self-test's eyes: does the gateway answer, does DNS resolve, does the API take a connection?
+"""The self-test's eyes: does the gateway answer, does DNS resolve, does the API, or the proxy, take a connection?
 
 Each probe sends its own packets and waits for the answer to just these: a cache can't answer for a resolver that was
 cut off. What is done about a result is decided elsewhere.
@@ -13,10 +13,13 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import Family, Gateway, Outcome, ProbeResult
+from sikkerguard.core.model import PROXY, Family, Gateway, Outcome, ProbeResult
+from sikkerguard.core.ways import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+
+    from sikkerguard.core.ways import Way
 
 # Three tries, so that one lost packet on a busy line is not taken for a lock-out.
 _TRIES = 3
@@ -33,29 +36,28 @@ _NEIGHBOUR_UNASKED = 0x00 | 0x40
 
 
 class Probes:
-    """Runs every probe at once. The callables say where to look at that moment."""
+    """Runs every probe at once. The callables say where to look at that moment; `way` is what requests connect to."""
 
     def __init__(
         self,
         gateways: Callable[[], Iterable[Gateway]],
         resolvers: Callable[[], Iterable[str]],
-        api_host: str,
-        api_port: int,
+        way: Way,
     ) -> None:
         self._gateways = gateways
         self._resolvers = resolvers
-        self._api_host = api_host
-        self._api_port = api_port
+        self._way = way
 
     async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
-        """The findings, in a fixed order: gateways, resolvers, the API."""
+        """The findings, in a fixed order: gateways, resolvers, the API or the proxy, by the addresses at which requests
+        find it."""
         gateways = await asyncio.to_thread(lambda: tuple(self._gateways()))
         checks: list[Awaitable[ProbeResult]] = []
         for gateway in gateways:
             checks.append(_ping(gateway))
         for resolver in self._resolvers():
-            checks.append(_query(resolver, self._api_host))
-        checks.append(_connect(tuple(api_addresses), self._api_port))
+            checks.append(_query(resolver, self._way.host))
+        checks.append(_connect(self._way, tuple(api_addresses)[:MOST]))
         results = list(await asyncio.gather(*checks))
         # Asked last: it was the ping that made the kernel look for its neighbour.
         for gateway in gateways:
@@ -196,18 +198,20 @@ def _response_code(question: bytes, answer: bytes) -> int | None:
     return answer[3] & 0x0F
 
 
-async def _connect(addresses: tuple[str, ...], port: int) -> ProbeResult:
+async def _connect(way: Way, addresses: tuple[str, ...]) -> ProbeResult:
+    name = f"proxy {way.host} port {way.port}" if way.reason == PROXY else "API"
     if not addresses:
-        return ProbeResult("API", Outcome.FAILED, "its name does not resolve")
-    attempts = [asyncio.ensure_future(_connects(address, port)) for address in addresses]
+        return ProbeResult(name, Outcome.ABSENT, "has no address yet that is known to be genuine")
+    attempts = [asyncio.ensure_future(_connects(address, way.port)) for address in addresses]
     try:
         for attempt in asyncio.as_completed(attempts):
             if await attempt:
-                return ProbeResult("API", Outcome.PASSED, "takes connections")
+                return ProbeResult(name, Outcome.PASSED, "takes connections")
     finally:
         for pending in attempts:
             pending.cancel()
-    return ProbeResult("API", Outcome.FAILED, f"does not take connections at {', '.join(addresses)} port {port}")
+    where = ", ".join(addresses)
+    return ProbeResult(name, Outcome.FAILED, f"does not take connections at {where} port {way.port}")
 
 
 async def _connects(address: str, port: int) -> bool:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import httpx
 
+from sikkerguard.edges.apidoor import USER_AGENT, ApiDoor
 from sikkerguard.errors import FetchError, Objection
-from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 
 LARGEST_BODY = 64 << 20
-USER_AGENT = f"SikkerGuard/{VERSION}"
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MOST_REDIRECTS = 5
@@ -63,51 +57,30 @@ class _Bearer(httpx.Auth):
 
 
 class SikkerApi:
-    """A client of the API at `url` with this key. `transport`, `clock` (seconds) and `longest`, the time limit for a
-    pull in seconds, are for tests to put in."""
+    """A client of the API at `url` with this key. `door` says where its requests go, by default to whatever the
+    name stands for. `transport`, in place of a door, `clock` (seconds) and `longest`, the time limit for a pull in
+    seconds, are for tests to put in.
+
+    Raises:
+        FetchError: there can be no door.
+    """
 
     def __init__(
         self,
         url: str,
         key: str,
         *,
+        door: ApiDoor | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         longest: float = _LONGEST_PULL,
     ) -> None:
         self.url = url
         self.auth = _Bearer(key)
-        # Reading the certificates of all authorities takes a while: once, and not in the event loop.
-        self._tls = _tls_context() if url.startswith("https:") and transport is None else True
-        self._found: tuple[str, ...] | None = None
+        self._door = door if door is not None or transport is not None else ApiDoor(url)
         self._transport = transport
         self._clock = clock
         self._longest = longest
-
-    async def addresses(self) -> tuple[str, ...]:
-        """The addresses that the API's name stands for now; empty where it does not resolve."""
-        parts = urlsplit(self.url)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[str, ...]] = loop.create_future()
-
-        def hand_over(addresses: tuple[str, ...]) -> None:
-            if not answer.done():  # nobody waits any more for what was cancelled
-                answer.set_result(addresses)
-
-        def look_up() -> None:
-            try:
-                found = socket.getaddrinfo(parts.hostname, None, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError):
-                # The second is what Python makes of a name with an empty or overlong label.
-                found = []
-            addresses = tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
-                loop.call_soon_threadsafe(hand_over, addresses)
-
-        # Not in the loop's own threads, which are waited for at the end: a dead resolver would hold up a stop.
-        threading.Thread(target=look_up, daemon=True).start()
-        self._found = await answer
-        return self._found
 
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
         """Fetch the blacklist and hand its bytes to `sink`, unpacked, piece by piece.
@@ -115,10 +88,6 @@ class SikkerApi:
         Raises:
             FetchError: the list could not be had, or not whole. What `sink` raises passes through.
         """
-        if self._found == () and not getproxies():
-            raise FetchError(
-                "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL", retryable=True
-            )
         query = {"plaintext": "true", "scoreMinimum": str(score_min)}
         url = httpx.URL(f"{self.url}/v1/key/blacklist", params=query)
         try:
@@ -138,8 +107,9 @@ class SikkerApi:
         try:
             return httpx.AsyncClient(
                 timeout=TIMEOUT,
-                transport=self._transport,
-                verify=self._tls,
+                transport=self._door.transport() if self._door is not None else self._transport,
+                # Neither a proxy nor a password that the door does not know of.
+                trust_env=False,
                 headers={"User-Agent": USER_AGENT, "Accept": accept, "Accept-Encoding": packing},
             )
         except (ImportError, ValueError, OSError) as error:
@@ -207,16 +177,6 @@ async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
     `timeout` around it would let its own cancellation out instead of a `TimeoutError`, as if the service was stopped.
     """
     return await asyncio.wait_for(asyncio.create_task(work), seconds)
-
-
-def _tls_context() -> ssl.SSLContext:
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise FetchError(
-            f"the certificates of authorities can't be read ({error}); check SSL_CERT_FILE and SSL_CERT_DIR",
-            retryable=False,
-        ) from error
 
 
 def broken(error: Exception) -> str:

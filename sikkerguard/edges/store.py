@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIST, _ALLOW, _PULLS, _LOCK, _ACCEPT = "list.bin", "allowlist.json", "pulls.json", "service.lock", "accept-once"
+_WAYS = "ways.json"
 # The format's name and version; a list of another one is as unreadable as a damaged one, and is pulled anew.
 _MAGIC = b"SIKKERGUARD LIST 1\n"
 _DIGEST = hashlib.sha256
@@ -177,6 +178,15 @@ class Store:
     def load_pulls(self) -> dict[str, Any]:
         """What is known of earlier pulls; empty where nothing readable is kept."""
         known = self._json(_PULLS, {})
+        return known if isinstance(known, dict) else {}
+
+    def save_ways(self, known: dict[str, Any]) -> None:
+        """Keep at which addresses SikkerAPI, or a proxy, proved to be there, and when."""
+        self._replace(_WAYS, json.dumps(known).encode())
+
+    def load_ways(self) -> dict[str, Any]:
+        """What was last kept of them; empty where nothing readable is."""
+        known = self._json(_WAYS, {})
         return known if isinstance(known, dict) else {}
 
     def request_acceptance(self) -> None:

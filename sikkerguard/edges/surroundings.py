@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import API, GATEWAY, RESOLVER, AllowEntry, Family, Gateway, parse_prefix
+from sikkerguard.core.model import GATEWAY, RESOLVER, AllowEntry, Family, Gateway, parse_prefix
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ def ssh_peers(root: Path = Path("/")) -> tuple[str, ...]:
     return tuple(sorted(connected))
 
 
-def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tuple[AllowEntry, ...]:
+def detect(whitelist: Iterable[AllowEntry], ways: Iterable[AllowEntry]) -> tuple[AllowEntry, ...]:
     """All that is allowed because of where this host stands, in order of discovery; entries may be there twice for
-    different reasons.
+    different reasons. `ways` are the addresses to which requests for lists go.
 
     Raises:
         KernelError: routes or addresses can't be read; then nothing new may be blocked.
@@ -121,14 +121,13 @@ def detect(whitelist: Iterable[AllowEntry], api_addresses: Iterable[str]) -> tup
         *((gateway.address, GATEWAY) for gateway in gateways()),
         *((address, RESOLVER) for address in resolvers() if not address.startswith(("127.", "::1"))),
         *((address, "own address") for _, address in own_addresses()),
-        *((address, API) for address in api_addresses),
         *((address, "SSH session") for address in ssh_peers()),
     ]
     entries: dict[AllowEntry, None] = {}
     for text, reason in texts:
         with suppress(ValueError):  # a resolver's line may hold anything; what is no address can't be blocked either
             entries[AllowEntry(*parse_prefix(text), reason)] = None
-    return (*entries, *whitelist)
+    return (*entries, *ways, *whitelist)
 
 
 class ChangeWatch:

@@ -269,7 +269,7 @@ def test_check_of_an_address_that_nobody_listed_is_zero(running: Guard, address:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [f"{address} is not blocked.", "It is on no list."]
     answer = json.loads(running.cli("check", address, "--json").stdout)
-    nothing = {"listings": [], "allowed_by": None, "packets": 0, "left_out": None}
+    nothing: dict[str, object] = {"listings": [], "allowed_by": None, "packets": 0, "left_out": None}
     assert answer == {"address": address, "blocked": False, **nothing}
 
 

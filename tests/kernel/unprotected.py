@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
 
 
-def detect(whitelist: Iterable[AllowEntry], addresses: Iterable[str]) -> tuple[AllowEntry, ...]:
+def detect(whitelist: Iterable[AllowEntry], ways: Iterable[AllowEntry]) -> tuple[AllowEntry, ...]:
     """What is allowed for another reason than where this host stands."""
     return (ELSEWHERE, *whitelist)
 

@@ -36,6 +36,8 @@ FRIENDS = {
     "meter": ("ipset", "chains"),
     "ipset": ("ipset_netlink",),
     "chains": ("xtables_abi",),
+    "sikkerapi": ("apidoor",),
+    "apidoor": ("proxies",),
     "reportapi": ("sikkerapi",),
     "outbox": ("database",),
     "counts": ("database",),
@@ -44,7 +46,7 @@ FRIENDS = {
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
-    "httpx": ("sikkerapi", "reportapi"),
+    "httpx": ("sikkerapi", "reportapi", "apidoor"),
     "h11": ("web",),
     "iptc": ("chains", "xtables_abi"),
     "pyroute2": None,

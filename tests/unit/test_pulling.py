@@ -22,7 +22,7 @@ from sikkerguard.pulling import Puller
 from tests.unit.test_trial_steps import Host, Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     import pytest
 
@@ -61,6 +61,12 @@ class Store:
     def load_pulls(self) -> dict[str, Any]:
         return self.pulls
 
+    def load_ways(self) -> dict[str, Any]:
+        return {}
+
+    def save_ways(self, known: Mapping[str, Any]) -> None:
+        pass
+
     def take_acceptance(self) -> bool:
         accept, self.accept = self.accept, False
         return accept
@@ -76,9 +82,6 @@ class Api:
     asked: int = 0
     hangs: bool = False
 
-    async def addresses(self) -> tuple[str, ...]:
-        return ()
-
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Api:
         self.asked += 1
         if self.hangs:
@@ -87,6 +90,13 @@ class Api:
             raise self.error
         await sink("".join(f"{line}\n" for line in self.lines).encode())
         return self
+
+
+class Open:
+    """The way to SikkerAPI, always open."""
+
+    async def open(self, config: Config) -> bool:
+        return False
 
 
 @dataclass
@@ -184,7 +194,9 @@ def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
             counts=None,
             outbox=None,
             notifier=None,  # type: ignore[arg-type]
-            detect=lambda whitelist, addresses: (gateway,),
+            way=None,  # type: ignore[arg-type]
+            make_door=None,  # type: ignore[arg-type]
+            detect=lambda whitelist, ways: (gateway,),
             make_api=lambda config: api,
             make_reports=None,  # type: ignore[arg-type]
             make_probes=lambda config: host,
@@ -200,6 +212,7 @@ def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
             edges,
             owner,
             keeper,
+            Open(),  # type: ignore[arg-type]
             lambda: made.config,
             lambda: states[-1],
             change,

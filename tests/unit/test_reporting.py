@@ -29,7 +29,7 @@ from sikkerguard.standin.server import DEMO_KEY, Standin
 from sikkerguard.standin.tiers import FREE, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Mapping
     from pathlib import Path
 
     from sikkerguard.core.model import ReportNumbers
@@ -66,6 +66,7 @@ class Bench:
         self.sizes: list[int] = []
         self.apis = 0
         self.pauses: list[float] = []
+        self.reach: Callable[[Config], Awaitable[bool]] | None = None
         self.make_api: Callable[[Config], ReportFace] = self.api
         self.reporter = self.fresh()
 
@@ -77,6 +78,7 @@ class Bench:
             lambda: self.config,
             lambda: self.allowed,
             self.told.append,
+            reach=self.reach,
             clock=lambda: self.now,
             chance=lambda: 0.5,
             retry=self.retry,
@@ -692,6 +694,55 @@ def test_who_is_allowed_between_two_requests_is_not_reported(bench: Bench) -> No
     bench.standin._on_answer = lambda _: None
     bench.round()
     assert bench.accepted()[10_000:] == [10_000, 10_001, 10_002, 10_003]
+
+
+def test_the_way_is_looked_for_where_there_is_something_to_send_and_before_it_is_sent(bench: Bench) -> None:
+    reached: list[int] = []
+
+    async def reach(config: Config) -> bool:
+        assert config == bench.config
+        reached.append(bench.standin.record.requests_total)
+        # SikkerAPI was found at an address of which packets were blocked until now.
+        bench.allowed = allowing("2001:db8::1")
+        return True
+
+    bench.reach = reach
+    bench.fresh()
+    bench.round()
+    assert reached == []
+    bench.block({1: {SSH: 9}, 2: {SSH: 9}})
+    bench.round()
+    assert reached == [0]
+    assert bench.accepted() == [2]
+    bench.standin.set_keys([key_of(1)])
+    bench.block({number: {SSH: 9} for number in range(3, 9)})
+    bench.round()
+    assert len(reached) == 2
+    # Nor is it looked for on a day on which nothing can be sent any more, or where nothing is wanted.
+    bench.now += 3600
+    bench.round()
+    bench.config = replace(bench.config, report_enabled=False)
+    bench.round()
+    assert len(reached) == 2
+
+
+def test_without_a_way_rows_wait_and_it_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def reach(config: Config) -> bool:
+        raise FetchError("SikkerAPI's name does not resolve", retryable=True)
+
+    bench.reach = reach
+    bench.fresh()
+    bench.block({1: {SSH: 9}})
+    assert bench.round() == 5
+    assert bench.standin.record.requests_total == 0
+    assert bench.told[-1].waiting == 1
+    (line,) = lines(caplog)
+    assert line[1].startswith("SikkerAPI's name does not resolve; blocking and counting go on, 1 rows wait; next try")
+    bench.reach = None
+    bench.now += 5
+    bench.fresh()
+    bench.round()
+    assert bench.accepted() == [1]
 
 
 # What may have been accepted

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -485,9 +485,7 @@ def test_a_port_that_nobody_listens_on_is_unreachable(standin: Standin) -> None:
 
 @pytest.mark.parametrize("address", ["api..example.net", f"{'a' * 64}.example.net", "xn--a.example.net"])
 def test_a_name_that_can_be_no_name_is_an_api_that_can_not_be_had(address: str) -> None:
-    api = SikkerApi(f"http://{address}", DEMO_KEY)
-    assert asyncio.run(api.addresses()) == ()
-    refused(api)
+    refused(SikkerApi(f"http://{address}", DEMO_KEY))
 
 
 @pytest.mark.parametrize(
@@ -679,30 +677,3 @@ def test_a_pull_can_be_cancelled_and_leaves_no_connection(standin: Standin) -> N
     asyncio.run(cancelled())
     standin.stop()
     assert time.monotonic() - began < 5
-
-
-# Addresses
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://127.0.0.1:8080", ("127.0.0.1",)),
-        ("https://203.0.113.7", ("203.0.113.7",)),
-        ("http://[2001:db8::7]:80/api", ("2001:db8::7",)),
-    ],
-)
-def test_an_address_stands_for_itself(url: str, expected: tuple[str, ...]) -> None:
-    # No request is made: the transport keeps the certificates of all authorities from being read.
-    transport = httpx.MockTransport(lambda request: httpx.Response(500))
-    assert asyncio.run(SikkerApi(url, DEMO_KEY, transport=transport).addresses()) == expected
-
-
-def test_a_name_stands_for_each_of_its_addresses_once() -> None:
-    found: Any = asyncio.run(SikkerApi("http://localhost", DEMO_KEY).addresses())
-    assert "127.0.0.1" in found
-    assert len(set(found)) == len(found)
-
-
-def test_a_name_that_does_not_resolve_stands_for_nothing() -> None:
-    assert asyncio.run(SikkerApi("http://api.invalid", DEMO_KEY).addresses()) == ()

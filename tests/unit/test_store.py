@@ -149,6 +149,12 @@ def test_what_is_known_of_pulls_comes_back(store: Store) -> None:
     assert Store(store.directory).load_pulls() == {"heldBack": ["shrunk"], "n": 3}
 
 
+def test_what_is_known_of_the_way_to_sikkerapi_comes_back(store: Store) -> None:
+    assert store.load_ways() == {}
+    store.save_ways({"way": "https", "proofs": [["192.0.2.1", 1.5]]})
+    assert Store(store.directory).load_ways() == {"way": "https", "proofs": [["192.0.2.1", 1.5]]}
+
+
 def test_a_list_is_accepted_once(store: Store) -> None:
     assert not store.take_acceptance()
     Store(store.directory).request_acceptance()
@@ -161,10 +167,11 @@ def test_a_list_is_accepted_once(store: Store) -> None:
     [b"", b"{", b"\xff", b"null", b"7", b'"ab"', b"[1]", b"[[1, 2]]", b'[["198.51.100.300", "x"]]', b"[null]"],
 )
 def test_what_can_not_be_read_is_as_if_it_was_not_there(store: Store, content: bytes) -> None:
-    for name in ("allowlist.json", "pulls.json"):
+    for name in ("allowlist.json", "pulls.json", "ways.json"):
         (store.directory / name).write_bytes(content)
     assert store.load_allowlist() == Allowlist()
     assert store.load_pulls() == {}
+    assert store.load_ways() == {}
 
 
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
@@ -175,12 +182,14 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
         store.save_list(OLD)
         store.save_allowlist(Allowlist())
         store.save_pulls({})
+        store.save_ways({})
         store.request_acceptance()
     finally:
         os.umask(before)
         store.close()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.directory.iterdir()}
-    assert modes == dict.fromkeys(["list.bin", "allowlist.json", "pulls.json", "accept-once", "service.lock"], 0o600)
+    names = ["list.bin", "allowlist.json", "pulls.json", "ways.json", "accept-once", "service.lock"]
+    assert modes == dict.fromkeys(names, 0o600)
     assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
 
 
@@ -260,10 +269,15 @@ def no_room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def loaded(store: Store) -> tuple[object, ...]:
+    return store.load_list(), store.load_allowlist(), store.load_pulls(), store.load_ways()
+
+
 SAVERS: list[Callable[[Store], None]] = [
     lambda store: store.save_list(NEW),
     lambda store: store.save_allowlist(Allowlist((AllowEntry(Family.V4, Prefix(0xC6336401, 32), "default gateway"),))),
     lambda store: store.save_pulls({"heldBack": "cut off"}),
+    lambda store: store.save_ways({"proofs": [["192.0.2.1", 1.5]]}),
 ]
 
 
@@ -273,13 +287,14 @@ def test_a_write_without_room_leaves_what_was_there(store: Store, save: Callable
     store.save_list(OLD)
     store.save_allowlist(Allowlist())
     store.save_pulls({})
+    store.save_ways({})
     before = files(store)
     with pytest.raises(OSError, match="too large"), no_room(size):
         save(store)
     assert files(store) == before
-    assert (store.load_list(), store.load_allowlist(), store.load_pulls()) == (OLD, Allowlist(), {})
+    assert loaded(store) == (OLD, Allowlist(), {}, {})
     save(store)
-    assert (store.load_list(), store.load_allowlist(), store.load_pulls()) != (OLD, Allowlist(), {})
+    assert loaded(store) != (OLD, Allowlist(), {}, {})
 
 
 def test_a_disk_that_refuses_to_sync_leaves_what_was_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
