@@ -57,13 +57,13 @@ class Proof(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known of a way's addresses: at most `MOST` `proofs`, the newest first; when others were last tried in
-    vain (`refused`); when any was last tried (`tried_at`); and whether all of it is of an earlier run, and so has to be
-    asked anew (`recalled`). Times are Unix seconds."""
+    vain (`refused`); when any was last tried (`tried_at`); and whether no proof counts as fresh (`doubted`), since they
+    are of an earlier run, or nothing proved itself when it was last asked. Times are Unix seconds."""
 
     proofs: tuple[Proof, ...] = ()
     refused: Mapping[str, float] = field(default_factory=dict)
     tried_at: float = -math.inf
-    recalled: bool = False
+    doubted: bool = False
 
 
 def is_address(text: str) -> bool:
@@ -84,10 +84,9 @@ def is_due(known: Known, resolved: Iterable[str], now: float) -> bool:
     """Whether addresses have to prove themselves before a request. `resolved` are those that the name stands for now,
     or none where it does not resolve.
 
-    At once where none of them proved itself lately, in this run: the way has moved. Where some did and others did not,
-    once an hour.
+    At once where none of them proved itself lately: the way has moved. Where some did and others did not, once an hour.
     """
-    if known.recalled:
+    if known.doubted:
         return True
     fresh = {proof.address for proof in known.proofs if 0 <= now - proof.at < FRESH_SECONDS}
     wanted = set(resolved)
@@ -142,7 +141,7 @@ def settled(known: Known, tried: Mapping[str, bool], now: float) -> Known:
     proofs = sorted([*proved, *kept], key=lambda proof: -proof.at)[:MOST]
     refused = {address: at for address, at in known.refused.items() if address not in tried}
     refused |= {address: now for address, good in tried.items() if not good}
-    return Known(tuple(proofs), dict(list(refused.items())[-_MOST_REFUSED:]), now)
+    return Known(tuple(proofs), dict(list(refused.items())[-_MOST_REFUSED:]), now, doubted=not proved)
 
 
 def usable(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
@@ -169,4 +168,4 @@ def from_record(record: Mapping[str, Any], way: Way, now: float) -> Known:
         match row:
             case [str(address), float() | int() as at] if is_address(address) and now - at < KEPT_SECONDS:
                 proofs.append(Proof(address, min(float(at), now)))
-    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]), recalled=True)
+    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]), doubted=True)

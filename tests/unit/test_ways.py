@@ -75,6 +75,8 @@ def test_only_what_proved_itself_is_known_and_never_more_than_a_few(
         assert found[address] == min(before[address], NOW)
     if not proved:
         assert found.keys() == {address for address, at in before.items() if NOW - at < KEPT_SECONDS}
+    # What nobody confirmed has to prove itself before the next request, however lately it did before.
+    assert proved or is_due(after, resolved, NOW)
     assert list(after.proofs) == sorted(after.proofs, key=lambda proof: -proof.at)
     # What is used is all of that, and first what the name stands for.
     used = usable(after, resolved)
@@ -123,7 +125,7 @@ A, B, C = "192.0.2.1", "192.0.2.2", "2001:db8::3"
         pytest.param(fresh(A, age=FRESH_SECONDS), [A], True, id="it proved itself an hour ago"),
         pytest.param(fresh(A, age=FRESH_SECONDS), [], True, id="so, and DNS is down"),
         pytest.param(fresh(A, age=-1), [A], True, id="the clock was put back"),
-        pytest.param(Known((Proof(A, NOW),), {}, NOW, recalled=True), [A], True, id="that was in an earlier run"),
+        pytest.param(Known((Proof(A, NOW),), {}, NOW, doubted=True), [A], True, id="that was in an earlier run"),
     ],
 )
 def test_proof_is_asked_for_at_once_where_the_way_moved_and_else_once_an_hour(
@@ -138,7 +140,7 @@ def test_what_outlives_a_restart_is_what_is_young_enough(known: Known) -> None:
     found = from_record(record, WAY, NOW)
     expected = {proof.address: min(proof.at, NOW) for proof in known.proofs if NOW - proof.at < KEPT_SECONDS}
     assert dict(found.proofs) == expected
-    assert found.recalled
+    assert found.doubted
     assert not from_record(record, Way(API, "https", "other.example.net", 443), NOW).proofs
     assert not from_record(record, Way(PROXY, "https", "api.example.net", 443), NOW).proofs
 
