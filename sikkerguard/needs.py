@@ -19,23 +19,24 @@ if TYPE_CHECKING:
         StoreFace,
         WatchFace,
     )
-    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.core.model import AllowEntry, Family, Surroundings
     from sikkerguard.sending import OutboxFace, ReportFace
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """All that the service needs from outside. `detect` gets the whitelist and the API's addresses and gives what is
-    allowed; `make_api`, `make_reports` and `make_probes` are asked again when the configuration changes; `make_watch`
-    gets what to call when the surroundings changed; `open_log` gets the setting of the log source. `counts` and
-    `outbox` are None where nothing is to be kept or reported."""
+    """All that the service needs from outside. `detect` gets the whitelist, the API's addresses, further ports of sshd
+    and a look-up in the list in force, and gives what is allowed and the ways out; `make_api`, `make_reports` and
+    `make_probes` are asked again when the configuration changes; `make_watch` gets what to call when the surroundings
+    changed; `open_log` gets the setting of the log source. `counts` and `outbox` are None where nothing is to be kept
+    or reported."""
 
     kernel: KernelFace
     store: StoreFace
     counts: CountsFace | None
     outbox: OutboxFace | None
     notifier: NotifierFace
-    detect: Callable[[Iterable[AllowEntry], Iterable[str]], tuple[AllowEntry, ...]]
+    detect: Callable[[Iterable[AllowEntry], Iterable[str], Iterable[int], Callable[[Family, int], bool]], Surroundings]
     make_api: Callable[[Config], ApiFace]
     make_reports: Callable[[Config], ReportFace]
     make_probes: Callable[[Config], ProbesFace]

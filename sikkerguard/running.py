@@ -82,19 +82,20 @@ async def _restore(config: Config, store: Store) -> None:
 
 
 def _edges(config: Config, store: Store, database: Database | None) -> Edges:
-    from sikkerguard.edges import surroundings
+    from sikkerguard.edges.surroundings import Observer
 
+    observer = Observer()
     return Edges(
         kernel=_kernel(config),
         store=store,
         counts=Counts(database) if database else None,
         outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
-        detect=surroundings.detect,
+        detect=observer.detect,
         make_api=lambda config: _client(config.api_url, config.api_key),
         make_reports=_reports,
         make_probes=_probes,
-        make_watch=surroundings.ChangeWatch,
+        make_watch=observer.watch,
         open_log=_log_opener(),
     )
 
@@ -156,9 +157,10 @@ def _log_opener() -> Callable[[str], LogFace | None]:
 
 
 def _probes(config: Config) -> ProbesFace:
-    from sikkerguard.edges import surroundings
     from sikkerguard.edges.probes import Probes
+    from sikkerguard.edges.resolvers import resolvers
+    from sikkerguard.edges.routes import gateways
 
     parts = urlsplit(config.api_url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return Probes(surroundings.gateways, surroundings.resolvers, parts.hostname or "", port)
+    return Probes(gateways, resolvers, parts.hostname or "", port)

@@ -40,6 +40,12 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "kernlog": ("journal", "kmsg"),
+    "surroundings": ("addresses", "resolvers", "routes", "sessions", "watch"),
+    "addresses": ("rtnetlink",),
+    "neighbours": ("rtnetlink",),
+    "routes": ("rtnetlink",),
+    "watch": ("addresses", "rtnetlink"),
+    "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
