@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sikkerguard.core.model import AllowEntry, parse_prefix
+from sikkerguard.core.model import AllowEntry, Family, Interval, parse_prefix
+from sikkerguard.core.ranges import merge
 from sikkerguard.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ CREDENTIAL = "sikker_api_key"
 _DURATION = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_INTERVAL = 10.0
-# Half of what the kernel's set has room for; the host's own addresses need some of it.
+# More of them are a list, and should be ranges.
 _LONGEST_WHITELIST = 4096
+# All that is assigned of IPv6 lies in it (RFC 4291, section 2.4).
+_GLOBAL_UNICAST_V6 = Interval(0x2 << 124, (0x4 << 124) - 1)
 _LONGEST_INTERVAL = 366 * 86400.0
 _PERCENTAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%?")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -47,6 +50,7 @@ class Config:
     report_interval: float = 1800.0
     report_spoofable: bool = False
     whitelist: tuple[AllowEntry, ...] = ()
+    ssh_ports: tuple[int, ...] = ()
     dry_run: bool = False
     port_map: Mapping[int, str] = field(default_factory=dict)
     custom_blacklist: Path | None = None
@@ -70,6 +74,7 @@ VARIABLES = {
     "SIKKER_REPORT_INTERVAL": "report_interval",
     "SIKKER_REPORT_SPOOFABLE": "report_spoofable",
     "SIKKER_WHITELIST": "whitelist",
+    "SIKKER_SSH_PORTS": "ssh_ports",
     "SIKKER_DRY_RUN": "dry_run",
     "SIKKER_PORT_MAP": "port_map",
     "SIKKER_CUSTOM_BLACKLIST": "custom_blacklist",
@@ -146,6 +151,8 @@ def _written(name: str, value: object) -> str:
         return f"{value / _SECONDS[unit]:.0f}{unit}"
     if name == "whitelist" and isinstance(value, tuple):
         return ",".join(str(entry).partition(" ")[0] for entry in value)
+    if name == "ssh_ports" and isinstance(value, tuple):
+        return ",".join(map(str, value))
     if name == "port_map" and isinstance(value, dict):
         return ",".join(f"{port}={service}" for port, service in value.items())
     if name == "max_coverage" and isinstance(value, float):
@@ -321,9 +328,32 @@ def _whitelist(text: str) -> tuple[AllowEntry, ...]:
             entries.append(AllowEntry(family, prefix, "SIKKER_WHITELIST"))
         except ValueError as error:
             faults.append(f"{item!r}: {error}")
+    if not faults:
+        faults = [_half_of_all(family) for family in Family if _covers_half(family, entries)]
     if faults:
         raise ValueError("; ".join(faults))
     return tuple(entries)
+
+
+def _covers_half(family: Family, entries: list[AllowEntry]) -> bool:
+    """Whether these leave less than half of the family's addresses to be blocked."""
+    whole = _GLOBAL_UNICAST_V6 if family is Family.V6 else Interval(0, (1 << family.bits) - 1)
+    covered = sum(
+        max(0, min(last, whole.last) - max(first, whole.first) + 1)
+        for first, last in merge(
+            Interval(entry.prefix.first, entry.prefix.last(family)) for entry in entries if entry.family is family
+        )
+    )
+    return 2 * covered >= whole.last - whole.first + 1
+
+
+def _half_of_all(family: Family) -> str:
+    what = "2000::/3" if family is Family.V6 else "all IPv4 addresses"
+    return f"together the entries would allow half of {what} or more"
+
+
+def _ssh_ports(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_number(item, 1, 65535) for item in text.replace(",", " ").split()))
 
 
 def _port_map(text: str) -> Mapping[int, str]:
@@ -368,6 +398,7 @@ _READERS: dict[str, Callable[[str], dict[str, object]]] = {
     "SIKKER_REPORT_INTERVAL": _field("report_interval", _duration),
     "SIKKER_REPORT_SPOOFABLE": _field("report_spoofable", _boolean),
     "SIKKER_WHITELIST": _field("whitelist", _whitelist),
+    "SIKKER_SSH_PORTS": _field("ssh_ports", _ssh_ports),
     "SIKKER_DRY_RUN": _field("dry_run", _boolean),
     "SIKKER_PORT_MAP": _field("port_map", _port_map),
     "SIKKER_CUSTOM_BLACKLIST": _field("custom_blacklist", _custom_blacklist),

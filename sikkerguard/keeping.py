@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from sikkerguard.core.faces import KernelFace, StoreFace
-    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.core.model import AllowEntry, Gateway, Surroundings
     from sikkerguard.core.plan import Operation
     from sikkerguard.cycle import Owner
 
@@ -24,14 +25,16 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
 _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
+_SHORTEST_SECONDS = 1.0  # from one look to the next, however much changes meanwhile
 
 
 class Keeper:
     """Looks at the kernel and the host again and again, and mends what differs.
 
-    `detect` gets the entries that stand for the way to SikkerAPI and gives what is allowed now; `changed` hears of
-    entries that came or went, and `routed` of a default gateway that came; `change` takes changes of the service's
-    state; `alive` is called after each good look. Without a `store` nothing is kept on disk.
+    `detect` gets the addresses to which requests go and gives the host's surroundings; it has a thread of its own, so
+    that a host that takes long to look at keeps nobody from the kernel. `changed` hears of entries that came or went,
+    and `routed` of a way out that came; `change` takes changes of the service's state; `alive` is called after each
+    good look. Without a `store` nothing is kept on disk.
 
     `ways` are the addresses to which requests go, SikkerAPI's or a proxy's; whoever sets them has them followed.
     """
@@ -41,7 +44,7 @@ class Keeper:
         kernel: KernelFace,
         owner: Owner,
         store: StoreFace | None,
-        detect: Callable[[Iterable[AllowEntry]], tuple[AllowEntry, ...]],
+        detect: Callable[[Iterable[AllowEntry]], Surroundings],
         changed: Callable[[Iterable[AllowEntry]], None],
         routed: Callable[[], None],
         change: Callable[..., None],
@@ -55,15 +58,16 @@ class Keeper:
         self._routed = routed
         self._change = change
         self._alive = alive
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="surroundings")
         self._surroundings_changed = asyncio.Event()
         self._following = asyncio.Lock()
         self._trouble = ""
         self._repairs = 0
         self._kept: tuple[AllowEntry, ...] = ()
-        self.gateways: frozenset[AllowEntry] = frozenset()
         self._tentative: tuple[AllowEntry, ...] = ()
         # What the allow sets should hold: the allowlist, and what is allowed for seconds only.
         self._told = Allowlist()
+        self.gateways: frozenset[Gateway] = frozenset()
         self.allowlist = Allowlist()
         self.ways: tuple[AllowEntry, ...] = ()
 
@@ -79,16 +83,22 @@ class Keeper:
     async def begin(self, kept: Allowlist) -> None:
         """Find out what is allowed; `kept` is what was when the last run ended."""
         self._kept = tuple(entry for entry in kept.entries if entry.reason in (GATEWAY, RESOLVER))
-        self.allowlist = self._told = await self._owner.run(self._detected)
+        self.allowlist = self._told = await self._detected()
+
+    def close(self) -> None:
+        """End the thread that looks at the host."""
+        self._looking.shutdown(wait=True)
 
     async def look_forever(self) -> None:
         """Follow the host and repair our rules, every few seconds and whenever the surroundings changed."""
+        looked_at = time.monotonic()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._surroundings_changed.wait()
-                await asyncio.sleep(_SETTLE_SECONDS)
+                await asyncio.sleep(max(_SETTLE_SECONDS, looked_at + _SHORTEST_SECONDS - time.monotonic()))
             self._surroundings_changed.clear()
+            looked_at = time.monotonic()
             trouble: list[str] = []
             operations: tuple[Operation, ...] = ()
             # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
@@ -146,17 +156,17 @@ class Keeper:
         except OSError as error:
             log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
 
-    def _detected(self) -> Allowlist:
-        found = (*always_allowed(), *self._detect(self.ways))
-        self.gateways = frozenset(entry for entry in found if entry.reason == GATEWAY)
+    async def _detected(self) -> Allowlist:
+        found = await asyncio.get_running_loop().run_in_executor(self._looking, self._detect, self.ways)
+        self.gateways = found.gateways
         if self.gateways:
             self._kept = ()
         # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
-        return Allowlist(tuple(dict.fromkeys((*found, *self._kept))))
+        return Allowlist(tuple(dict.fromkeys((*always_allowed(), *found.allowed, *self._kept))))
 
     async def _follow_host_alone(self) -> None:
         former = self.gateways
-        allowlist = await self._owner.run(self._detected)
+        allowlist = await self._detected()
         if self.gateways - former:
             self._routed()
         if allowlist == self.allowlist:

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
         StoreFace,
         WatchFace,
     )
-    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.core.model import AllowEntry, Family, Surroundings
     from sikkerguard.core.ways import Way
     from sikkerguard.sending import OutboxFace, ReportFace
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """All that the service needs from outside. `detect` gets the whitelist and the addresses to which requests go and
-    gives what is allowed; `way` says what requests connect to, and reads nothing for it; `make_door`, `make_api`,
-    `make_reports` and `make_probes` are asked again when the configuration changes, and those of one configuration
-    share one door; `make_watch` gets what to call when the surroundings changed; `open_log` gets the setting of the log
-    source. `counts` and `outbox` are None where nothing is to be kept or reported."""
+    """All that the service needs from outside. `detect` gets the whitelist, the addresses to which requests go, further
+    ports of sshd and a look-up in the list in force, and gives what is allowed and the ways out; `way` says what
+    requests connect to, and reads nothing for it; `make_door`, `make_api`, `make_reports` and `make_probes` are asked
+    again when the configuration changes, and those of one configuration share one door; `make_watch` gets what to call
+    when the surroundings changed; `open_log` gets the setting of the log source. `counts` and `outbox` are None where
+    nothing is to be kept or reported."""
 
     kernel: KernelFace
     store: StoreFace
@@ -42,7 +43,9 @@ class Edges:
     counts: CountsFace | None
     outbox: OutboxFace | None
     notifier: NotifierFace
-    detect: Callable[[Iterable[AllowEntry], Iterable[AllowEntry]], tuple[AllowEntry, ...]]
+    detect: Callable[
+        [Iterable[AllowEntry], Iterable[AllowEntry], Iterable[int], Callable[[Family, int], bool]], Surroundings
+    ]
     way: Callable[[Config], Way]
     make_door: Callable[[Config], DoorFace]
     make_api: Callable[[Config], ApiFace]

@@ -86,8 +86,9 @@ async def _restore(config: Config, store: Store) -> None:
 
 
 def _edges(config: Config, store: Store, database: Database | None) -> Edges:
-    from sikkerguard.edges import surroundings
+    from sikkerguard.edges.surroundings import Observer
 
+    observer = Observer()
     return Edges(
         kernel=_kernel(config),
         store=store,
@@ -96,13 +97,13 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
         counts=Counts(database) if database else None,
         outbox=Outbox(database) if database else None,
         notifier=Notifier(os.environ),
-        detect=surroundings.detect,
+        detect=observer.detect,
         way=_way,
         make_door=lambda config: _client(config.api_url, config.api_key)[0],
         make_api=lambda config: _client(config.api_url, config.api_key)[1],
         make_reports=_reports,
         make_probes=_probes,
-        make_watch=surroundings.ChangeWatch,
+        make_watch=observer.watch,
         open_log=_log_opener(),
     )
 
@@ -171,7 +172,8 @@ def _log_opener() -> Callable[[str], LogFace | None]:
 
 
 def _probes(config: Config) -> ProbesFace:
-    from sikkerguard.edges import surroundings
     from sikkerguard.edges.probes import Probes
+    from sikkerguard.edges.resolvers import resolvers
+    from sikkerguard.edges.routes import gateways
 
-    return Probes(surroundings.gateways, surroundings.resolvers, _way(config))
+    return Probes(gateways, resolvers, _way(config))

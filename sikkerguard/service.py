@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core import health
-from sikkerguard.core.model import State
+from sikkerguard.core.model import Blocklist, State
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import WebFace
-    from sikkerguard.core.model import Blocklist
+    from sikkerguard.core.model import Family
     from sikkerguard.core.plan import Operation
     from sikkerguard.needs import Edges
 
@@ -65,7 +65,7 @@ class Service:
             edges.kernel,
             self._owner,
             None if config.dry_run else edges.store,
-            lambda ways: edges.detect(self._config.whitelist, ways),
+            lambda ways: edges.detect(self._config.whitelist, ways, self._config.ssh_ports, self._is_listed),
             lambda changed: self._puller.allowed_changed(changed),
             lambda: self._puller.routed(),
             self._change,
@@ -101,6 +101,7 @@ class Service:
             )
         self._ready = False
         self._said = ""
+        self._found = Blocklist()
         self.state = State(started_at=time.time(), dry_run=config.dry_run)
 
     def stop(self) -> None:
@@ -158,6 +159,7 @@ class Service:
             finally:
                 await self._owner.run(self._edges.kernel.close)
                 self._executor.shutdown(wait=True)
+                self._keeper.close()
 
     async def restore(self) -> None:
         """Block by the cached list, and leave it at that: at a boot, before the network is up.
@@ -172,6 +174,7 @@ class Service:
         finally:
             await self._owner.run(self._edges.kernel.close)
             self._executor.shutdown(wait=True)
+            self._keeper.close()
 
     def _works(self) -> list[Coroutine[Any, Any, None]]:
         works = [
@@ -233,7 +236,7 @@ class Service:
         if in_force is not None:
             blocklist = in_force.admitted.blocklist
         else:
-            blocklist = await self._owner.run(self._edges.kernel.read_committed)
+            blocklist = self._found = await self._owner.run(self._edges.kernel.read_committed)
         operations = await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
         log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
         self._change(settled_at=time.monotonic(), allowlist=self._keeper.allowlist.summary())
@@ -257,6 +260,12 @@ class Service:
             self._reporter.wake()
         self._keeper.notice()
         log.info("The configuration was read again.")
+
+    def _is_listed(self, family: Family, address: int) -> bool:
+        """Whether the list in force has this address, whether it is allowed or not. For any thread."""
+        in_force = self._puller.in_force
+        listed = self._found if in_force is None else in_force.listed
+        return listed.of(family).find(address) is not None
 
     def _live(self, blocklist: Blocklist, verified_at: float | None, remark: str = "") -> None:
         """This list is in force. READY means that rules are live: with the first list that is, and not before."""

@@ -93,6 +93,18 @@ def parse_prefix(text: str) -> tuple[Family, Prefix]:
     return family, Prefix(int.from_bytes(packed, "big") >> host_bits << host_bits, length)
 
 
+def parse_address(text: str) -> tuple[Family, int]:
+    """Read one address, to its number: the forms of `parse_prefix`, but no range.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    if "/" in text:
+        raise ValueError("not one address")
+    family, prefix = parse_prefix(text)
+    return family, prefix.first
+
+
 @dataclass(frozen=True, slots=True)
 class Networks:
     """Addresses of one family, in canonical form: `singles` are packed addresses, ascending, each once; `ranges`
@@ -187,8 +199,15 @@ class Allowlist:
     entries: tuple[AllowEntry, ...] = ()
 
     def prefixes(self, family: Family) -> frozenset[Prefix]:
-        """The ranges of one family, each once."""
-        return frozenset(entry.prefix for entry in self.entries if entry.family is family)
+        """The ranges of one family that no other one covers, each once: the fewest entries that allow all of it."""
+        kept: list[Prefix] = []
+        end = -1
+        # Two ranges are disjoint or one covers the other, and that one comes first.
+        for prefix in sorted({entry.prefix for entry in self.entries if entry.family is family}):
+            if prefix.first > end:
+                kept.append(prefix)
+                end = prefix.last(family)
+        return frozenset(kept)
 
     def protector(self, family: Family, address: int) -> AllowEntry | None:
         """The most specific entry that covers this address, or None."""
@@ -259,7 +278,8 @@ class VerifiedList:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A default gateway, and the index of the interface behind which it is."""
+    """A way out: a default gateway, and the index of the interface behind which it is. `address` is empty where the
+    default route leads straight out of the interface, as with ppp, WireGuard and other tunnels."""
 
     family: Family
     address: str
@@ -276,14 +296,28 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One self-test's finding: the test's `name`, its outcome, and a few words that go on from the name."""
+    """One self-test's finding: the test's `name`, its outcome, and a few words that go on from the name.
+
+    Tests of the same `subject` are witnesses of one connection, of which one that passes is enough. Without a subject
+    the test stands for itself.
+    """
 
     name: str
     outcome: Outcome
     detail: str
+    subject: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where this host stands: what is allowed because of it, in the order in which it was found (an address may be
+    there twice, for different reasons), and its ways out."""
+
+    allowed: tuple[AllowEntry, ...]
+    gateways: frozenset[Gateway]
 
 
 class Count(NamedTuple):

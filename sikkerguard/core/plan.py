@@ -24,6 +24,9 @@ _LINES_OF_A_SOURCE = 5
 # times as much, so that being blocked would be a weapon, and every line is kept on disk by someone.
 _LOG_RATE, _LOG_BURST = "10/sec", "50"
 
+# Entries that a description names: a host may have thousands of addresses, and a line of the log should be read.
+_SHOWN = 20
+
 Option = tuple[str, tuple[str, ...]]
 
 
@@ -183,8 +186,10 @@ class FillAllow:
 
     def describe(self) -> str:
         """In words."""
-        entries = ", ".join(to_text(self.family, prefix) for prefix in sorted(self.allow))
-        return f"allow {entries} in {set_names(self.family).allow}"
+        ordered = sorted(self.allow)
+        entries = ", ".join(to_text(self.family, prefix) for prefix in ordered[:_SHOWN])
+        more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+        return f"allow {entries}{more} in {set_names(self.family).allow}"
 
 
 @dataclass(frozen=True, slots=True)

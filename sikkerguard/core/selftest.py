@@ -1,4 +1,5 @@
-"""What the self-test's findings mean: only what passed before the trial can speak against the list."""
+"""What the self-test's findings mean: only what passed before the trial can speak against the list, and of several
+witnesses of one connection only all of them together."""
 
 from __future__ import annotations
 
@@ -11,17 +12,27 @@ if TYPE_CHECKING:
 
 
 def lost(before: Iterable[ProbeResult], during: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
-    """The tests that passed before the trial and fail in it. One that can't be made in the trial, though it could
-    before, has failed too."""
-    passed = {result.name for result in before if result.outcome is Outcome.PASSED}
+    """The tests that passed before the trial and fail in it, where no other test of the same subject passes.
+
+    One that can't be made in the trial, though it could before, has failed too.
+    """
+    passed = {result.name: result for result in before if result.outcome is Outcome.PASSED}
     found = {result.name: result for result in during}
+    kept = {_subject(result) for result in found.values() if result.outcome is Outcome.PASSED}
     return tuple(
-        found.get(name, ProbeResult(name, Outcome.ABSENT, "could no longer be tested"))
-        for name in sorted(passed)
-        if name not in found or found[name].outcome is not Outcome.PASSED
+        found.get(name, ProbeResult(name, Outcome.ABSENT, "could no longer be tested", result.subject))
+        for name, result in sorted(passed.items(), key=lambda item: item[0])
+        if _subject(result) not in kept
     )
 
 
 def already_failing(before: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
-    """The tests that failed before the trial, and so say nothing about the list."""
-    return tuple(result for result in before if result.outcome is Outcome.FAILED)
+    """The tests that failed before the trial, where no other of the same subject passed; they say nothing about the
+    list."""
+    results = tuple(before)
+    known = {_subject(result) for result in results if result.outcome is Outcome.PASSED}
+    return tuple(result for result in results if result.outcome is Outcome.FAILED and _subject(result) not in known)
+
+
+def _subject(result: ProbeResult) -> str:
+    return result.subject or result.name

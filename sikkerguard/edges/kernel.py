@@ -53,6 +53,7 @@ _SOURCES = SetKind("hash:ip", counters=True, filled_by_packets=True)
 # twentieth of that second; the sources of more packets than that stay unknown, and the packets are counted.
 _HITS_ENTRIES = 16384
 _SOURCES_ENTRIES = 32768
+# To begin with; a set that is outgrown is made anew.
 _ALLOW_ENTRIES = 4096
 # Entries of a set that are asked for when it is read back or looked at, some 10 microseconds each.
 _SAMPLE = 128
@@ -379,8 +380,21 @@ class Kernel:
         held = {
             Prefix(int.from_bytes(entry.address, "big"), entry.length) for entry in self._sets.entries(name, family)
         }
+        header = self._sets.header(name)
+        if header is not None and len(held | wanted) > header.limit:
+            self._outgrow_allow(name, family, wanted)
+            return
         self._sets.add(name, family, ranges=sorted(wanted - held))
         self._sets.delete(name, family, sorted(held - wanted))
+
+    def _outgrow_allow(self, name: str, family: Family, wanted: frozenset[Prefix]) -> None:
+        """Put a larger set in the place of one that has no room; the rules go on to refer to its name."""
+        fresh = self._fresh(name, _ALLOW, family, max(len(wanted), _ALLOW_ENTRIES))
+        try:
+            self._sets.add(fresh, family, ranges=sorted(wanted))
+            self._sets.swap(fresh, name)
+        finally:
+            self._sets.destroy(fresh)
 
     def _load(self, name: str, kind: SetKind, networks: Networks) -> None:
         """Fill a fresh set, read it back, and swap it in under this name."""

@@ -7,19 +7,24 @@ cut off. What is done about a result is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import PROXY, Family, Gateway, Outcome, ProbeResult
 from sikkerguard.core.ways import MOST
+from sikkerguard.edges import neighbours
+from sikkerguard.edges.routes import interface_name
+from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from sikkerguard.core.ways import Way
+log = logging.getLogger(__name__)
 
 # Three tries, so that one lost packet on a busy line is not taken for a lock-out.
 _TRIES = 3
@@ -30,9 +35,10 @@ _ECHO = {Family.V4: (8, 0), Family.V6: (128, 129)}  # request and reply: RFC 792
 _DNS_PORT = 53
 # Answers that show a working resolver: NOERROR and NXDOMAIN (RFC 1035, section 4.1.1).
 _RESOLVED = (0, 3)
-# linux/neighbour.h: the entry has no address, or the neighbour did not answer when asked.
-_NEIGHBOUR_LOST = 0x01 | 0x20
-_NEIGHBOUR_UNASKED = 0x00 | 0x40
+# The kernel waits five seconds before it asks a neighbour that it had not heard of for a while, and then asks it three
+# times, a second apart (delay_first_probe_time, ucast_solicit and retrans_time_ms in arp(7) and ip-sysctl.rst): who is
+# there has answered by then.
+_NEIGHBOUR_SECONDS, _NEIGHBOUR_LOOK_SECONDS = 7.0, 0.2
 
 
 class Probes:
@@ -47,30 +53,45 @@ class Probes:
         self._gateways = gateways
         self._resolvers = resolvers
         self._way = way
+        self._said: set[ProbeResult] = set()
 
     async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
         """The findings, in a fixed order: gateways, resolvers, the API or the proxy, by the addresses at which requests
         find it."""
         gateways = await asyncio.to_thread(lambda: tuple(self._gateways()))
-        checks: list[Awaitable[ProbeResult]] = []
+        checks: list[Awaitable[ProbeResult | tuple[ProbeResult, ...]]] = []
         for gateway in gateways:
-            checks.append(_ping(gateway))
+            checks.append(_gateway(gateway) if gateway.address else self._no_gateway(gateway))
         for resolver in self._resolvers():
             checks.append(_query(resolver, self._way.host))
         checks.append(_connect(self._way, tuple(api_addresses)[:MOST]))
-        results = list(await asyncio.gather(*checks))
-        # Asked last: it was the ping that made the kernel look for its neighbour.
-        for gateway in gateways:
-            results.append(await asyncio.to_thread(_neighbour, gateway))
+        results: list[ProbeResult] = []
+        for found in await asyncio.gather(*checks):
+            results += [found] if isinstance(found, ProbeResult) else found
         return tuple(results)
+
+    async def _no_gateway(self, gateway: Gateway) -> ProbeResult:
+        name = f"default route by {interface_name(gateway.interface)} ({gateway.family.label})"
+        result = ProbeResult(name, Outcome.ABSENT, "names no gateway that could be asked")
+        if result not in self._said:
+            log.info("Self-test: %s.", result)
+        self._said.add(result)
+        return result
+
+
+async def _gateway(gateway: Gateway) -> tuple[ProbeResult, ...]:
+    """Its two witnesses: either may be silent where all is well, so it is lost where both say so."""
+    ping = await _ping(gateway)
+    # Asked behind the ping, which has made the kernel look for its neighbour.
+    return ping, await _neighbour(gateway, _NEIGHBOUR_SECONDS if ping.outcome is Outcome.FAILED else 0.0)
 
 
 async def _ping(gateway: Gateway) -> ProbeResult:
-    name = f"gateway {gateway.address} by ping"
+    name, subject = f"gateway {gateway.address} by ping", f"gateway {gateway.address}"
     try:
         connection = _ping_socket(gateway)
     except OSError as error:
-        return ProbeResult(name, Outcome.ABSENT, f"can't be pinged: {error.strerror}")
+        return ProbeResult(name, Outcome.ABSENT, f"can't be pinged: {error.strerror}", subject)
     loop = asyncio.get_running_loop()
     try:
         for sequence in range(_TRIES):
@@ -83,10 +104,10 @@ async def _ping(gateway: Gateway) -> ProbeResult:
                         pass
             except (TimeoutError, OSError):
                 continue
-            return ProbeResult(name, Outcome.PASSED, "answered")
+            return ProbeResult(name, Outcome.PASSED, "answered", subject)
     finally:
         connection.close()
-    return ProbeResult(name, Outcome.FAILED, f"did not answer {_TRIES} pings")
+    return ProbeResult(name, Outcome.FAILED, f"did not answer {_TRIES} pings", subject)
 
 
 def _ping_socket(gateway: Gateway) -> socket.socket:
@@ -127,27 +148,26 @@ def _is_reply(family: Family, packet: bytes, kind: int, token: bytes) -> bool:
     return len(packet) > offset and packet[offset] == kind and packet.endswith(token)
 
 
-def _neighbour(gateway: Gateway) -> ProbeResult:
-    """What the kernel's neighbour table says of the gateway; where ICMP is filtered this is the only word of it."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    name = f"gateway {gateway.address} by neighbour table"
-    try:
-        with IPRoute() as netlink:
-            entries: list[Any] = [
-                entry
-                for entry in netlink.get_neighbours(family=gateway.family.number)
-                if entry.get_attr("NDA_DST") == gateway.address
-            ]
-    except (NetlinkError, OSError) as error:
-        return ProbeResult(name, Outcome.ABSENT, f"the table can't be read: {error}")
-    states = [entry["state"] for entry in entries]
-    if not states or all(state == _NEIGHBOUR_UNASKED for state in states):
-        return ProbeResult(name, Outcome.ABSENT, "has no entry")
-    if all(state & _NEIGHBOUR_LOST for state in states):
-        return ProbeResult(name, Outcome.FAILED, "is no longer reachable")
-    return ProbeResult(name, Outcome.PASSED, "is reachable")
+async def _neighbour(gateway: Gateway, seconds: float) -> ProbeResult:
+    """What the kernel's neighbour table says of the gateway; where ICMP is filtered or limited this is the only word of
+    it. An entry that is not decided yet is waited for, so many seconds at most."""
+    name, subject = f"gateway {gateway.address} by neighbour table", f"gateway {gateway.address}"
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            states = await asyncio.to_thread(neighbours.states, gateway)
+        except KernelError as error:
+            return ProbeResult(name, Outcome.ABSENT, f"is not known: {error}", subject)
+        if neighbours.REACHABLE in states:
+            return ProbeResult(name, Outcome.PASSED, "is reachable", subject)
+        if not neighbours.UNDECIDED.intersection(states) or loop.time() >= deadline:
+            break
+        await asyncio.sleep(_NEIGHBOUR_LOOK_SECONDS)
+    # Of a permanent entry, or one of a link without addresses, the kernel never asks.
+    if states and neighbours.LOST.issuperset(states):
+        return ProbeResult(name, Outcome.FAILED, "is no longer reachable", subject)
+    return ProbeResult(name, Outcome.ABSENT, "has no entry that tells", subject)
 
 
 async def _query(resolver: str, host: str) -> ProbeResult:

@@ -6,8 +6,6 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.docker.host import LISTED
 from tests.laboratory import GATEWAY, HOST, RESOLVER, wait_for
 
@@ -49,21 +47,49 @@ def test_gateways_and_resolvers_are_never_blocked(host: DockerHost) -> None:
     wait_for("the new gateway", lambda: host.lab.passes(NEW_GATEWAY), 3)
 
 
-@pytest.mark.parametrize("configured", [False, True], ids=["by logind", "by sshd_config"])
-def test_who_is_logged_in_by_ssh_is_not_cut_off(host: DockerHost, configured: bool) -> None:
+NO_RECORDS = "SSH sessions have no records of logind's here: a connection to port "
+
+
+def test_who_is_logged_in_by_ssh_is_not_cut_off(host: DockerHost) -> None:
     sessions = host.files / "run/systemd/sessions"
-    if configured:
-        (host.files / "etc/ssh").mkdir()
-        (host.files / "etc/ssh/sshd_config").write_text(f"Port {SSH_PORT}\n")
-        host.variables["SSHD_CONFIG"] = "/etc/ssh/sshd_config"
-    else:
-        sessions.mkdir(parents=True)
-        replace(sessions / "7", f"ACTIVE=1\nREMOTE=1\nREMOTE_HOST={LOGGED_IN}\nSERVICE=sshd\nTYPE=tty\n")
+    seats = host.files / "run/systemd/seats"
+    for directory in (sessions, seats):
+        directory.mkdir(parents=True)
+    # What logind makes at its start, and again and again.
+    replace(seats / "seat0", "# This is private data. Do not parse.\nCAN_GRAPHICAL=0\n")
     with listening(host) as at, connected(host, LOGGED_IN, at), connected(host, GUESSING, at):
         host.up(*LISTED)
-        assert host.lab.reaches(LOGGED_IN)
-        # Without logind who is connected can't be told from who is logged in.
-        assert host.lab.reaches(GUESSING) == configured
+        # Nobody is logged in, and that is an answer.
+        for address in (LOGGED_IN, GUESSING, STRANGER):
+            assert not host.lab.passes(address), address
+        record = f"ACTIVE=1\nSTATE=active\nREMOTE=1\nREMOTE_HOST={LOGGED_IN}\nSERVICE=sshd\nTYPE=tty\n"
+        replace(sessions / "7", record)
+        wait_for("who logged in", lambda: host.lab.passes(LOGGED_IN), 3)
+        assert not host.lab.passes(GUESSING)
+        (sessions / "7").unlink()
+        wait_for("the block of who left", lambda: not host.lab.passes(LOGGED_IN), 5)
+        assert NO_RECORDS not in host.log()
+
+
+def test_directories_that_docker_made_are_no_word_of_logind(host: DockerHost) -> None:
+    (host.files / "etc/ssh").mkdir()
+    (host.files / "etc/ssh/sshd_config").write_text(f"Port {SSH_PORT}\n")
+    host.variables["SSHD_CONFIG"] = "/etc/ssh/sshd_config"
+    host.configure(SIKKER_SSH_PORTS="2022")
+    with listening(host) as at, connected(host, GUESSING, at):
+        host.up(*LISTED)
+        for name in ("sessions", "seats"):
+            assert list((host.files / "run/systemd" / name).iterdir()) == []
+        host.logged(f"{NO_RECORDS}22, 2022, {SSH_PORT} counts as one once it has stood for 120 s")
+        # One that was just made, and is listed, proves nothing.
+        assert not host.lab.passes(GUESSING)
+    # The list's own, and nobody else, is kept out for that.
+    standing = "203.0.113.240"
+    with listening(host) as at, connected(host, standing, at):
+        wait_for("that it stands for two minutes", lambda: " (SSH session)" in host.command("check", standing), 140)
+        host.serve(*LISTED, standing)
+        host.command("pull")
+        assert host.lab.reaches(standing)
         assert not host.lab.passes(STRANGER)
 
 

@@ -6,6 +6,9 @@ with `ipset list`, and what is cut off is shown by packets.
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sikkerguard.core.model import Family, Gateway, Outcome
+from sikkerguard.core.ways import Way
+from sikkerguard.edges.probes import Probes
 from sikkerguard.standin.server import Standin
 from tests.kernel.conftest import UNPROTECTED, Guard
 from tests.laboratory import (
@@ -71,6 +77,13 @@ def reaches(lab: Laboratory, target: str) -> bool:
     """Whether a ping of the host is answered."""
     source = HOST_V6 if ":" in target else HOST
     return lab.host.inside(lambda: _ping(source, target))
+
+
+def believe_pings_alone(lab: Laboratory) -> None:
+    """Have the neighbour table say nothing of the gateways: an entry that is permanent does not."""
+    link = json.loads(lab.internet.run("ip", "-j", "link", "show", "dev", "lan"))[0]["address"]
+    for gateway in (GATEWAY, GATEWAY_V6):
+        lab.host.run("ip", "neigh", "replace", gateway, "lladdr", link, "dev", "wan", "nud", "permanent")
 
 
 def assert_nothing_on_trial(lab: Laboratory) -> None:
@@ -165,6 +178,7 @@ def be_stopped_in_the_trial(guard: Guard) -> None:
 
 def test_a_list_that_cuts_off_gateways_resolver_or_api_alone_is_rolled_back(guard: Guard) -> None:
     lab = guard.lab
+    believe_pings_alone(lab)
     start_unprotected(guard, LISTED, "192.0.2.0/25")
     gateway_v4, gateway_v6 = (f"gateway {address} by ping did not answer 3 pings" for address in (GATEWAY, GATEWAY_V6))
     cases = (
@@ -188,6 +202,7 @@ def test_a_list_that_cuts_off_gateways_resolver_or_api_alone_is_rolled_back(guar
 
 def test_what_failed_before_the_trial_is_not_blamed_on_the_list(guard: Guard) -> None:
     lab = guard.lab
+    believe_pings_alone(lab)
     start_unprotected(guard, LISTED)
     # Rejected and not swallowed, and each time, so that nothing has to be waited for.
     lab.internet.run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0")
@@ -208,6 +223,56 @@ def test_what_failed_before_the_trial_is_not_blamed_on_the_list(guard: Guard) ->
     assert "DNS" not in guard.logged(" ERROR ")
     assert guard.blocked() == {LISTED, CANDIDATE}
     assert lab.reaches(GATEWAY)
+
+
+@pytest.mark.parametrize("state", ["reachable", "stale"])
+def test_a_gateway_that_answers_one_ping_in_five_seconds_does_not_fail_the_trial(guard: Guard, state: str) -> None:
+    lab = guard.lab
+    start_unprotected(guard, LISTED)
+    echo = ("INPUT", "-p", "icmp", "--icmp-type", "echo-request")
+    for words in (("-m", "limit", "--limit", "12/minute", "--limit-burst", "1", "-j", "ACCEPT"), ("-j", "DROP")):
+        lab.internet.run("iptables-legacy", "-A", *echo, *words)
+    # A stale entry is asked for five seconds after it was used, and only then decided.
+    link = json.loads(lab.internet.run("ip", "-j", "link", "show", "dev", "lan"))[0]["address"]
+    lab.host.run("ip", "neigh", "replace", GATEWAY, "lladdr", link, "dev", "wan", "nud", state)
+    pull(guard, LISTED, CANDIDATE)
+    guard.logged("Blocking 2 IPs")
+    assert guard.blocked() == {LISTED, CANDIDATE}
+    assert "ERROR" not in guard.log()
+    # It was in the trial that the pings were lost.
+    counters = lab.internet.run("iptables-legacy-save", "-c")
+    assert re.search(r"^\[1:\d+\] .* -j ACCEPT$", counters, re.MULTILINE), counters
+    assert re.search(r"^\[3:\d+\] .* -j DROP$", counters, re.MULTILINE), counters
+
+
+def gateway_outcomes(lab: Laboratory) -> dict[str, Outcome]:
+    """What both witnesses say of the gateway."""
+    way = Way("SikkerAPI", "http", "api.example.net", 80)
+    probes = Probes(lambda: [Gateway(Family.V4, GATEWAY, 0)], lambda: (), way)
+    results = lab.host.inside(lambda: asyncio.run(probes.run(())))
+    return {result.name.rpartition(" by ")[2]: result.outcome for result in results if result.subject}
+
+
+def test_a_gateway_that_is_gone_is_found_lost_by_both_witnesses_whatever_its_entry_was(lab: Laboratory) -> None:
+    assert gateway_outcomes(lab) == {"ping": Outcome.PASSED, "neighbour table": Outcome.PASSED}
+    lab.internet.run("ip", "addr", "del", f"{GATEWAY}/24", "dev", "lan")
+    # What was heard a while ago is not believed: the kernel asks again.
+    lab.host.run("ip", "neigh", "change", GATEWAY, "dev", "wan", "nud", "stale")
+    began = time.monotonic()
+    found = gateway_outcomes(lab)
+    assert found["ping"] is Outcome.FAILED
+    assert found["neighbour table"] is not Outcome.PASSED
+    assert time.monotonic() - began < 11.5
+    # Seconds later it is known for certain.
+    wait_for("FAILED", lambda: "FAILED" in lab.host.run("ip", "neigh", "show", GATEWAY), 5)
+    assert gateway_outcomes(lab) == {"ping": Outcome.FAILED, "neighbour table": Outcome.FAILED}
+
+
+def test_an_entry_that_the_kernel_never_asks_for_says_nothing(lab: Laboratory) -> None:
+    believe_pings_alone(lab)
+    assert gateway_outcomes(lab) == {"ping": Outcome.PASSED, "neighbour table": Outcome.ABSENT}
+    lab.internet.run("iptables-legacy", "-A", "INPUT", "-p", "icmp", "-j", "DROP")
+    assert gateway_outcomes(lab) == {"ping": Outcome.FAILED, "neighbour table": Outcome.ABSENT}
 
 
 def flush(name: str) -> Callable[[Laboratory], object]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sikkerguard import config, running
-from sikkerguard.core.model import GATEWAY, AllowEntry, parse_prefix
+from sikkerguard.core.model import GATEWAY, AllowEntry, Family, Gateway, Surroundings, parse_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
 
 
-def detect(whitelist: Iterable[AllowEntry], ways: Iterable[AllowEntry]) -> tuple[AllowEntry, ...]:
+def detect(whitelist: Iterable[AllowEntry], *_: object) -> Surroundings:
     """What is allowed for another reason than where this host stands."""
-    return (ELSEWHERE, *whitelist)
+    return Surroundings((ELSEWHERE, *whitelist), frozenset({Gateway(Family.V4, "192.0.2.254", 0)}))
 
 
 def main() -> int:

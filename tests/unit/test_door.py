@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import API, PROXY, Allowlist, to_text
+from sikkerguard.core.model import API, PROXY, Allowlist, Surroundings, to_text
 from sikkerguard.core.ways import FRESH_SECONDS, KEPT_SECONDS, MOST, Way
 from sikkerguard.cycle import Owner
 from sikkerguard.door import Door
@@ -90,7 +90,7 @@ class Bench:
             cast("KernelFace", self.kernel),
             self.owner,
             self.store,
-            tuple,
+            lambda ways: Surroundings(tuple(ways), frozenset()),
             lambda changed: None,
             lambda: None,
             lambda **changes: None,

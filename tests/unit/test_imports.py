@@ -43,6 +43,12 @@ FRIENDS = {
     "counts": ("database",),
     "kernlog": ("journal", "kmsg"),
     "outgoing": ("flows",),
+    "surroundings": ("addresses", "resolvers", "routes", "sessions", "watch"),
+    "addresses": ("rtnetlink",),
+    "neighbours": ("rtnetlink",),
+    "routes": ("rtnetlink",),
+    "watch": ("addresses", "rtnetlink"),
+    "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Networks, Prefix, parse_prefix, to_text
+from sikkerguard.core.model import (
+    AllowEntry,
+    Allowlist,
+    Blocklist,
+    Family,
+    Networks,
+    Prefix,
+    parse_address,
+    parse_prefix,
+    to_text,
+)
 from tests.unit.test_ranges import (
     ADDRESS,
     NETWORK,
@@ -231,6 +241,7 @@ ALLOWLIST = Allowlist(
         entry("198.51.100.65", "resolver"),
         entry("2001:db8::/32", "SIKKER_WHITELIST"),
         entry("2001:db8::53", "resolver"),
+        entry("2001:db9::1", "own address"),
     )
 )
 
@@ -256,9 +267,32 @@ def test_the_most_specific_entry_protects(address: str, protector: str | None) -
 
 
 def test_an_allowlist_counts_each_range_once() -> None:
-    assert ALLOWLIST.summary() == "2 IPs + 2 CIDR ranges"
-    assert {str(network(Family.V4, prefix)) for prefix in ALLOWLIST.prefixes(Family.V4)} == {
-        "198.51.100.64/26",
-        "198.51.100.65/32",
-    }
-    assert len(ALLOWLIST.prefixes(Family.V6)) == 2
+    assert ALLOWLIST.summary() == "3 IPs + 2 CIDR ranges"
+
+
+def test_what_a_range_of_the_allowlist_covers_takes_no_entry_of_its_own() -> None:
+    assert {to_text(Family.V4, prefix) for prefix in ALLOWLIST.prefixes(Family.V4)} == {"198.51.100.64/26"}
+    assert {to_text(Family.V6, prefix) for prefix in ALLOWLIST.prefixes(Family.V6)} == {"2001:db8::/32", "2001:db9::1"}
+
+
+@given(families.flatmap(lambda family: st.tuples(st.just(family), st.lists(prefixes(family), max_size=30))))
+def test_the_ranges_that_are_left_cover_the_same_and_no_address_twice(case: tuple[Family, list[Prefix]]) -> None:
+    family, wanted = case
+    left = Allowlist(tuple(AllowEntry(family, prefix, "any") for prefix in wanted)).prefixes(family)
+    assert left <= set(wanted)
+    networks = [network(family, prefix) for prefix in left]
+    for prefix in wanted:
+        assert sum(network(family, prefix).subnet_of(each) for each in networks) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["203.0.113.0/24", "203.0.113.7/32", "0.0.0.0/0", "2001:db8::/32", "name", "", "1.2.3"]
+)
+def test_one_address_is_no_range(text: str) -> None:
+    with pytest.raises(ValueError, match="not "):
+        parse_address(text)
+
+
+def test_one_address_is_a_number() -> None:
+    assert parse_address("203.0.113.7") == (Family.V4, 0xCB007107)
+    assert parse_address("2001:db8::7") == (Family.V6, 0x20010DB8 << 96 | 7)

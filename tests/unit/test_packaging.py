@@ -347,6 +347,19 @@ def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
         ("cycle.py", "Not blocked: %s."): [f"Not blocked: {removed()}.", "Not blocked: 3 private."],
         ("keeping.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
         ("service.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
+        ("probes.py", "Self-test: %s."): [
+            "Self-test: default route by tun0 (v4) names no gateway that could be asked.",
+            "Self-test: default route by br-lan.7 (v6) names no gateway that could be asked.",
+        ],
+        (
+            "sessions.py",
+            "SSH sessions have no records of logind's here: a connection to port %s counts as one once it has stood "
+            "for %d s.",
+        ): [
+            f"SSH sessions have no records of logind's here: a connection to port {ports} counts as one once it has "
+            "stood for 120 s."
+            for ports in ("22", "22, 2222, 60022")
+        ],
         ("reporting.py", "%s"): [
             reported_line({"ssh": 89}),
             reported_line({"ssh": 89, "icmp": 3, "47": 1, "http-alt": 1, "x11": 1}),

@@ -522,3 +522,7 @@ def test_allowed_ranges_are_written_in_order() -> None:
     allow = frozenset(parse_prefix(text)[1] for text in ("198.51.100.9", "192.0.2.0/24", "198.51.100.0/24"))
     described = FillAllow(Family.V4, allow).describe()
     assert described == "allow 192.0.2.0/24, 198.51.100.0/24, 198.51.100.9 in sikkerguard-allow-v4"
+    many = frozenset(Prefix(0xCB007100 + number, 32) for number in range(100))
+    described = FillAllow(Family.V4, many).describe()
+    assert described.startswith("allow 203.0.113.0, 203.0.113.1, ")
+    assert described.endswith(", 203.0.113.19 and 80 more in sikkerguard-allow-v4")

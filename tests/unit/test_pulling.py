@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, State, parse_prefix
+from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, State, Surroundings, parse_prefix
 from sikkerguard.cycle import Owner
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
@@ -174,18 +174,20 @@ def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
         def change(**changes: Any) -> None:
             states.append(replace(states[-1], **changes))
 
-        gateway = AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY)
+        here = Surroundings(
+            (AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY),), frozenset({Gateway(Family.V4, "192.0.2.1", 1)})
+        )
         keeper = Keeper(
             kernel,
             owner,
             known,
-            lambda addresses: (gateway,),
+            lambda ways: here,
             lambda changed: None,
             lambda: None,
             change,
             lambda: None,
         )
-        keeper.gateways = frozenset({gateway})
+        keeper.gateways = here.gateways
         edges = Edges(
             kernel=kernel,
             store=known,
@@ -196,7 +198,7 @@ def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
             notifier=None,  # type: ignore[arg-type]
             way=None,  # type: ignore[arg-type]
             make_door=None,  # type: ignore[arg-type]
-            detect=lambda whitelist, ways: (gateway,),
+            detect=lambda *_: here,
             make_api=lambda config: api,
             make_reports=None,  # type: ignore[arg-type]
             make_probes=lambda config: host,
@@ -224,6 +226,7 @@ def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
         made = Desk(puller, kernel, known, api, file, states)
         made.config = replace(made.config, **settings)
         yield made
+        keeper.close()
 
 
 def test_a_list_is_pulled_and_its_size_remembered() -> None:

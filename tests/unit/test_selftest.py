@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from sikkerguard.core.model import Outcome, ProbeResult
@@ -64,3 +66,44 @@ def test_findings_may_come_one_by_one() -> None:
 def test_what_failed_before_is_told() -> None:
     assert already_failing(found(gateway=FAILED, dns=PASSED)) == tuple(found(gateway=FAILED))
     assert already_failing(found(gateway=ABSENT, dns=PASSED)) == ()
+
+
+# Two witnesses of one connection: a gateway may answer no pings, or only some, and its entry may be undecided.
+
+PING, TABLE = "gateway 192.0.2.1 by ping", "gateway 192.0.2.1 by neighbour table"
+
+
+def witnessed(ping: Outcome | None, table: Outcome | None) -> list[ProbeResult]:
+    return [
+        ProbeResult(name, outcome, f"is {outcome.value}", GATEWAY)
+        for name, outcome in ((PING, ping), (TABLE, table))
+        if outcome is not None
+    ]
+
+
+OUTCOMES = [PASSED, FAILED, ABSENT, None]
+
+
+@pytest.mark.parametrize("before", list(itertools.product(OUTCOMES, repeat=2)))
+@pytest.mark.parametrize("during", list(itertools.product(OUTCOMES, repeat=2)))
+def test_a_gateway_is_lost_where_a_witness_spoke_for_it_and_none_does_any_more(
+    before: tuple[Outcome | None, Outcome | None], during: tuple[Outcome | None, Outcome | None]
+) -> None:
+    result = lost(witnessed(*before), witnessed(*during))
+    assert bool(result) == (PASSED in before and PASSED not in during)
+    # Named are those that spoke for it, as they are now.
+    spoke = [name for name, outcome in zip((PING, TABLE), before, strict=True) if outcome is PASSED]
+    assert not result or sorted(each.name for each in result) == sorted(spoke)
+    for each in result:
+        assert each.subject == GATEWAY
+        assert each in witnessed(*during) or str(each) == f"{each.name} could no longer be tested"
+
+
+def test_another_gateways_witness_does_not_count() -> None:
+    other = ProbeResult("gateway 192.0.2.2 by ping", PASSED, "answered", "gateway 192.0.2.2")
+    assert lost([*witnessed(PASSED, None), other], [*witnessed(FAILED, ABSENT), other])
+
+
+def test_one_witness_that_fails_is_not_told_of_where_the_other_passes() -> None:
+    assert already_failing(witnessed(FAILED, PASSED)) == ()
+    assert already_failing(witnessed(FAILED, ABSENT)) == tuple(witnessed(FAILED, None))

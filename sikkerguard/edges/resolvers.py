@@ -1,0 +1,38 @@
+"""The name servers of this host, by the files that name them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.model import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RESOLVER_FILES = (
+    Path("/etc/resolv.conf"),
+    # The real upstreams of systemd-resolved; /etc/resolv.conf then names only its stub, 127.0.0.53.
+    Path("/run/systemd/resolve/resolv.conf"),
+)
+
+
+def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
+    """The name servers that these files name, without zone, each once (resolv.conf(5)).
+
+    One on this host is among them: what it answers, it has from its upstream. What is not one address is none: a
+    range, or 0.0.0.0.
+    """
+    found: dict[str, None] = {}
+    for path in files:
+        with suppress(OSError):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                words = line.split()
+                if len(words) > 1 and words[0] == "nameserver":
+                    text = words[1].partition("%")[0]
+                    with suppress(ValueError):
+                        _, number = parse_address(text)
+                        if number:
+                            found[text] = None
+    return tuple(found)

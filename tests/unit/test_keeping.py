@@ -1,0 +1,158 @@
+"""How the keeper looks: not more often than is good for the host, soon enough, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, Surroundings, parse_prefix
+from sikkerguard.cycle import Owner
+from sikkerguard.keeping import Keeper
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+ALLOWED = AllowEntry(*parse_prefix("203.0.113.1"), GATEWAY)
+STRAIGHT_OUT = Gateway(Family.V4, "", 7)
+
+
+class Kernel:
+    """Notes what it is told to allow."""
+
+    def __init__(self) -> None:
+        self.allowed: list[Allowlist] = []
+
+    def allow(self, allowlist: Allowlist) -> None:
+        """Another allowlist."""
+        self.allowed.append(allowlist)
+
+    def settle(self, allowlist: Allowlist) -> tuple[()]:
+        """Nothing to repair."""
+        return ()
+
+
+class Host:
+    """What is found out about the host, and a keeper that looks at it."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.found = Surroundings((), frozenset())
+        self.looks: list[float] = []
+        self.held: threading.Event | None = None
+        self.threads: set[str] = set()
+        self.routed = 0
+        self.kernel = Kernel()
+        kernel: Any = self.kernel
+        self.keeper = Keeper(
+            kernel, owner, None, self.detect, lambda changed: None, self.note_route, lambda **_: None, lambda: None
+        )
+
+    def detect(self, ways: Iterable[AllowEntry]) -> Surroundings:
+        """Look, for as long as this is held."""
+        self.looks.append(time.monotonic())
+        self.threads.add(threading.current_thread().name)
+        if self.held is not None:
+            assert self.held.wait(10)
+        return self.found
+
+    def note_route(self) -> None:
+        """Another way out."""
+        self.routed += 1
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    """The one thread that touches netfilter."""
+    with ThreadPoolExecutor(1, thread_name_prefix="netfilter") as executor:
+        yield Owner(executor)
+
+
+@pytest.fixture
+def host(owner: Owner) -> Iterator[Host]:
+    """Nothing is found at first."""
+    made = Host(owner)
+    yield made
+    made.keeper.close()
+
+
+def run(host: Host, work: Callable[[], Awaitable[None]]) -> None:
+    """Do this while the keeper looks."""
+
+    async def both() -> None:
+        await host.keeper.begin(Allowlist())
+        looking = asyncio.create_task(host.keeper.look_forever())
+        try:
+            await work()
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    asyncio.run(both())
+
+
+def test_however_much_changes_it_looks_once_a_second_at_most(host: Host) -> None:
+    async def change_all_the_time() -> None:
+        ends = time.monotonic() + 3.5
+        while time.monotonic() < ends:
+            host.keeper.notice()
+            await asyncio.sleep(0.005)
+
+    run(host, change_all_the_time)
+    # The first is that of the start.
+    pauses = [later - earlier for earlier, later in zip(host.looks[1:], host.looks[2:], strict=False)]
+    assert len(pauses) >= 1
+    assert min(pauses) > 0.95
+    assert len(host.looks) <= 5
+
+
+def test_what_changes_behind_a_look_is_allowed_within_two_seconds(host: Host) -> None:
+    async def change_twice() -> None:
+        host.keeper.notice()
+        while len(host.looks) < 2:
+            await asyncio.sleep(0.01)
+        # Just missed.
+        host.found = Surroundings((ALLOWED,), frozenset())
+        host.keeper.notice()
+        changed = time.monotonic()
+        while not any(ALLOWED in allowlist.entries for allowlist in host.kernel.allowed):
+            assert time.monotonic() - changed < 2.0
+            await asyncio.sleep(0.01)
+
+    run(host, change_twice)
+
+
+def test_a_host_that_takes_long_to_look_at_keeps_nobody_from_the_kernel(host: Host, owner: Owner) -> None:
+    async def use_the_kernel() -> None:
+        host.held = threading.Event()
+        host.keeper.notice()
+        while len(host.looks) < 2:
+            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(1.0):
+                assert await owner.run(lambda: "done") == "done"
+        finally:
+            host.held.set()
+
+    run(host, use_the_kernel)
+    assert all(name.startswith("surroundings") for name in host.threads)
+
+
+def test_a_way_out_without_an_address_is_one(host: Host) -> None:
+    kept = Allowlist((ALLOWED,))
+
+    async def follow() -> None:
+        # Before there is a way out, the one that was there before must not be cut off.
+        await host.keeper.begin(kept)
+        assert not host.keeper.gateways
+        assert ALLOWED in host.keeper.allowlist.entries
+        host.found = Surroundings((), frozenset({STRAIGHT_OUT}))
+        await host.keeper.follow_host()
+        assert host.keeper.gateways == {STRAIGHT_OUT}
+        assert host.routed == 1
+        assert ALLOWED not in host.keeper.allowlist.entries
+
+    asyncio.run(follow())
