@@ -45,6 +45,7 @@ class Config:
     report_enabled: bool = True
     report_interval: float = 1800.0
     report_spoofable: bool = False
+    report_custom: bool = False
     whitelist: tuple[AllowEntry, ...] = ()
     dry_run: bool = False
     port_map: Mapping[int, str] = field(default_factory=dict)
@@ -67,6 +68,7 @@ VARIABLES = {
     "SIKKER_REPORT_ENABLED": "report_enabled",
     "SIKKER_REPORT_INTERVAL": "report_interval",
     "SIKKER_REPORT_SPOOFABLE": "report_spoofable",
+    "SIKKER_REPORT_CUSTOM": "report_custom",
     "SIKKER_WHITELIST": "whitelist",
     "SIKKER_DRY_RUN": "dry_run",
     "SIKKER_PORT_MAP": "port_map",
@@ -355,6 +357,7 @@ _READERS: dict[str, Callable[[str], dict[str, object]]] = {
     "SIKKER_REPORT_ENABLED": _field("report_enabled", _boolean),
     "SIKKER_REPORT_INTERVAL": _field("report_interval", _duration),
     "SIKKER_REPORT_SPOOFABLE": _field("report_spoofable", _boolean),
+    "SIKKER_REPORT_CUSTOM": _field("report_custom", _boolean),
     "SIKKER_WHITELIST": _field("whitelist", _whitelist),
     "SIKKER_DRY_RUN": _field("dry_run", _boolean),
     "SIKKER_PORT_MAP": _field("port_map", _port_map),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.listing import Listing
 from sikkerguard.core.reports import row_of
+from sikkerguard.core.screen import Screen
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.edges.outbox import Outbox
@@ -136,7 +138,9 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
         Counts(database).save(Ledger(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
         if source == SSH:
             decide = partial(row_of, port_map={}, spoofable=False)
-            Outbox(database).gather(today, decide, lambda address: False)
+            Outbox(database).gather(
+                today, decide, Screen((), lambda address: Listing("", frozenset({"SikkerAPI"})), custom=False)
+            )
     database.close()
     before = records(guard)
     assert len(before[1]) == len(before[2]) == 1

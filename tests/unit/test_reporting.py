@@ -11,13 +11,16 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import AllowEntry, parse_prefix
+from sikkerguard.core.listing import Listings
+from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, parse_prefix
 from sikkerguard.core.reports import row_of
+from sikkerguard.core.screen import Screen
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.reportapi import ReportApi
@@ -49,7 +52,20 @@ LOST = "the server does not tell reports apart, so they are not sent again"
 
 
 def source(number: int) -> bytes:
-    return (0x20010DB8 << 96 | number).to_bytes(16, "big")
+    """An address of the /64 that has this number."""
+    return (0x20010DB8 << 96 | number << 64).to_bytes(16, "big")
+
+
+def listed_as(name: str, *numbers: int, range_: str = "") -> ListedSource:
+    """A list of single addresses of these sources, and of a range."""
+    singles = b"".join(source(number) for number in sorted(numbers))
+    ranges = (parse_prefix(range_)[1],) if range_ else ()
+    return ListedSource(name, Blocklist(v6=Networks(Family.V6, singles, ranges)), NOON)
+
+
+# All sources of this file, but where a test says otherwise.
+LISTED = (listed_as("SikkerAPI", *range(21_000)),)
+ANYONE = Screen((), Listings(LISTED).of, custom=False)
 
 
 class Bench:
@@ -62,6 +78,7 @@ class Bench:
         self.database = Database(directory)
         self.outbox = Outbox(self.database)
         self.allowed: tuple[AllowEntry, ...] = ()
+        self.lists: tuple[ListedSource, ...] | None = LISTED
         self.told: list[ReportNumbers] = []
         self.sizes: list[int] = []
         self.apis = 0
@@ -76,6 +93,7 @@ class Bench:
             self.make_api,
             lambda: self.config,
             lambda: self.allowed,
+            lambda: self.lists,
             self.told.append,
             clock=lambda: self.now,
             chance=lambda: 0.5,
@@ -104,7 +122,7 @@ class Bench:
 
     def accepted(self) -> list[int]:
         """The numbers of the sources that the stand-in accepted, in their order."""
-        return [int(report.row.ip.rpartition(":")[2] or "0", 16) for report in self.standin.record.reports]
+        return [int(IPv6Address(report.row.ip)) >> 64 & 0xFFFFFFFF for report in self.standin.record.reports]
 
     def meet(self, *faults: Fault) -> None:
         for fault in faults:
@@ -464,7 +482,7 @@ def test_a_quota_of_nothing_is_asked_for_once_a_day(bench: Bench) -> None:
 def test_a_row_that_a_limit_kept_out_waits_for_another_round(
     bench: Bench, headers: dict[str, int], remaining: int
 ) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "rate limit hit"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "rate limit hit"}
     bench.meet(answering(200, {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}, **headers))
     bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
     assert bench.round() == bench.config.report_interval
@@ -479,7 +497,7 @@ def test_a_row_that_a_limit_kept_out_waits_for_another_round(
 
 
 def test_rejected_rows_are_named_and_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "whitelisted"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "whitelisted"}
     answer = {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}
     bench.meet(Canned(200, body=json.dumps(answer).encode()))
     bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
@@ -487,7 +505,7 @@ def test_rejected_rows_are_named_and_dropped(bench: Bench, caplog: pytest.LogCap
     bench.round()
     assert bench.standin.record.requests_total == 1
     assert lines(caplog) == [
-        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8::2 (whitelisted)."),
+        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:2:: (whitelisted)."),
         ("INFO", "Reported 2 blocked IPs (ssh: 2)"),
     ]
     assert (bench.told[-1].sent, bench.told[-1].rejected) == (2, 1)
@@ -574,7 +592,7 @@ def test_a_row_that_is_refused_alone_is_named_and_the_others_go_on(
     assert lines(caplog) == [
         (
             "WARNING",
-            "SikkerAPI rejected these reports, which are dropped: 2001:db8::1 (SikkerAPI answered 400 Bad Request).",
+            "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:1:: (SikkerAPI answered 400 Bad Request).",
         ),
         ("INFO", "Reported 3 blocked IPs (ssh: 3)"),
     ]
@@ -640,7 +658,7 @@ def test_a_line_that_breaks_off_is_given_less_the_next_time(bench: Bench) -> Non
 
 
 def test_who_is_allowed_is_not_reported(bench: Bench) -> None:
-    bench.allowed = allowing("2001:db8::1", "2001:db8::8/125")
+    bench.allowed = allowing("2001:db8:0:1::", "2001:db8:0:8::/61")
     bench.block({1: {SSH: 9}, 2: {SSH: 8}, 9: {SSH: 7}, 16: {SSH: 6}})
     bench.round()
     assert bench.accepted() == [2, 16]
@@ -652,7 +670,7 @@ def test_who_is_allowed_now_is_not_reported_though_it_waits(bench: Bench) -> Non
     bench.block({1: {SSH: 9}, 2: {SSH: 8}})
     bench.round()
     assert bench.told[-1].waiting == 2
-    bench.allowed = allowing("2001:db8::1")
+    bench.allowed = allowing("2001:db8:0:1::")
     bench.reporter.wake()
     bench.round()
     assert bench.accepted() == [2]
@@ -663,11 +681,11 @@ def test_who_is_allowed_in_the_middle_of_a_round_is_not_reported(bench: Bench) -
     """The configuration changes after rows were gathered, and before or after they are taken."""
 
     class Interrupted(Outbox):
-        def take(self, most: int) -> Parcel | None:
+        def take(self, most: int, screen: Screen) -> Parcel | None:
             if not bench.allowed:
-                bench.allowed = allowing("2001:db8::1")
+                bench.allowed = allowing("2001:db8:0:1::")
                 bench.reporter.wake()
-            return super().take(most)
+            return super().take(most, screen)
 
     bench.outbox = Interrupted(bench.database)
     bench.fresh()
@@ -683,7 +701,7 @@ def test_who_is_allowed_between_two_requests_is_not_reported(bench: Bench) -> No
     bench.block({number: {SSH: 20_000 - number} for number in range(10_005)})
 
     def meanwhile(_: object) -> None:
-        bench.allowed = allowing("2001:db8::2714")  # the last but one
+        bench.allowed = allowing("2001:db8:0:2714::")  # the last but one
         bench.reporter.wake()
 
     bench.standin._on_answer = meanwhile
@@ -748,15 +766,15 @@ def test_a_server_that_answers_nothing_does_not_use_up_all_there_is(bench: Bench
 
 def test_what_a_killed_process_left_is_decided_and_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.block({1: {SSH: 2}, 2: {SSH: 1}})
-    bench.outbox.gather(20_000, decide)
-    parcel = bench.outbox.take(1)
+    bench.outbox.gather(20_000, decide, ANYONE)
+    parcel = bench.outbox.take(1, ANYONE)
     assert parcel is not None
     bench.round()
     assert ("INFO", "1 reports had not left yet when the service ended; they wait again.") in lines(caplog)
     assert bench.accepted() == [1, 2]
     bench.block({3: {SSH: 2}})
-    bench.outbox.gather(20_000, decide)
-    parcel = bench.outbox.take(1)
+    bench.outbox.gather(20_000, decide, ANYONE)
+    parcel = bench.outbox.take(1, ANYONE)
     assert parcel is not None
     bench.outbox.on_wire(parcel.request)
     bench.fresh()
@@ -866,7 +884,7 @@ def test_after_a_kill_an_outcome_that_was_never_kept_is_not_sent_again(bench: Be
 def test_what_follows_from_an_answer_follows_when_the_disk_takes_it(
     bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "whitelisted"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "whitelisted"}
     answer = {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}
     bench.meet(answering(200, answer, X_Report_Remaining=7, X_Report_Limit=9))
     bench.outbox = Filling(bench.database, tmp_path, settle=2)
@@ -877,7 +895,7 @@ def test_what_follows_from_an_answer_follows_when_the_disk_takes_it(
     assert [level for level, _ in lines(caplog)] == ["ERROR"]
     bench.round()
     assert lines(caplog) == [
-        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8::2 (whitelisted)."),
+        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:2:: (whitelisted)."),
         ("INFO", "Reported 2 blocked IPs (ssh: 2)"),
     ]
     numbers = bench.told[-1]
