@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.listing import Listings
+from sikkerguard.core.listing import CUSTOM, Listings
 from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, parse_prefix
 from sikkerguard.core.reports import row_of
 from sikkerguard.core.screen import Screen
@@ -680,14 +680,14 @@ def test_who_is_allowed_now_is_not_reported_though_it_waits(bench: Bench) -> Non
 def test_who_is_allowed_in_the_middle_of_a_round_is_not_reported(bench: Bench) -> None:
     """The configuration changes after rows were gathered, and before or after they are taken."""
 
-    class Interrupted(Outbox):
+    class Reconfigured(Outbox):
         def take(self, most: int, screen: Screen) -> Parcel | None:
             if not bench.allowed:
                 bench.allowed = allowing("2001:db8:0:1::")
                 bench.reporter.wake()
             return super().take(most, screen)
 
-    bench.outbox = Interrupted(bench.database)
+    bench.outbox = Reconfigured(bench.database)
     bench.fresh()
     bench.block({1: {SSH: 9}, 2: {SSH: 8}})
     assert bench.round() == 0
@@ -710,6 +710,171 @@ def test_who_is_allowed_between_two_requests_is_not_reported(bench: Bench) -> No
     bench.standin._on_answer = lambda _: None
     bench.round()
     assert bench.accepted()[10_000:] == [10_000, 10_001, 10_002, 10_003]
+
+
+class Interrupted(Outbox):
+    """An outbox that does this before rows are taken for the first time."""
+
+    def __init__(self, database: Database, meanwhile: Callable[[], None], *, at: str) -> None:
+        super().__init__(database)
+        self._meanwhile = [meanwhile]
+        self._at = at
+
+    def quota(self, day: int, key: str) -> int | None:
+        self._interrupt("quota")
+        return super().quota(day, key)
+
+    def take(self, most: int, screen: Screen) -> Parcel | None:
+        self._interrupt("take")
+        return super().take(most, screen)
+
+    def _interrupt(self, at: str) -> None:
+        if at == self._at and self._meanwhile:
+            self._meanwhile.pop()()
+
+
+def interrupt(bench: Bench, at: str, **changes: object) -> None:
+    """Change this of the bench in the middle of its next round."""
+
+    def meanwhile() -> None:
+        for name, value in changes.items():
+            setattr(bench, name, value)
+
+    bench.outbox = Interrupted(bench.database, meanwhile, at=at)
+    bench.fresh()
+
+
+@pytest.mark.parametrize("at", ["quota", "take"], ids=["before rows are taken", "after that"])
+def test_who_is_allowed_when_a_request_is_made_is_not_in_it_though_nobody_says_so(bench: Bench, at: str) -> None:
+    interrupt(bench, at, allowed=allowing("2001:db8:0:1::"))
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    assert bench.round() == bench.config.report_interval
+    assert bench.accepted() == [2]
+    assert bench.sizes == [1]
+    assert (bench.told[-1].sent, bench.told[-1].withheld, bench.told[-1].waiting) == (1, 1, 0)
+    assert bench.outbox.accounted() == 17
+
+
+def test_a_request_that_names_who_is_allowed_in_its_last_moment_never_gets_whole(bench: Bench) -> None:
+    """The allowlist changes while the request is on its way, once for somebody in it and once for somebody else."""
+    begun: list[int] = []
+
+    class Slow:
+        def __init__(self, api: ReportFace) -> None:
+            self._api = api
+
+        async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+            begun.append(len(json.loads(body)["reports"]))
+            bench.allowed = allowing("2001:db8:0:1::") if len(begun) == 1 else allowing("2001:db8:0:1::", "192.0.2.1")
+            return await self._api.report(body, before_last_byte)
+
+    bench.make_api = lambda config: Slow(bench.api(config))
+    bench.fresh()
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
+    assert bench.round() == bench.config.report_interval
+    assert begun == [3, 2]
+    assert bench.sizes == [2]
+    assert bench.accepted() == [2, 3]
+    numbers = bench.told[-1]
+    assert (numbers.sent, numbers.withheld, numbers.unanswered, numbers.waiting) == (2, 1, 0, 0)
+
+
+def test_a_configuration_that_is_read_while_a_request_is_on_its_way_keeps_its_last_byte_back(bench: Bench) -> None:
+    class Slow:
+        def __init__(self, api: ReportFace) -> None:
+            self._api = api
+
+        async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+            if bench.config.report_enabled:
+                bench.config = replace(bench.config, report_enabled=False)
+                bench.reporter.wake()
+            return await self._api.report(body, before_last_byte)
+
+    bench.make_api = lambda config: Slow(bench.api(config))
+    bench.fresh()
+    bench.block({1: {SSH: 9}})
+    assert bench.round() == 0
+    assert bench.sizes == []
+    bench.round()
+    assert (bench.told[-1].sent, bench.told[-1].unanswered, bench.told[-1].waiting) == (0, 0, 0)
+
+
+# Which lists are in force
+
+CUSTOM_TOO = (listed_as("SikkerAPI", 2, 3), listed_as(CUSTOM, 1, 3))
+
+
+def test_what_the_custom_list_alone_has_is_not_reported_unless_that_is_wanted(bench: Bench) -> None:
+    bench.lists = CUSTOM_TOO
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
+    bench.round()
+    assert bench.accepted() == [2, 3]
+    assert (bench.told[-1].withheld, bench.told[-1].waiting) == (1, 0)
+    bench.config = replace(bench.config, report_custom=True)
+    bench.block({1: {SSH: 1}, 2: {SSH: 1}})
+    bench.round()
+    assert bench.accepted() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("change", [{"lists": CUSTOM_TOO}, {"report_custom": False}], ids=str)
+def test_what_the_custom_list_alone_has_when_a_request_is_made_is_not_in_it(
+    bench: Bench, change: dict[str, object]
+) -> None:
+    bench.lists = LISTED if "lists" in change else CUSTOM_TOO
+    bench.config = replace(bench.config, report_custom=True)
+    stays = replace(bench.config, report_custom=False)
+    if "lists" in change:
+        bench.config = stays
+    interrupt(bench, "quota", lists=CUSTOM_TOO, config=stays)
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    bench.round()
+    assert bench.accepted() == [2]
+    assert (bench.told[-1].withheld, bench.told[-1].waiting) == (1, 0)
+
+
+def test_what_no_list_has_any_more_stays_at_home(bench: Bench) -> None:
+    bench.lists = (listed_as("SikkerAPI", 2),)
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    bench.meet(DOWN)
+    bench.round()
+    # What was known to be SikkerAPI's when its row was made may go.
+    bench.lists = (listed_as("SikkerAPI", 5),)
+    bench.now += 60
+    bench.round()
+    assert bench.accepted() == [2]
+    assert bench.told[-1].withheld == 1
+
+
+def test_as_long_as_no_list_is_known_nothing_is_made_of_what_was_blocked_and_nothing_is_sent(bench: Bench) -> None:
+    bench.meet(DOWN)
+    bench.block({1: {SSH: 9}})
+    bench.round()
+    bench.lists = None
+    bench.now += 60
+    bench.block({2: {SSH: 8}})
+    bench.fresh()
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [1]
+    assert (bench.told[-1].waiting, bench.told[-1].withheld) == (1, 0)
+    bench.lists = LISTED
+    bench.round()
+    assert bench.accepted() == [1, 2]
+
+
+def test_of_a_listed_range_as_many_rows_go_as_the_others_leave(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(7)])
+    bench.lists = (listed_as("SikkerAPI", 1, 2, 3, 4, 5, range_="2001:db8:1::/48"),)
+    crowd = range(0x10000, 0x10000 + 1500)
+    bench.block({number: {SSH: 50} for number in crowd} | {number: {SSH: 1} for number in range(1, 6)})
+    bench.round()
+    assert bench.sizes == [1505]  # of which the first seven are taken
+    assert sorted(bench.accepted())[:5] == [1, 2, 3, 4, 5]
+    # The next day too, though all that is new of the others is smaller.
+    bench.now = MIDNIGHT + 1
+    bench.block({number: {SSH: 50} for number in crowd} | {number: {SSH: 1} for number in range(1, 6)})
+    bench.round()
+    assert sorted(bench.accepted()[7:])[:5] == [1, 2, 3, 4, 5]
+    assert len(bench.accepted()) == 14
 
 
 # What may have been accepted
