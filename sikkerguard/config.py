@@ -49,6 +49,7 @@ class Config:
     report_enabled: bool = True
     report_interval: float = 1800.0
     report_spoofable: bool = False
+    report_custom: bool = False
     whitelist: tuple[AllowEntry, ...] = ()
     ssh_ports: tuple[int, ...] = ()
     dry_run: bool = False
@@ -73,6 +74,7 @@ VARIABLES = {
     "SIKKER_REPORT_ENABLED": "report_enabled",
     "SIKKER_REPORT_INTERVAL": "report_interval",
     "SIKKER_REPORT_SPOOFABLE": "report_spoofable",
+    "SIKKER_REPORT_CUSTOM": "report_custom",
     "SIKKER_WHITELIST": "whitelist",
     "SIKKER_SSH_PORTS": "ssh_ports",
     "SIKKER_DRY_RUN": "dry_run",
@@ -397,6 +399,7 @@ _READERS: dict[str, Callable[[str], dict[str, object]]] = {
     "SIKKER_REPORT_ENABLED": _field("report_enabled", _boolean),
     "SIKKER_REPORT_INTERVAL": _field("report_interval", _duration),
     "SIKKER_REPORT_SPOOFABLE": _field("report_spoofable", _boolean),
+    "SIKKER_REPORT_CUSTOM": _field("report_custom", _boolean),
     "SIKKER_WHITELIST": _field("whitelist", _whitelist),
     "SIKKER_SSH_PORTS": _field("ssh_ports", _ssh_ports),
     "SIKKER_DRY_RUN": _field("dry_run", _boolean),

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import day_of
 from sikkerguard.core.model import ReportNumbers
-from sikkerguard.core.reports import dropped_line, reported_line, row_of, sparing, spent_line
+from sikkerguard.core.reports import dropped_line, reported_line, row_of, spent_line
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
 from sikkerguard.errors import FetchError, RecordError, UnansweredError, as_sentence
+from sikkerguard.screening import Screening
 from sikkerguard.sending import OutboxFace, ReportFace, Sender, on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from sikkerguard.config import Config
-    from sikkerguard.core.model import AllowEntry
+    from sikkerguard.core.model import AllowEntry, ListedSource
     from sikkerguard.errors import SikkerGuardError
     from sikkerguard.sending import RecoveredFace
 
@@ -45,10 +46,11 @@ _LONGEST_PAUSE = 2.0 * 86400
 
 
 class Reporter:
-    """`report_forever` is its whole life. `config` and `allowed`, all that may never be blocked, are asked anew each
-    round, `make_api` in a thread and only when there is something to send; `tell` hears how reporting stands. `reach`
-    is asked before that: it finds the way to SikkerAPI, says whether what may never be blocked has changed by it, and
-    raises `FetchError` where there is none. `clock` (Unix seconds), `chance` and `retry` are for tests to put in."""
+    """`report_forever` is its whole life. `config`, `allowed`, all that may never be blocked, and `lists`, those in
+    force or None where none is known, are asked anew each round and before each request, `make_api` in a thread and
+    only when there is something to send; `tell` hears how reporting stands. `reach` is asked before that: it finds the
+    way to SikkerAPI, says whether what may never be blocked has changed by it, and raises `FetchError` where there is
+    none. `clock` (Unix seconds), `chance` and `retry` are for tests to put in."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Reporter:
         make_api: Callable[[Config], ReportFace],
         config: Callable[[], Config],
         allowed: Callable[[], Iterable[AllowEntry]],
+        lists: Callable[[], tuple[ListedSource, ...] | None],
         tell: Callable[[ReportNumbers], None],
         *,
         reach: Callable[[Config], Awaitable[bool]] | None = None,
@@ -64,9 +67,9 @@ class Reporter:
         retry: Callable[[SikkerGuardError, int, Callable[[], float]], float] = next_try,
     ) -> None:
         self._outbox = outbox
-        self._sender = Sender(outbox, make_api, clock)
+        self._screening = Screening(config, allowed, lists)
+        self._sender = Sender(outbox, make_api, self._screening, clock)
         self._config = config
-        self._allowed = allowed
         self._tell = tell
         self._reach = reach
         self._clock = clock
@@ -139,11 +142,11 @@ class Reporter:
         if self._dropped is None:
             await self._show()
             self._dropped = self.numbers.dropped
-        if config.report_enabled:
-            decide = partial(row_of, port_map=config.port_map, spoofable=config.report_spoofable)
-            await on_disk(self._outbox.gather, day_of(self._clock()), decide, sparing(self._allowed()))
-        else:
+        if not config.report_enabled:
             await on_disk(self._outbox.discard)
+        elif (screen := await self._screening.now()) is not None:
+            decide = partial(row_of, port_map=config.port_map, spoofable=config.report_spoofable)
+            await on_disk(self._outbox.gather, day_of(self._clock()), decide, screen)
         await self._show()
         if self.numbers.dropped > self._dropped:
             log.warning("%s", dropped_line(self.numbers.dropped - self._dropped))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.model import ReportNumbers
     from sikkerguard.core.reports import Parcel, ReportAnswer, Row, Verdict
+    from sikkerguard.core.screen import Screen
+    from sikkerguard.screening import Screening
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,10 @@ class OutboxFace(Protocol):
         self,
         day: int,
         decide: Callable[[bytes, Mapping[tuple[int, int], int]], Row | None],
-        spared: Callable[[bytes], bool],
+        screen: Screen,
     ) -> None: ...
     def discard(self) -> None: ...
-    def take(self, most: int) -> Parcel | None: ...
+    def take(self, most: int, screen: Screen) -> Parcel | None: ...
     def on_wire(self, request: int) -> None: ...
     def settle(self, request: int, rejected: Container[bytes], postponed: Container[bytes], now: float) -> None: ...
     def release(self, request: int) -> None: ...
@@ -84,15 +86,24 @@ async def on_disk(
         raise
 
 
+class _WithdrawnError(Exception):
+    """The last byte of a request was kept back."""
+
+
 class Sender:
     """Sends what waits, request by request. `reported` counts the rows accepted by their protocol, for whoever says
-    so, and empties it. `clock` gives Unix seconds."""
+    so, and empties it. `screening` says who may be reported, and `clock` gives Unix seconds."""
 
     def __init__(
-        self, outbox: OutboxFace, make_api: Callable[[Config], ReportFace], clock: Callable[[], float]
+        self,
+        outbox: OutboxFace,
+        make_api: Callable[[Config], ReportFace],
+        screening: Screening,
+        clock: Callable[[], float],
     ) -> None:
         self._outbox = outbox
         self._make_api = make_api
+        self._screening = screening
         self._clock = clock
         self._api: tuple[tuple[str, str], ReportFace] | None = None
         # What became of a request and all that follows from it, as far as the disk has not taken it yet.
@@ -122,26 +133,37 @@ class Sender:
         # Where nobody said what is left, it is at most what there is on a whole day.
         bound = await on_disk(self._outbox.quota_limit, key) if remaining is None else remaining
         most = self._most if bound is None else min(self._most, max(1, bound))
-        parcel = await on_disk(self._outbox.take, most)
-        if parcel is None:
+        # As late as can be: what is allowed, listed and set may have changed since the rows were made.
+        screen = await self._screening.now()
+        parcel = None if screen is None else await on_disk(self._outbox.take, most, screen)
+        if screen is None or parcel is None:
             return False
         if not wanted():
             await self._put_down(partial(self._outbox.release, parcel.request))
             return False
         try:
-            answer, verdict = await self._send(api, parcel)
+            answer, verdict = await self._send(
+                api, parcel, lambda: wanted() and self._screening.still(screen, parcel.rows)
+            )
+        except _WithdrawnError:
+            # Taken anew, the rows that may not go are left out.
+            await self._put_down(partial(self._outbox.release, parcel.request))
+            return True
         except UnansweredError:
             raise
         except FetchError as error:
             return await self._refused(parcel, error, partial(self._outbox.note_quota, day, key))
         return await self._answered(parcel, answer, verdict, remaining, partial(self._outbox.note_quota, day, key))
 
-    async def _send(self, api: ReportFace, parcel: Parcel) -> tuple[ReportAnswer, Verdict]:
-        """Raises a `FetchError` that is no `UnansweredError` with the rows still on their way, else without."""
+    async def _send(self, api: ReportFace, parcel: Parcel, may_go: Callable[[], bool]) -> tuple[ReportAnswer, Verdict]:
+        """Raises a `FetchError` that is no `UnansweredError`, or a `_WithdrawnError`, with the rows still on their
+        way, else without."""
         on_wire = False
 
         def before_last_byte() -> None:
             nonlocal on_wire
+            if not may_go():
+                raise _WithdrawnError
             self._outbox.on_wire(parcel.request)
             on_wire = True
 

@@ -96,6 +96,7 @@ class Service:
                 lambda: self._config,
                 # The keeper follows a new whitelist only a moment later, and a report can't be taken back.
                 lambda: (*self._keeper.allowlist.entries, *self._config.whitelist),
+                lambda: self._puller.in_force.verified.sources if self._puller.in_force else None,
                 lambda numbers: self._change(reports=numbers),
                 reach=self._door.open,
             )

@@ -137,8 +137,12 @@ class Networks:
 
     def find(self, address: int) -> Prefix | None:
         """The entry that covers this address, or None."""
-        low, high = self.single_positions(address, address)
-        if low < high:
+        size, singles = self.family.size, self.singles
+        packed = address.to_bytes(size, "big")
+        at = size * bisect_left(
+            range(len(singles) // size), packed, key=lambda place: singles[place * size : place * size + size]
+        )
+        if singles[at : at + size] == packed:
             return Prefix(address, self.family.bits)
         index = bisect_right(self.ranges, (address, self.family.bits)) - 1
         if index >= 0 and self.ranges[index].last(self.family) >= address:

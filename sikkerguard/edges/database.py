@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FILE = "records.sqlite3"
 # The ledger's name for packets whose rows were deleted, so that a sum over everything is still possible.
 PURGED = "filed_packets_purged"
-_VERSION = 2
+_VERSION = 3
 # Seconds that a transaction waits for another process: a backup, or a person with a shell.
 _BUSY_SECONDS = 5.0
 # Pages of 4 KiB kept in memory: a megabyte is more than all of it in quiet times.
@@ -32,10 +32,21 @@ _CACHE_PAGES = 256
 
 # `ledger`: totals by name. `blocked`: packets of a source by protocol and port since they were last made into report
 # rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the ledger's day.
-# `outbox`: one row for each source and category of a day, `state` being waiting, sending, sent, rejected,
-# unanswered or withheld (see the outbox), and `seen` the day on which packets last came. Addresses are packed, days are
-# counted since 1970-01-01 in UTC.
-_SCHEMA = """
+# `outbox`: one row for each source (an IPv4 address, or an IPv6 /64) and category of a day, `state` being waiting,
+# sending, sent, rejected, unanswered or withheld (see the outbox), and `seen` the day on which packets last came. It is
+# in the name of one `address` of the source, which sent so many of its packets itself (`leading`); `entry` is that of a
+# list that covers this address, and `own` is 1 where none but the custom list is known to. Addresses are packed, days
+# are counted since 1970-01-01 in UTC.
+_OUTBOX = """
+CREATE TABLE {name} (
+    id INTEGER PRIMARY KEY, day INTEGER NOT NULL, source BLOB NOT NULL, category TEXT NOT NULL, address BLOB NOT NULL,
+    leading INTEGER NOT NULL, entry TEXT NOT NULL, own INTEGER NOT NULL, protocol TEXT NOT NULL,
+    packets INTEGER NOT NULL, state TEXT NOT NULL, request INTEGER, seen INTEGER NOT NULL,
+    UNIQUE (day, source, category)
+);
+"""
+_INDEX = "CREATE INDEX outbox_by_state ON outbox (state, packets DESC);"
+_SCHEMA = f"""
 CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE blocked (
     address BLOB NOT NULL, protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL,
@@ -45,17 +56,34 @@ CREATE TABLE sources (address BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE ports (
     protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL, PRIMARY KEY (protocol, port)
 ) WITHOUT ROWID;
-CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY, day INTEGER NOT NULL, address BLOB NOT NULL, category TEXT NOT NULL,
-    protocol TEXT NOT NULL, packets INTEGER NOT NULL, state TEXT NOT NULL, request INTEGER,
-    seen INTEGER NOT NULL DEFAULT 0, UNIQUE (day, address, category)
-);
-CREATE INDEX outbox_by_state ON outbox (state, packets DESC);
+{_OUTBOX.format(name="outbox")}{_INDEX}
 """
 # From each earlier version to the next.
 _MIGRATIONS = {
     # Until then a row that waited had the day of its last round, which is as much as is known.
     1: "ALTER TABLE outbox ADD COLUMN seen INTEGER NOT NULL DEFAULT 0; UPDATE outbox SET seen = day;",
+    # Until then each address of an IPv6 /64 had rows of its own. They become one row, which has the fate of the one
+    # that got farthest: what was sent for one of them is not sent again for another. Which lists cover them is not
+    # known, so they count as the custom list's until a list in force is asked.
+    2: f"""
+{_OUTBOX.format(name="merged")}
+INSERT INTO merged
+SELECT id, day, source, category, address, packets, hex(source), 1, protocol, together, state, request, newest
+FROM (
+    SELECT *, sum(packets) OVER each_source AS together, max(seen) OVER each_source AS newest,
+        row_number() OVER (each_source ORDER BY
+            CASE state WHEN 'sent' THEN 1 WHEN 'unanswered' THEN 2 WHEN 'sending' THEN 3 WHEN 'rejected' THEN 4
+                ELSE 5 END,
+            packets DESC, address
+        ) AS place
+    FROM (SELECT *, CASE length(address) WHEN 16 THEN substr(address, 1, 8) ELSE address END AS source FROM outbox)
+    WINDOW each_source AS (PARTITION BY day, source, category)
+)
+WHERE place = 1;
+DROP TABLE outbox;
+ALTER TABLE merged RENAME TO outbox;
+{_INDEX}
+""",
 }
 _NO_VALUES: Mapping[str, object] = MappingProxyType({})
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

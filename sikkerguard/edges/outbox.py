@@ -3,7 +3,12 @@
 SikkerAPI counts what is sent twice as two, so a row leaves here once. It is marked as sending, on the disk, before its
 request begins, and the request is marked as on the wire before its last byte leaves; by these two marks a process that
 finds them knows what the one before it, killed at any point, may have brought to its end. Rows are waiting, sending,
-sent, rejected, unanswered (they may have been accepted), or withheld (a source that anyone can forge; no category).
+sent, rejected, unanswered (they may have been accepted), or withheld (a source that anyone can forge, or that only the
+custom list has; no category).
+
+Whoever is covered by one entry of a list, however many sources that are, takes turns with all that other entries cover:
+each entry's largest row goes before any second one, and what has gone today has had its turn. What would go last is
+what is dropped where too many rows wait.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -18,16 +24,15 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Parcel, Row, first_request
+from sikkerguard.core.screen import Cover, Leader, fate_of, source_of
 from sikkerguard.edges.database import PURGED, add, purge, read, total, write
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Container, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator
 
+    from sikkerguard.core.screen import Decide, Fate, Packets, Screen
     from sikkerguard.edges.database import Database
-
-    Decide = Callable[[bytes, Mapping[tuple[int, int], int]], Row | None]
-    Spared = Callable[[bytes], bool]
 
 # Rows that may wait, and sources withheld that are kept to be counted once a day: about five megabytes of each.
 MOST_WAITING = 50_000
@@ -40,26 +45,36 @@ _CHECKPOINT_PAGES = 1000
 _STALE = "(day < :day OR day > :day + 1)"
 # Where a clock was put back over midnight, tomorrow's row of a source and category stands for today's too.
 _ROW_DAY = """:day + EXISTS (
-    SELECT 1 FROM outbox AS later WHERE later.day = :day + 1 AND later.address = {0}address
+    SELECT 1 FROM outbox AS later WHERE later.day = :day + 1 AND later.source = {0}source
     AND later.category = {0}category
 )"""
-_COLUMNS = "day, address, category, protocol, packets, state, seen"
-_JOIN = """ON CONFLICT (day, address, category)
-DO UPDATE SET packets = packets + excluded.packets, seen = max(seen, excluded.seen)"""
+_COLUMNS = "day, source, category, address, leading, entry, own, protocol, packets, state, seen"
+# In whose name a row is, is settled when it leaves.
+_LEADS = """state = 'waiting'
+    AND (excluded.leading > leading OR (excluded.leading = leading AND excluded.address <= address))"""
+_JOIN = f"""ON CONFLICT (day, source, category) DO UPDATE SET
+    packets = packets + excluded.packets, seen = max(seen, excluded.seen),
+    address = CASE WHEN {_LEADS} THEN excluded.address ELSE address END,
+    entry = CASE WHEN {_LEADS} THEN excluded.entry ELSE entry END,
+    own = CASE WHEN {_LEADS} THEN excluded.own ELSE own END,
+    leading = CASE WHEN {_LEADS} THEN excluded.leading ELSE leading END
+"""
 _ADD = f"""
-INSERT INTO outbox ({_COLUMNS})
-VALUES ({_ROW_DAY.format(":")}, :address, :category, :protocol, :packets, :state, :day) {_JOIN}
+INSERT INTO outbox ({_COLUMNS}) VALUES (
+    {_ROW_DAY.format(":")}, :source, :category, :address, :leading, :entry, :own, :protocol, :packets, :state, :day
+) {_JOIN}
 """
 _MOVES = f"state = 'waiting' AND day <> {_ROW_DAY.format('outbox.')} AND day <> :day + 1"
 _CARRY = f"""
 INSERT INTO outbox ({_COLUMNS})
-SELECT {_ROW_DAY.format("outbox.")}, address, category, protocol, sum(packets), state, min(max(seen), :day) FROM outbox
-WHERE {_MOVES} GROUP BY address, category {_JOIN}
+SELECT {_ROW_DAY.format("outbox.")}, source, category, address, leading, entry, own, protocol, packets, state,
+    min(seen, :day) FROM outbox WHERE {_MOVES} ORDER BY day, id {_JOIN}
 """
-
-
-def _nobody(_: bytes) -> bool:
-    return False
+# Which turn of its entry a row has. Rows that are no longer waiting have had theirs.
+_TURNS = """(
+    SELECT *, row_number() OVER (PARTITION BY entry ORDER BY state = 'waiting', packets DESC, id) AS turn
+    FROM outbox WHERE state <> 'withheld'
+)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +95,26 @@ class Outbox:
 
     # What comes in
 
-    def gather(self, day: int, decide: Decide, spared: Spared = _nobody) -> None:
-        """Make rows of all that was blocked. `decide` gets a source, packed, and its packets by IP protocol and port,
-        and gives its row, or None where it is withheld. An address, packed, that is `spared` is allowed now: whatever
-        was not sent of it yet is dropped, and counted as withheld."""
+    def gather(self, day: int, decide: Decide, screen: Screen) -> None:
+        """Make rows of all that was blocked. `decide` gets the packets of a source, by IP protocol and port, and gives
+        its row, or None where it is withheld; `screen` says who may be reported now. Whatever was not sent yet of who
+        may not is dropped, and counted as withheld."""
         with self._database.transaction() as connection:
             self._turn_over(connection, day)
             known = _count(connection, "withheld")
-            allowed, beside = self._drop_spared(connection, spared), 0
-            for address, packets in _sources(connection):
-                whole = sum(packets.values())
-                if spared(address):
-                    allowed, beside = allowed + 1, beside + whole
-                    continue
-                row = decide(address, packets)
-                values = {"day": day, "address": address, "category": "", "protocol": "", "packets": whole}
-                if row is not None:
-                    beside += whole - row.packets
-                    values |= {"category": row.category, "protocol": row.protocol, "packets": row.packets}
-                connection.execute(_ADD, {**values, "state": "withheld" if row is None else "waiting"})
+            stopped, beside = self._screen_rows(connection, screen), 0
+            for source, members in _sources(connection):
+                covers = partial(_cover_known, connection, day)
+                fate = fate_of(members, decide, screen, covers, _waiting(connection, day, source))
+                stopped, beside = stopped + fate.allowed, beside + fate.beside
+                _file(connection, day, source, fate)
             connection.execute("DELETE FROM blocked")
             add(connection, PURGED, beside)
-            add(connection, "reports_withheld", allowed + _count(connection, "withheld") - known)
+            add(connection, "reports_withheld", stopped + _count(connection, "withheld") - known)
             # After what came in, since that makes a row fresh again.
             old = purge(connection, "outbox", "state = 'waiting' AND seen < :day - 1", {"day": day})
-            add(connection, "reports_dropped", old + self._drop_smallest(connection, "waiting"))
-            self._drop_smallest(connection, "withheld")
+            add(connection, "reports_dropped", old + self._drop_last(connection))
+            self._drop_smallest_withheld(connection)
 
     def discard(self) -> None:
         """Forget what was blocked and what waits, for nobody wants it reported; its packets stay counted. What is on
@@ -116,21 +125,30 @@ class Outbox:
 
     # What goes out
 
-    def take(self, most: int) -> Parcel | None:
-        """The next request: of the rows that wait, those with the most packets, at most so many and no more than fit,
-        each with an address of its own. They are marked as sending on the disk before this returns."""
+    def take(self, most: int, screen: Screen) -> Parcel | None:
+        """The next request: of the rows that wait, those whose turn it is, the largest first, at most so many and no
+        more than fit, each with an address of its own. They are marked as sending on the disk before this returns;
+        those of them that must not be sent now, as `screen` says, are dropped by the same stroke, and counted as
+        withheld."""
         with self._database.transaction(durable=True) as connection:
             rows: dict[bytes, tuple[int, Row]] = {}
+            stopped = list[int]()
             found = connection.execute(
-                "SELECT id, address, category, protocol, packets FROM outbox WHERE state = 'waiting' "
-                "ORDER BY packets DESC, id"
+                f"SELECT id, address, category, protocol, packets, entry, own FROM {_TURNS} WHERE state = 'waiting' "
+                "ORDER BY turn, packets DESC, id"
             )
-            for number, address, category, protocol, packets in found:
+            for number, address, category, protocol, packets, entry, own in found:
                 if len(rows) >= min(most, MOST_ROWS):
                     break
                 # The answer tells rejected rows apart by their address.
-                rows.setdefault(address, (number, Row(address, category, protocol, packets)))
+                if address in rows:
+                    continue
+                if screen.stops(address, Cover(entry, bool(own))):
+                    stopped.append(number)
+                else:
+                    rows[address] = number, Row(address, category, protocol, packets)
             found.close()
+            add(connection, "reports_withheld", _drop(connection, stopped))
             if not rows:
                 return None
             fitting, body = first_request([row for _, row in rows.values()])
@@ -251,19 +269,30 @@ class Outbox:
         connection.execute(f"DELETE FROM outbox WHERE {_MOVES}", days)
         purge(connection, "outbox", f"{_STALE} AND state <> 'sending'", days)
 
-    def _drop_spared(self, connection: sqlite3.Connection, spared: Spared) -> int:
-        """Take away the rows that wait of addresses that are allowed now; gives how many went."""
-        waiting = connection.execute("SELECT id, address FROM outbox WHERE state = 'waiting'")
-        gone = [number for number, address in waiting if spared(address)]
-        return sum(purge(connection, "outbox", "id = :id", {"id": number}) for number in gone)
+    def _screen_rows(self, connection: sqlite3.Connection, screen: Screen) -> int:
+        """Take away the rows that wait and must not be sent now, and note what covers the others now; gives how many
+        went."""
+        gone, changed = list[int](), list[tuple[str, bool, int]]()
+        found = connection.execute("SELECT id, address, state, entry, own FROM outbox WHERE state <> 'withheld'")
+        for number, address, state, entry, own in found:
+            before = Cover(entry, bool(own))
+            if state == "waiting" and screen.stops(address, before):
+                gone.append(number)
+            elif (cover := screen.cover(address)) is not None and cover != before:
+                changed.append((cover.entry, cover.own, number))
+        connection.executemany("UPDATE outbox SET entry = ?, own = ? WHERE id = ?", changed)
+        return _drop(connection, gone)
 
-    def _drop_smallest(self, connection: sqlite3.Connection, state: str) -> int:
-        """Keep the rows in this state bounded; gives how many went."""
-        excess = _count(connection, state) - self._most_waiting
-        if excess <= 0:
-            return 0
-        smallest = "id IN (SELECT id FROM outbox WHERE state = :state ORDER BY packets, id DESC LIMIT :excess)"
-        return purge(connection, "outbox", smallest, {"state": state, "excess": excess})
+    def _drop_last(self, connection: sqlite3.Connection) -> int:
+        """Keep the rows that wait bounded: those go that would be sent last. Gives how many went."""
+        excess = max(0, _count(connection, "waiting") - self._most_waiting)
+        last = f"SELECT id FROM {_TURNS} WHERE state = 'waiting' ORDER BY turn DESC, packets, id DESC LIMIT :excess"
+        return purge(connection, "outbox", f"id IN ({last})", {"excess": excess}) if excess else 0
+
+    def _drop_smallest_withheld(self, connection: sqlite3.Connection) -> None:
+        excess = max(0, _count(connection, "withheld") - self._most_waiting)
+        smallest = "SELECT id FROM outbox WHERE state = 'withheld' ORDER BY packets, id DESC LIMIT :excess"
+        purge(connection, "outbox", f"id IN ({smallest})", {"excess": excess})
 
     @contextmanager
     def _closing(self) -> Iterator[sqlite3.Connection]:
@@ -280,11 +309,60 @@ class Outbox:
             return 0
 
 
-def _sources(connection: sqlite3.Connection) -> Iterator[tuple[bytes, dict[tuple[int, int], int]]]:
-    """Each source with its packets, one after the other as the table has them: never all of them in memory."""
+def _sources(connection: sqlite3.Connection) -> Iterator[tuple[bytes, dict[bytes, Packets]]]:
+    """Each source with the packets of its addresses, one after the other as the table has them: never all of them in
+    memory."""
     found = connection.execute("SELECT address, protocol, port, packets FROM blocked ORDER BY address")
-    for address, group in groupby(found, itemgetter(0)):
-        yield address, {(protocol, port): packets for _, protocol, port, packets in group}
+    for source, rows in groupby(found, lambda row: source_of(row[0])):
+        members = groupby(rows, itemgetter(0))
+        yield (
+            source,
+            {
+                address: {(protocol, port): packets for _, protocol, port, packets in group}
+                for address, group in members
+            },
+        )
+
+
+def _waiting(connection: sqlite3.Connection, day: int, source: bytes) -> dict[str, Leader]:
+    """In whose names the rows of this source are that wait, by category."""
+    found = connection.execute(
+        "SELECT category, address, leading, entry, own FROM outbox "
+        "WHERE day IN (:day, :day + 1) AND source = :source AND +state = 'waiting'",
+        {"day": day, "source": source},
+    )
+    return {
+        category: Leader(address, leading, Cover(entry, bool(own))) for category, address, leading, entry, own in found
+    }
+
+
+def _cover_known(connection: sqlite3.Connection, day: int, address: bytes) -> Cover | None:
+    """What was last known of an address, by its rows."""
+    found = connection.execute(
+        "SELECT entry, own FROM outbox "
+        "WHERE day IN (:day, :day + 1) AND source = :source AND address = :address AND state <> 'withheld' "
+        "ORDER BY seen DESC, id DESC LIMIT 1",
+        {"day": day, "source": source_of(address), "address": address},
+    ).fetchone()
+    return None if found is None else Cover(found[0], bool(found[1]))
+
+
+def _file(connection: sqlite3.Connection, day: int, source: bytes, fate: Fate) -> None:
+    """Put what is to be reported, and what is withheld, with what there is of this source."""
+    values = {"day": day, "source": source}
+    if fate.row is not None and fate.leader is not None:
+        row, cover = fate.row, fate.leader.cover
+        values |= {"category": row.category, "address": row.address, "leading": fate.leader.packets}
+        values |= {"entry": cover.entry, "own": cover.own, "protocol": row.protocol, "packets": row.packets}
+        connection.execute(_ADD, {**values, "state": "waiting"})
+    if fate.withheld:
+        values |= {"category": "", "address": source, "leading": 0, "entry": "", "own": 0, "protocol": ""}
+        connection.execute(_ADD, {**values, "packets": fate.withheld, "state": "withheld"})
+
+
+def _drop(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
+    """Delete rows by their numbers; gives how many went."""
+    return sum(purge(connection, "outbox", "id = :id", {"id": number}) for number in numbers)
 
 
 def _move(connection: sqlite3.Connection, request: int, state: str) -> int:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import Ledger, day_of
+from sikkerguard.core.listing import Listing
 from sikkerguard.core.reports import row_of
+from sikkerguard.core.screen import Screen
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.edges.outbox import Outbox
+from sikkerguard.standin.server import DEMO_KEY
+from sikkerguard.standin.tiers import FREE, Key
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
@@ -136,7 +142,9 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
         Counts(database).save(Ledger(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
         if source == SSH:
             decide = partial(row_of, port_map={}, spoofable=False)
-            Outbox(database).gather(today, decide, lambda address: False)
+            Outbox(database).gather(
+                today, decide, Screen((), lambda address: Listing("", frozenset({"SikkerAPI"})), custom=False)
+            )
     database.close()
     before = records(guard)
     assert len(before[1]) == len(before[2]) == 1
@@ -178,6 +186,96 @@ def test_who_is_allowed_from_now_on_is_not_reported_by_that(guard: Guard, tmp_pa
     assert guard.process is not None
     guard.process.send_signal(signal.SIGHUP)
     guard.logged(r"INFO Reported 1 blocked IPs \(https: 1\)")
+    assert reported(guard).keys() == {WEB}
+    assert guard.status()["reports"]["withheld"] == 1
+
+
+def test_a_listed_range_leaves_the_quota_to_the_others(guard: Guard) -> None:
+    others = [f"203.0.113.{number}" for number in range(1, 6)]
+    guard.standin.set_keys([Key(DEMO_KEY, replace(FREE, reports=7))])
+    wire = begin(guard, "2001:db8:7::/48", *others, SIKKER_REPORT_INTERVAL="10s")
+    # Each of the range sends more than all others: 300 networks, and 200 hosts of one network.
+    crowd = [tcp(f"2001:db8:7:{network:x}::{host:x}", 22) for network in range(300) for host in (1, 2)]
+    crowd += [tcp(f"2001:db8:7:ffff::{host:x}", 22) for host in range(1, 201)]
+    quiet = [tcp(source, 22) for source in others]
+    settle(guard, wire.send([*crowd, *crowd, tcp("2001:db8:7:ffff::7", 22), *quiet]))
+    guard.logged(r"INFO Reported 7 blocked IPs \(ssh: 7\)")
+    found = reported(guard).keys()
+    assert found > set(others)
+    # The network with most packets, in the name of the host with most, and one that is next by size.
+    assert "2001:db8:7:ffff::7" in found
+    (last,) = found - set(others) - {"2001:db8:7:ffff::7"}
+    assert last.startswith("2001:db8:7:")
+    assert guard.status()["reports"]["waiting"] == 301 - 2
+    # A network whose row has gone is not reported again by another of its addresses, and a restart forgets nothing.
+    guard.kill()
+    guard.standin.set_keys([Key(DEMO_KEY, replace(FREE, reports=1000))])
+    with closing(sqlite3.connect(guard.state / FILE)) as connection, connection:
+        connection.execute("DELETE FROM ledger WHERE name = 'quota_remaining'")
+    guard.start(SIKKER_REPORT_INTERVAL="10s")
+    guard.logged("Blocking 6 IPs", times=2)
+    wire.send([*[tcp("2001:db8:7:ffff::ffff", 22)] * 9, tcp("203.0.113.1", 22)])
+    guard.logged(r"INFO Reported 299 blocked IPs \(ssh: 299\)")
+    rows = [record.row.ip for record in guard.standin.record.reports]
+    assert sorted(row for row in rows if ":ffff:" in row) == ["2001:db8:7:ffff::7"]
+    assert len({ipaddress.ip_network(f"{row}/64", strict=False) for row in rows if ":" in row}) == 301
+    assert len(rows) == 306
+
+
+def test_what_only_the_custom_list_has_stays_at_home_unless_that_is_wanted(guard: Guard) -> None:
+    own, both = "203.0.113.20", "203.0.113.21"
+    custom = guard.directory / "custom"
+    custom.write_text(f"{own}\n{both}\n2001:db8:8::/64\n")
+    file = guard.directory / "sikkerguard.env"
+    settings = f"SIKKER_REPORT_INTERVAL=10s\nSIKKER_CUSTOM_BLACKLIST={custom}\n"
+    file.write_text(settings)
+    guard.serve(SSH, both)
+    guard.start(*SIKKERGUARD, "--config", str(file), "run")
+    guard.logged("Blocking 4 IPs$")
+    wire = Wire(guard.lab)
+    attack = [tcp(source, 22) for source in (own, own, both, SSH, "2001:db8:8::1", "2001:db8:8::2")]
+    sent = wire.send(attack)
+    guard.logged(r"INFO Reported 2 blocked IPs \(ssh: 2\)")
+    settle(guard, sent)
+    assert reported(guard).keys() == {SSH, both}
+    assert guard.status()["reports"]["withheld"] == 2
+    # Nor does an address leave that was on it until now, nor one whose file is gone from the settings.
+    sent += wire.send(attack)
+    settle(guard, sent)
+    custom.write_text(f"{both}\n")
+    assert guard.process is not None
+    guard.process.send_signal(signal.SIGHUP)
+    guard.logged("Blocking 2 IPs$")
+    intervals_pass(1)
+    assert reported(guard).keys() == {SSH, both}
+    custom.write_text(f"{own}\n2001:db8:8::/64\n")
+    file.write_text(f"{settings}SIKKER_REPORT_CUSTOM=true\n")
+    guard.process.send_signal(signal.SIGHUP)
+    guard.logged("Blocking 4 IPs$", times=2)
+    wire.send(attack)
+    guard.logged(r"INFO Reported 2 blocked IPs \(ssh: 2\)", times=2)
+    assert reported(guard).keys() == {SSH, both, own, "2001:db8:8::1"}
+
+
+def test_who_is_allowed_while_rows_are_on_their_way_is_not_reported(guard: Guard) -> None:
+    wire = begin(guard, SSH, WEB, SIKKER_REPORT_INTERVAL="10s")
+    # SikkerAPI does not answer for a while, so that the request is made and does not get anywhere.
+    deaf = ("INPUT", "-p", "tcp", "--dport", "80", "-j", "DROP")
+    guard.lab.internet.run("iptables-legacy", "-I", *deaf)
+    wire.send([*[tcp(SSH, 22)] * 30, *[tcp(WEB, 443)] * 20])
+
+    def sending() -> bool:
+        with closing(sqlite3.connect(f"file:{guard.state / FILE}?mode=ro", uri=True)) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM outbox WHERE state = 'sending'").fetchone()
+        return bool(rows == 2)
+
+    wait_for("rows on their way", sending, 20)
+    # The host makes a name server of a listed source: nobody tells the service.
+    with Path(f"/etc/netns/{guard.lab.host.name}/resolv.conf").open("a") as file:
+        file.write(f"nameserver {SSH}\n")
+    wait_for("the name server to be allowed", lambda: f"add sikkerguard-allow-v4 {SSH}" in guard.lab.sets(), 5)
+    guard.lab.internet.run("iptables-legacy", "-D", *deaf)
+    guard.logged(r"INFO Reported 1 blocked IPs \(https: 1\)", seconds=30)
     assert reported(guard).keys() == {WEB}
     assert guard.status()["reports"]["withheld"] == 1
 

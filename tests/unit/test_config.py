@@ -61,6 +61,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         report_enabled=True,
         report_interval=30 * 60.0,
         report_spoofable=False,
+        report_custom=False,
         whitelist=(),
         ssh_ports=(),
         dry_run=False,
@@ -94,6 +95,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ("SIKKER_REPORT_ENABLED", "0", {"report_enabled": False}),
         ("SIKKER_REPORT_INTERVAL", "2h", {"report_interval": 7200.0}),
         ("SIKKER_REPORT_SPOOFABLE", "TRUE", {"report_spoofable": True}),
+        ("SIKKER_REPORT_CUSTOM", "yes", {"report_custom": True}),
         ("SIKKER_WHITELIST", "198.51.100.7", {"whitelist": whitelist("198.51.100.7")}),
         (
             "SIKKER_WHITELIST",
@@ -181,6 +183,7 @@ BAD = {
     "SIKKER_REPORT_ENABLED": ["maybe", "2", "truee"],
     "SIKKER_REPORT_INTERVAL": ["soon", "5s"],
     "SIKKER_REPORT_SPOOFABLE": ["y"],
+    "SIKKER_REPORT_CUSTOM": ["custom"],
     "SIKKER_WHITELIST": [
         "198.51.100.256",
         "198.51.100.7/33",
@@ -524,6 +527,7 @@ def test_what_is_in_force_is_said_of_every_variable() -> None:
         "SIKKER_REPORT_ENABLED": "true",
         "SIKKER_REPORT_INTERVAL": "30m",
         "SIKKER_REPORT_SPOOFABLE": "false",
+        "SIKKER_REPORT_CUSTOM": "false",
         "SIKKER_WHITELIST": "",
         "SIKKER_SSH_PORTS": "",
         "SIKKER_DRY_RUN": "false",
@@ -551,6 +555,7 @@ good = st.fixed_dictionaries(
         "SIKKER_REPORT_ENABLED": booleans,
         "SIKKER_REPORT_INTERVAL": durations,
         "SIKKER_REPORT_SPOOFABLE": booleans,
+        "SIKKER_REPORT_CUSTOM": booleans,
         "SIKKER_WHITELIST": st.lists(
             st.sampled_from(["198.51.100.7", "203.0.113.0/24", "2001:db8::7", "2001:db8::/32", "::ffff:c633:6407"])
         ).map(",".join),

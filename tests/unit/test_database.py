@@ -180,10 +180,10 @@ def test_a_file_that_is_damaged_while_it_is_in_use_is_set_aside_at_the_next_try(
 def spoil(database: Database, file: Path, damage: str) -> None:
     """More rows than are kept in memory, and then damage under them."""
     with database.transaction() as connection:
-        rows = [(20_000, number.to_bytes(4, "big"), "a" * 40, "b" * 200, 1, "waiting") for number in range(20_000)]
-        connection.executemany(
-            "INSERT INTO outbox (day, address, category, protocol, packets, state) VALUES (?, ?, ?, ?, ?, ?)", rows
-        )
+        addresses = [number.to_bytes(4, "big") for number in range(20_000)]
+        rows = [(20_000, each, "a" * 40, each, 1, "c", 0, "b" * 200, 1, "waiting", 20_000) for each in addresses]
+        columns = "day, source, category, address, leading, entry, own, protocol, packets, state, seen"
+        connection.executemany(f"INSERT INTO outbox ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         if damage == "index":
@@ -255,31 +255,100 @@ PRAGMA user_version = 1;
 """
 
 
+# As the second version changed them.
+VERSION_2 = f"""
+{VERSION_1}
+ALTER TABLE outbox ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;
+UPDATE outbox SET seen = day;
+PRAGMA user_version = 2;
+"""
+COLUMNS = "id, day, source, category, address, leading, entry, own, protocol, packets, state, request, seen"
+
+
 def content(file: Path) -> dict[str, list[tuple[object, ...]]]:
     with closing(sqlite3.connect(file)) as connection:
         found = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("ledger", "blocked")}
-        columns = "id, day, address, category, protocol, packets, state, request, seen"
-        return found | {"outbox": connection.execute(f"SELECT {columns} FROM outbox").fetchall()}
+        return found | {"outbox": connection.execute(f"SELECT {COLUMNS} FROM outbox ORDER BY id").fetchall()}
 
 
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2], ids=["1", "2"])
 def test_a_file_of_an_earlier_version_is_brought_up_to_date_where_it_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    one, other = bytes([198, 51, 100, 7]), bytes([198, 51, 100, 8])
     with closing(sqlite3.connect(tmp_path / FILE)) as connection:
-        connection.executescript(VERSION_1)
+        connection.executescript(version)
     for _ in range(2):
         with closing(Database(tmp_path)) as database:
             database.open()
         assert content(tmp_path / FILE) == {
             "ledger": [("reports_sent", 7)],
-            "blocked": [(bytes([198, 51, 100, 7]), 6, 22, 5)],
+            "blocked": [(one, 6, 22, 5)],
             "outbox": [
-                (1, 20_000, bytes([198, 51, 100, 7]), "brute_force", "ssh", 9, "waiting", None, 20_000),
-                (2, 20_000, bytes([198, 51, 100, 8]), "brute_force", "ssh", 8, "sent", 1, 20_000),
+                (1, 20_000, one, "brute_force", one, 9, "C6336407", 1, "ssh", 9, "waiting", None, 20_000),
+                (2, 20_000, other, "brute_force", other, 8, "C6336408", 1, "ssh", 8, "sent", 1, 20_000),
             ],
         }
     assert {path.name for path in tmp_path.iterdir()} == {FILE}
     assert not caplog.records
+
+
+def test_rows_of_one_ipv6_network_become_the_one_that_got_farthest(tmp_path: Path) -> None:
+    def address(network: int, host: int) -> bytes:
+        return (0x20010DB8 << 96 | network << 64 | host).to_bytes(16, "big")
+
+    states = ("waiting", "rejected", "sending", "unanswered", "sent")
+    rows = [
+        # Network n has rows in the first n + 1 of these states, the later ones with fewer packets.
+        (20_000, address(network, host), "brute_force", 10 - host, states[host], 20_000 + host % 2)
+        for network in range(len(states))
+        for host in range(network + 1)
+    ]
+    rows += [
+        # Of equals, the largest gives its name.
+        (20_000, address(9, 1), "brute_force", 3, "waiting", 20_000),
+        (20_000, address(9, 2), "brute_force", 4, "waiting", 20_000),
+        # Neither another category nor another day is the same row, nor what is withheld.
+        (20_000, address(9, 3), "web_exploit", 5, "sent", 20_000),
+        (20_001, address(9, 4), "brute_force", 6, "sent", 20_001),
+        (20_000, address(9, 5), "", 7, "withheld", 20_000),
+        (20_000, address(9, 6), "", 8, "withheld", 20_000),
+    ]
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.executescript(VERSION_2)
+        connection.execute("DELETE FROM outbox")
+        connection.executemany(
+            "INSERT INTO outbox (day, address, category, protocol, packets, state, request, seen) "
+            "VALUES (?, ?, ?, 'ssh', ?, ?, 5, ?)",
+            rows,
+        )
+        connection.commit()
+    with closing(Database(tmp_path)) as database:
+        database.open()
+    found = {
+        (day, source, category): (found_address, leading, packets, state, request, seen)
+        for _, day, source, category, found_address, leading, _, _, _, packets, state, request, seen in content(
+            tmp_path / FILE
+        )["outbox"]
+    }
+    expected: dict[tuple[int, bytes, str], tuple[object, ...]] = {
+        (20_000, address(network, 0)[:8], "brute_force"): (
+            address(network, network),
+            10 - network,
+            sum(10 - host for host in range(network + 1)),
+            states[network],
+            5,
+            20_000 + min(network, 1),
+        )
+        for network in range(len(states))
+    }
+    network = address(9, 0)[:8]
+    assert found == expected | {
+        (20_000, network, "brute_force"): (address(9, 2), 4, 7, "waiting", 5, 20_000),
+        (20_000, network, "web_exploit"): (address(9, 3), 5, 5, "sent", 5, 20_000),
+        (20_001, network, "brute_force"): (address(9, 4), 6, 6, "sent", 5, 20_001),
+        (20_000, network, ""): (address(9, 6), 8, 15, "withheld", 5, 20_000),
+    }
 
 
 def test_a_file_of_an_earlier_version_has_the_columns_of_a_new_one(tmp_path: Path) -> None:

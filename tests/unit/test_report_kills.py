@@ -2,7 +2,8 @@
 
 A process runs the real reporter, counts, outbox and client against a stand-in that drops, delays, refuses and
 half-answers, while more and more is blocked. It is killed at a random moment and begun anew on the same database, 50
-times; each life meets several of these faults and goes on after them.
+times; each life meets several of these faults and goes on after them. Sources are IPv6 networks with several hosts, and
+some of them are allowed, or left to the custom list alone, each time that rows are about to be sent.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import time
 from collections import Counter
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import Count
+from sikkerguard.core.listing import CUSTOM
+from sikkerguard.core.model import AllowEntry, Blocklist, Count, Family, ListedSource, Networks, Prefix
 from sikkerguard.core.reports import Row, row_of
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
@@ -40,11 +43,12 @@ from sikkerguard.standin.server import DEMO_KEY, Standin
 from sikkerguard.standin.tiers import FREE, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     import pytest
 
-    from sikkerguard.core.reports import ReportAnswer
+    from sikkerguard.core.reports import Parcel, ReportAnswer
+    from sikkerguard.core.screen import Screen
     from sikkerguard.standin.messages import Request
     from sikkerguard.standin.record import RequestRecord
 
@@ -57,6 +61,9 @@ MOST_KILLS = 4 * KILLS
 # Between the mark and the last byte nothing is waited for: measured, it is below a tenth of a millisecond, and this is
 # for a machine that has other things to do. Whoever is killed right there leaves rows that count as unanswered.
 GAP = 0.1
+# Which part of all requests meets, before its last byte leaves, that more is allowed.
+LATE = 0.1
+ALLOWED, CUSTOM_ALONE, ALLOWED_LATE = 0xA, 0xC, 0xB
 PORTS = (22, 80, 443, 23, 25, 3306, 4711)
 UDP_EVERY = 7
 # What a server says that has certainly accepted nothing. 503 is one of them where it comes with a Retry-After.
@@ -66,8 +73,22 @@ REFUSALS = (401, 413, 429, 503)
 # What is blocked: source number n, for as many as there have been.
 
 
-def source(number: int) -> bytes:
-    return (0x20010DB8 << 96 | number).to_bytes(16, "big")
+def kind(number: int) -> int:
+    """What becomes of a source when rows are about to be sent."""
+    return {3: ALLOWED, 5: CUSTOM_ALONE, 8: ALLOWED_LATE}.get(number % 11, 0)
+
+
+def network(number: int) -> int:
+    """The first 64 bits of its addresses."""
+    return 0x20010DB8 << 32 | kind(number) << 28 | number
+
+
+def network_of(ip: str) -> int:
+    return int(IPv6Address(ip)) >> 64
+
+
+def source(number: int, host: int = 0) -> bytes:
+    return (network(number) << 64 | host).to_bytes(16, "big")
 
 
 def key_of(number: int) -> tuple[int, int]:
@@ -78,13 +99,42 @@ def row(number: int) -> Row | None:
     return row_of(source(number), {key_of(number): 1}, {}, spoofable=False)
 
 
+def entry_of(number: int) -> Prefix:
+    """The range of all sources of this kind."""
+    return Prefix((0x20010DB8 << 32 | number << 28) << 64, 36)
+
+
+def listed(name: str, *prefixes: Prefix) -> ListedSource:
+    return ListedSource(name, Blocklist(v6=Networks(Family.V6, ranges=prefixes)), NOON)
+
+
+class Moment:
+    """What is allowed and listed now. Everybody may be reported until rows are about to be sent."""
+
+    BEFORE = (listed("SikkerAPI", Prefix(0x20010DB8 << 96, 32)),)
+    SENDING = (
+        listed("SikkerAPI", entry_of(0), entry_of(ALLOWED), entry_of(ALLOWED_LATE)),
+        listed(CUSTOM, entry_of(CUSTOM_ALONE)),
+    )
+
+    def __init__(self) -> None:
+        self.sending = self.late = False
+
+    def allowed(self) -> list[AllowEntry]:
+        kinds = [ALLOWED] * self.sending + [ALLOWED_LATE] * self.late
+        return [AllowEntry(Family.V6, entry_of(each), "") for each in kinds]
+
+    def lists(self) -> tuple[ListedSource, ...]:
+        return self.SENDING if self.sending else self.BEFORE
+
+
 def block(counts: Counts, dice: random.Random) -> None:
     """Some new sources and a few that were there before, with the account of it in the same transaction."""
     ledger, _, _ = counts.load()
     packets, first = ledger.dropped  # what is an account of bytes elsewhere is one of sources here
     last = first + dice.randint(1, 10)
     numbers = [*range(first, last), *(dice.randrange(last) for _ in range(3))]
-    blocked = [((source(number), *key_of(number)), dice.randint(1, 100)) for number in numbers]
+    blocked = [((source(number, dice.randrange(3)), *key_of(number)), dice.randint(1, 100)) for number in numbers]
     packets += sum(count for _, count in blocked)
     counts.save(replace(ledger, dropped=Count(packets, last)), blocked, (), (), new_day=False)
 
@@ -92,11 +142,40 @@ def block(counts: Counts, dice: random.Random) -> None:
 # The process that is killed: forked for each life by one that has read all libraries, which takes longer than a life.
 
 
-class Watched(Outbox):
+class Momentary(Outbox):
+    """An outbox that knows what moment it is: from the question for the quota to the end of the request."""
+
+    def __init__(self, database: Database, moment: Moment) -> None:
+        super().__init__(database)
+        self._moment = moment
+
+    def quota(self, day: int, key: str) -> int | None:
+        self._moment.sending = True
+        return super().quota(day, key)
+
+    def take(self, most: int, screen: Screen) -> Parcel | None:
+        parcel = super().take(most, screen)
+        self._moment.sending = parcel is not None
+        return parcel
+
+    def settle(self, request: int, rejected: Container[bytes], postponed: Container[bytes], now: float) -> None:
+        super().settle(request, rejected, postponed, now)
+        self._moment.sending = self._moment.late = False
+
+    def release(self, request: int) -> None:
+        super().release(request)
+        self._moment.sending = self._moment.late = False
+
+    def unanswered(self, request: int) -> None:
+        super().unanswered(request)
+        self._moment.sending = self._moment.late = False
+
+
+class Watched(Momentary):
     """An outbox that shows, to whoever looks from outside, when a mark was made."""
 
-    def __init__(self, database: Database, shown: mmap.mmap) -> None:
-        super().__init__(database)
+    def __init__(self, database: Database, moment: Moment, shown: mmap.mmap) -> None:
+        super().__init__(database, moment)
         self._shown = shown
 
     def on_wire(self, request: int) -> None:
@@ -105,14 +184,17 @@ class Watched(Outbox):
 
 
 class Hesitant:
-    """A client with a line that takes its time to be there, so that rows are found before their request, too."""
+    """A client with a line that takes its time to be there, so that rows are found before their request, too, and some
+    may not go any more."""
 
-    def __init__(self, api: ReportApi, dice: random.Random) -> None:
+    def __init__(self, api: ReportApi, moment: Moment, dice: random.Random) -> None:
         self._api = api
+        self._moment = moment
         self._dice = dice
 
     async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
         await asyncio.sleep(self._dice.uniform(0, 0.05))
+        self._moment.late = self._dice.random() < LATE
         return await self._api.report(body, before_last_byte)
 
 
@@ -121,13 +203,14 @@ def clock_since(begun: float) -> Callable[[], float]:
     return lambda: NOON + time.monotonic() - begun
 
 
-def reporter_of(outbox: Outbox, url: str, dice: random.Random, begun: float) -> Reporter:
+def reporter_of(outbox: Momentary, moment: Moment, url: str, dice: random.Random, begun: float) -> Reporter:
     config = Config(api_key=DEMO_KEY, api_url=url, report_interval=0.03)
     return Reporter(
         outbox,
-        lambda config: Hesitant(ReportApi(SikkerApi(config.api_url, config.api_key)), dice),
+        lambda config: Hesitant(ReportApi(SikkerApi(config.api_url, config.api_key)), moment, dice),
         lambda: config,
-        lambda: (),
+        moment.allowed,
+        moment.lists,
         lambda numbers: None,
         clock=clock_since(begun),
         retry=lambda *_: 0.005,
@@ -138,7 +221,8 @@ async def live(directory: Path, url: str, begun: float, shown: mmap.mmap, dice: 
     database = Database(directory)
     database.open()
     counts = Counts(database)
-    reporter = reporter_of(Watched(database, shown), url, dice, begun)
+    moment = Moment()
+    reporter = reporter_of(Watched(database, moment, shown), moment, url, dice, begun)
     reporting = asyncio.create_task(reporter.report_forever())
     while not reporting.done():
         await asyncio.to_thread(block, counts, dice)
@@ -195,7 +279,7 @@ class Found:
     begun: float
     ended: float
     state: str
-    rows: frozenset[tuple[str, str]]
+    rows: frozenset[tuple[int, str]]
     since_mark: float
 
 
@@ -208,7 +292,7 @@ def found(directory: Path, shown: mmap.mmap, begun: float, killed_at: float) -> 
     state = "idle" if not rows else "wire" if marked and marked[0] in requests else "sending"
     request, at = struct.unpack("qd", shown[:16])
     since = killed_at - at if request in requests else 0.0
-    on_their_way = frozenset((Row(each, category, "", 1).ip(), category) for each, category, _ in rows)
+    on_their_way = frozenset((int.from_bytes(each[:8], "big"), category) for each, category, _ in rows)
     return Found(begun, killed_at, state, on_their_way, since)
 
 
@@ -238,12 +322,12 @@ class Received:
     unless it said that it had refused them."""
 
     def __init__(self) -> None:
-        self.arrived = set[tuple[str, str]]()
-        self.seen = set[tuple[str, str]]()
+        self.arrived = set[tuple[int, str]]()
+        self.seen = set[tuple[int, str]]()
         self._of_this_thread = threading.local()
 
     def request(self, request: Request) -> None:
-        rows = {(each["ip"], each["category"]) for each in json.loads(request.body)["reports"]}
+        rows = {(network_of(each["ip"]), each["category"]) for each in json.loads(request.body)["reports"]}
         self.arrived |= rows
         self._of_this_thread.rows = rows
 
@@ -273,7 +357,8 @@ def enough(standin: Standin, lives: list[Found]) -> bool:
 
 def drain(database: Database, url: str, begun: float) -> None:
     """One more life, undisturbed, until nothing waits."""
-    reporter = reporter_of(Outbox(database), url, random.Random(0), begun)
+    moment = Moment()
+    reporter = reporter_of(Momentary(database, moment), moment, url, random.Random(0), begun)
 
     async def until_empty() -> None:
         deadline = time.monotonic() + 20
@@ -328,20 +413,22 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
         standin.clear_faults()
         database.open()
         drain(database, standin.url, begun)
-    accepted = Counter((report.row.ip, report.row.category) for report in standin.record.reports)
+    accepted = Counter((network_of(report.row.ip), report.row.category) for report in standin.record.reports)
 
     states = Counter(each.state for each in left)
     packets, sources = Counts(database).load()[0].dropped
-    blocked = [row(number) for number in range(sources)]
-    expected = {(each.ip(), each.category) for each in blocked if each is not None}
+    rows = {number: each for number in range(sources) if (each := row(number)) is not None}
+    stopped = {number for number in rows if kind(number) in (ALLOWED, CUSTOM_ALONE)}
+    expected = {(network(number), each.category) for number, each in rows.items() if number not in stopped}
     unseen = expected - received.seen
     on_wire = [each for each in left if each.state == "wire" and each.rows & unseen]
     in_gap = [each for each in on_wire if each.rows - received.arrived]
     print(f"{len(expected)} rows; kills found {dict(states)}, {len(in_gap)} between a mark and its last byte")
 
-    # None twice, none that was to be withheld, none that was not blocked.
+    # None twice, none that was to be withheld, none that must not go when it was about to, none that was not blocked.
     assert not {each: times for each, times in accepted.items() if times > 1}
     assert accepted.keys() <= expected
+    assert Outbox(database).numbers(20_000, DEMO_KEY).withheld >= sources - len(rows) + len(stopped)
     # None lost: each was accepted, or went under after the stand-in had it whole and had not refused it. What was
     # refused came again, unless a kill came before the refusal was heard; and where one met the moment between the mark
     # and the last byte, its rows are given up: no other moment, and hardly ever that one.
@@ -351,6 +438,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     # Nor a packet: wherever it is now, it is counted.
     assert Outbox(database).accounted() == packets
     # And the kills did meet what they were meant for.
+    assert len(stopped) > 200
     assert enough(standin, left)
     assert len(expected) > 1000
     database.close()

@@ -11,13 +11,16 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import AllowEntry, parse_prefix
+from sikkerguard.core.listing import CUSTOM, Listings
+from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, parse_prefix
 from sikkerguard.core.reports import row_of
+from sikkerguard.core.screen import Screen
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.reportapi import ReportApi
@@ -49,7 +52,20 @@ LOST = "the server does not tell reports apart, so they are not sent again"
 
 
 def source(number: int) -> bytes:
-    return (0x20010DB8 << 96 | number).to_bytes(16, "big")
+    """An address of the /64 that has this number."""
+    return (0x20010DB8 << 96 | number << 64).to_bytes(16, "big")
+
+
+def listed_as(name: str, *numbers: int, range_: str = "") -> ListedSource:
+    """A list of single addresses of these sources, and of a range."""
+    singles = b"".join(source(number) for number in sorted(numbers))
+    ranges = (parse_prefix(range_)[1],) if range_ else ()
+    return ListedSource(name, Blocklist(v6=Networks(Family.V6, singles, ranges)), NOON)
+
+
+# All sources of this file, but where a test says otherwise.
+LISTED = (listed_as("SikkerAPI", *range(21_000)),)
+ANYONE = Screen((), Listings(LISTED).of, custom=False)
 
 
 class Bench:
@@ -62,6 +78,7 @@ class Bench:
         self.database = Database(directory)
         self.outbox = Outbox(self.database)
         self.allowed: tuple[AllowEntry, ...] = ()
+        self.lists: tuple[ListedSource, ...] | None = LISTED
         self.told: list[ReportNumbers] = []
         self.sizes: list[int] = []
         self.apis = 0
@@ -77,6 +94,7 @@ class Bench:
             self.make_api,
             lambda: self.config,
             lambda: self.allowed,
+            lambda: self.lists,
             self.told.append,
             reach=self.reach,
             clock=lambda: self.now,
@@ -106,7 +124,7 @@ class Bench:
 
     def accepted(self) -> list[int]:
         """The numbers of the sources that the stand-in accepted, in their order."""
-        return [int(report.row.ip.rpartition(":")[2] or "0", 16) for report in self.standin.record.reports]
+        return [int(IPv6Address(report.row.ip)) >> 64 & 0xFFFFFFFF for report in self.standin.record.reports]
 
     def meet(self, *faults: Fault) -> None:
         for fault in faults:
@@ -466,7 +484,7 @@ def test_a_quota_of_nothing_is_asked_for_once_a_day(bench: Bench) -> None:
 def test_a_row_that_a_limit_kept_out_waits_for_another_round(
     bench: Bench, headers: dict[str, int], remaining: int
 ) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "rate limit hit"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "rate limit hit"}
     bench.meet(answering(200, {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}, **headers))
     bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
     assert bench.round() == bench.config.report_interval
@@ -481,7 +499,7 @@ def test_a_row_that_a_limit_kept_out_waits_for_another_round(
 
 
 def test_rejected_rows_are_named_and_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "whitelisted"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "whitelisted"}
     answer = {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}
     bench.meet(Canned(200, body=json.dumps(answer).encode()))
     bench.block({1: {SSH: 3}, 2: {SSH: 2}, 3: {SSH: 1}})
@@ -489,7 +507,7 @@ def test_rejected_rows_are_named_and_dropped(bench: Bench, caplog: pytest.LogCap
     bench.round()
     assert bench.standin.record.requests_total == 1
     assert lines(caplog) == [
-        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8::2 (whitelisted)."),
+        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:2:: (whitelisted)."),
         ("INFO", "Reported 2 blocked IPs (ssh: 2)"),
     ]
     assert (bench.told[-1].sent, bench.told[-1].rejected) == (2, 1)
@@ -576,7 +594,7 @@ def test_a_row_that_is_refused_alone_is_named_and_the_others_go_on(
     assert lines(caplog) == [
         (
             "WARNING",
-            "SikkerAPI rejected these reports, which are dropped: 2001:db8::1 (SikkerAPI answered 400 Bad Request).",
+            "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:1:: (SikkerAPI answered 400 Bad Request).",
         ),
         ("INFO", "Reported 3 blocked IPs (ssh: 3)"),
     ]
@@ -642,7 +660,7 @@ def test_a_line_that_breaks_off_is_given_less_the_next_time(bench: Bench) -> Non
 
 
 def test_who_is_allowed_is_not_reported(bench: Bench) -> None:
-    bench.allowed = allowing("2001:db8::1", "2001:db8::8/125")
+    bench.allowed = allowing("2001:db8:0:1::", "2001:db8:0:8::/61")
     bench.block({1: {SSH: 9}, 2: {SSH: 8}, 9: {SSH: 7}, 16: {SSH: 6}})
     bench.round()
     assert bench.accepted() == [2, 16]
@@ -654,7 +672,7 @@ def test_who_is_allowed_now_is_not_reported_though_it_waits(bench: Bench) -> Non
     bench.block({1: {SSH: 9}, 2: {SSH: 8}})
     bench.round()
     assert bench.told[-1].waiting == 2
-    bench.allowed = allowing("2001:db8::1")
+    bench.allowed = allowing("2001:db8:0:1::")
     bench.reporter.wake()
     bench.round()
     assert bench.accepted() == [2]
@@ -664,14 +682,14 @@ def test_who_is_allowed_now_is_not_reported_though_it_waits(bench: Bench) -> Non
 def test_who_is_allowed_in_the_middle_of_a_round_is_not_reported(bench: Bench) -> None:
     """The configuration changes after rows were gathered, and before or after they are taken."""
 
-    class Interrupted(Outbox):
-        def take(self, most: int) -> Parcel | None:
+    class Reconfigured(Outbox):
+        def take(self, most: int, screen: Screen) -> Parcel | None:
             if not bench.allowed:
-                bench.allowed = allowing("2001:db8::1")
+                bench.allowed = allowing("2001:db8:0:1::")
                 bench.reporter.wake()
-            return super().take(most)
+            return super().take(most, screen)
 
-    bench.outbox = Interrupted(bench.database)
+    bench.outbox = Reconfigured(bench.database)
     bench.fresh()
     bench.block({1: {SSH: 9}, 2: {SSH: 8}})
     assert bench.round() == 0
@@ -685,7 +703,7 @@ def test_who_is_allowed_between_two_requests_is_not_reported(bench: Bench) -> No
     bench.block({number: {SSH: 20_000 - number} for number in range(10_005)})
 
     def meanwhile(_: object) -> None:
-        bench.allowed = allowing("2001:db8::2714")  # the last but one
+        bench.allowed = allowing("2001:db8:0:2714::")  # the last but one
         bench.reporter.wake()
 
     bench.standin._on_answer = meanwhile
@@ -703,7 +721,7 @@ def test_the_way_is_looked_for_where_there_is_something_to_send_and_before_it_is
         assert config == bench.config
         reached.append(bench.standin.record.requests_total)
         # SikkerAPI was found at an address of which packets were blocked until now.
-        bench.allowed = allowing("2001:db8::1")
+        bench.allowed = allowing("2001:db8:0:1::")
         return True
 
     bench.reach = reach
@@ -743,6 +761,171 @@ def test_without_a_way_rows_wait_and_it_is_told(bench: Bench, caplog: pytest.Log
     bench.fresh()
     bench.round()
     assert bench.accepted() == [1]
+
+
+class Interrupted(Outbox):
+    """An outbox that does this before rows are taken for the first time."""
+
+    def __init__(self, database: Database, meanwhile: Callable[[], None], *, at: str) -> None:
+        super().__init__(database)
+        self._meanwhile = [meanwhile]
+        self._at = at
+
+    def quota(self, day: int, key: str) -> int | None:
+        self._interrupt("quota")
+        return super().quota(day, key)
+
+    def take(self, most: int, screen: Screen) -> Parcel | None:
+        self._interrupt("take")
+        return super().take(most, screen)
+
+    def _interrupt(self, at: str) -> None:
+        if at == self._at and self._meanwhile:
+            self._meanwhile.pop()()
+
+
+def interrupt(bench: Bench, at: str, **changes: object) -> None:
+    """Change this of the bench in the middle of its next round."""
+
+    def meanwhile() -> None:
+        for name, value in changes.items():
+            setattr(bench, name, value)
+
+    bench.outbox = Interrupted(bench.database, meanwhile, at=at)
+    bench.fresh()
+
+
+@pytest.mark.parametrize("at", ["quota", "take"], ids=["before rows are taken", "after that"])
+def test_who_is_allowed_when_a_request_is_made_is_not_in_it_though_nobody_says_so(bench: Bench, at: str) -> None:
+    interrupt(bench, at, allowed=allowing("2001:db8:0:1::"))
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    assert bench.round() == bench.config.report_interval
+    assert bench.accepted() == [2]
+    assert bench.sizes == [1]
+    assert (bench.told[-1].sent, bench.told[-1].withheld, bench.told[-1].waiting) == (1, 1, 0)
+    assert bench.outbox.accounted() == 17
+
+
+def test_a_request_that_names_who_is_allowed_in_its_last_moment_never_gets_whole(bench: Bench) -> None:
+    """The allowlist changes while the request is on its way, once for somebody in it and once for somebody else."""
+    begun: list[int] = []
+
+    class Slow:
+        def __init__(self, api: ReportFace) -> None:
+            self._api = api
+
+        async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+            begun.append(len(json.loads(body)["reports"]))
+            bench.allowed = allowing("2001:db8:0:1::") if len(begun) == 1 else allowing("2001:db8:0:1::", "192.0.2.1")
+            return await self._api.report(body, before_last_byte)
+
+    bench.make_api = lambda config: Slow(bench.api(config))
+    bench.fresh()
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
+    assert bench.round() == bench.config.report_interval
+    assert begun == [3, 2]
+    assert bench.sizes == [2]
+    assert bench.accepted() == [2, 3]
+    numbers = bench.told[-1]
+    assert (numbers.sent, numbers.withheld, numbers.unanswered, numbers.waiting) == (2, 1, 0, 0)
+
+
+def test_a_configuration_that_is_read_while_a_request_is_on_its_way_keeps_its_last_byte_back(bench: Bench) -> None:
+    class Slow:
+        def __init__(self, api: ReportFace) -> None:
+            self._api = api
+
+        async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
+            if bench.config.report_enabled:
+                bench.config = replace(bench.config, report_enabled=False)
+                bench.reporter.wake()
+            return await self._api.report(body, before_last_byte)
+
+    bench.make_api = lambda config: Slow(bench.api(config))
+    bench.fresh()
+    bench.block({1: {SSH: 9}})
+    assert bench.round() == 0
+    assert bench.sizes == []
+    bench.round()
+    assert (bench.told[-1].sent, bench.told[-1].unanswered, bench.told[-1].waiting) == (0, 0, 0)
+
+
+# Which lists are in force
+
+CUSTOM_TOO = (listed_as("SikkerAPI", 2, 3), listed_as(CUSTOM, 1, 3))
+
+
+def test_what_the_custom_list_alone_has_is_not_reported_unless_that_is_wanted(bench: Bench) -> None:
+    bench.lists = CUSTOM_TOO
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
+    bench.round()
+    assert bench.accepted() == [2, 3]
+    assert (bench.told[-1].withheld, bench.told[-1].waiting) == (1, 0)
+    bench.config = replace(bench.config, report_custom=True)
+    bench.block({1: {SSH: 1}, 2: {SSH: 1}})
+    bench.round()
+    assert bench.accepted() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("change", [{"lists": CUSTOM_TOO}, {"report_custom": False}], ids=str)
+def test_what_the_custom_list_alone_has_when_a_request_is_made_is_not_in_it(
+    bench: Bench, change: dict[str, object]
+) -> None:
+    bench.lists = LISTED if "lists" in change else CUSTOM_TOO
+    bench.config = replace(bench.config, report_custom=True)
+    stays = replace(bench.config, report_custom=False)
+    if "lists" in change:
+        bench.config = stays
+    interrupt(bench, "quota", lists=CUSTOM_TOO, config=stays)
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    bench.round()
+    assert bench.accepted() == [2]
+    assert (bench.told[-1].withheld, bench.told[-1].waiting) == (1, 0)
+
+
+def test_what_no_list_has_any_more_stays_at_home(bench: Bench) -> None:
+    bench.lists = (listed_as("SikkerAPI", 2),)
+    bench.block({1: {SSH: 9}, 2: {SSH: 8}})
+    bench.meet(DOWN)
+    bench.round()
+    # What was known to be SikkerAPI's when its row was made may go.
+    bench.lists = (listed_as("SikkerAPI", 5),)
+    bench.now += 60
+    bench.round()
+    assert bench.accepted() == [2]
+    assert bench.told[-1].withheld == 1
+
+
+def test_as_long_as_no_list_is_known_nothing_is_made_of_what_was_blocked_and_nothing_is_sent(bench: Bench) -> None:
+    bench.meet(DOWN)
+    bench.block({1: {SSH: 9}})
+    bench.round()
+    bench.lists = None
+    bench.now += 60
+    bench.block({2: {SSH: 8}})
+    bench.fresh()
+    assert bench.round() == bench.config.report_interval
+    assert bench.sizes == [1]
+    assert (bench.told[-1].waiting, bench.told[-1].withheld) == (1, 0)
+    bench.lists = LISTED
+    bench.round()
+    assert bench.accepted() == [1, 2]
+
+
+def test_of_a_listed_range_as_many_rows_go_as_the_others_leave(bench: Bench) -> None:
+    bench.standin.set_keys([key_of(7)])
+    bench.lists = (listed_as("SikkerAPI", 1, 2, 3, 4, 5, range_="2001:db8:1::/48"),)
+    crowd = range(0x10000, 0x10000 + 1500)
+    bench.block({number: {SSH: 50} for number in crowd} | {number: {SSH: 1} for number in range(1, 6)})
+    bench.round()
+    assert bench.sizes == [1505]  # of which the first seven are taken
+    assert sorted(bench.accepted())[:5] == [1, 2, 3, 4, 5]
+    # The next day too, though all that is new of the others is smaller.
+    bench.now = MIDNIGHT + 1
+    bench.block({number: {SSH: 50} for number in crowd} | {number: {SSH: 1} for number in range(1, 6)})
+    bench.round()
+    assert sorted(bench.accepted()[7:])[:5] == [1, 2, 3, 4, 5]
+    assert len(bench.accepted()) == 14
 
 
 # What may have been accepted
@@ -799,15 +982,15 @@ def test_a_server_that_answers_nothing_does_not_use_up_all_there_is(bench: Bench
 
 def test_what_a_killed_process_left_is_decided_and_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.block({1: {SSH: 2}, 2: {SSH: 1}})
-    bench.outbox.gather(20_000, decide)
-    parcel = bench.outbox.take(1)
+    bench.outbox.gather(20_000, decide, ANYONE)
+    parcel = bench.outbox.take(1, ANYONE)
     assert parcel is not None
     bench.round()
     assert ("INFO", "1 reports had not left yet when the service ended; they wait again.") in lines(caplog)
     assert bench.accepted() == [1, 2]
     bench.block({3: {SSH: 2}})
-    bench.outbox.gather(20_000, decide)
-    parcel = bench.outbox.take(1)
+    bench.outbox.gather(20_000, decide, ANYONE)
+    parcel = bench.outbox.take(1, ANYONE)
     assert parcel is not None
     bench.outbox.on_wire(parcel.request)
     bench.fresh()
@@ -917,7 +1100,7 @@ def test_after_a_kill_an_outcome_that_was_never_kept_is_not_sent_again(bench: Be
 def test_what_follows_from_an_answer_follows_when_the_disk_takes_it(
     bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    error = {"row": 1, "ip": "2001:db8::2", "error": "whitelisted"}
+    error = {"row": 1, "ip": "2001:db8:0:2::", "error": "whitelisted"}
     answer = {"total": 3, "accepted": 2, "rejected": 1, "errors": [error]}
     bench.meet(answering(200, answer, X_Report_Remaining=7, X_Report_Limit=9))
     bench.outbox = Filling(bench.database, tmp_path, settle=2)
@@ -928,7 +1111,7 @@ def test_what_follows_from_an_answer_follows_when_the_disk_takes_it(
     assert [level for level, _ in lines(caplog)] == ["ERROR"]
     bench.round()
     assert lines(caplog) == [
-        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8::2 (whitelisted)."),
+        ("WARNING", "SikkerAPI rejected these reports, which are dropped: 2001:db8:0:2:: (whitelisted)."),
         ("INFO", "Reported 2 blocked IPs (ssh: 2)"),
     ]
     numbers = bench.told[-1]
