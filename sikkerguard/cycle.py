@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.history import carried
 from sikkerguard.core.model import Admission, ListedSource, VerifiedList
-from sikkerguard.core.parse import ApiParser, Parsed, merge_content, read_custom
+from sikkerguard.core.parse import LARGEST_FILE, ApiParser, Parsed, check_together, merge_content, read_custom
 from sikkerguard.core.policy import Baseline, admit, allowed_though_listed, describe_removed, guard
 from sikkerguard.core.selftest import already_failing, lost
 from sikkerguard.errors import KernelError, ListError, SelfTestError
@@ -109,6 +109,7 @@ class Cycle:
         if config.custom_blacklist is not None:
             custom, custom_digest = await asyncio.to_thread(_read_custom_file, config.custom_blacklist)
             sources.append(ListedSource(_CUSTOM, custom.content, now))
+        check_together(source.content for source in sources)
         listed = await asyncio.to_thread(merge_content, [source.content for source in sources])
         return Pulled(tuple(sources), listed, fingerprint(config, custom_digest), parsed.terminated, quota.remaining)
 
@@ -216,7 +217,8 @@ def _read_custom_file(path: Path) -> tuple[Parsed, str]:
         ListError: the file can't be read. Going on without it would unblock what someone blocked on purpose.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise ListError(f"SIKKER_CUSTOM_BLACKLIST: {path} can't be read ({error.strerror})") from error
     parsed, skipped = read_custom(str(path), content)
