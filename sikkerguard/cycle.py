@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sikkerguard.core.coverage import Extent, extent_of
 from sikkerguard.core.history import carried
 from sikkerguard.core.model import LOCAL_FILE, SIKKERAPI, SSH, Admission, Blocklist, ListedSource, VerifiedList
-from sikkerguard.core.parse import ApiParser, merge_content, read_custom
+from sikkerguard.core.parse import ApiParser, check_together, merge_content, read_custom
 from sikkerguard.core.policy import admit, allowed_though_listed, describe_removed, without_special
 from sikkerguard.core.size_guard import Offer, Version, check_change, check_coverage, nothing_left
 from sikkerguard.errors import ListError
@@ -157,6 +157,7 @@ class Cycle:
                 error.source = change.name
                 raise
         sources = await asyncio.to_thread(_sources_after, before, changes, now)
+        check_together(source.content for source in sources)
         listed = await asyncio.to_thread(merge_content, [source.content for source in sources])
         verified_at: float | None = None
         spared: tuple[LeftOut, ...] = ()

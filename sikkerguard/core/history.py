@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Blocklist, ListedSource, Networks
+from sikkerguard.core.model import Blocklist, ListedSource, Networks, Ranges
+from sikkerguard.core.packed import divided
 from sikkerguard.core.parse import merge_content
 
 if TYPE_CHECKING:
@@ -48,15 +49,9 @@ def _limited(generations: list[ListedSource]) -> list[ListedSource]:
 def _split(networks: Networks, earlier: Networks) -> tuple[Networks, Networks]:
     """What of these networks is in the earlier ones, entry by entry, and what is not."""
     family = networks.family
-    kept, left = bytearray(), bytearray()
-    for piece in networks.single_pieces():
-        low, high = earlier.single_positions(int.from_bytes(piece[0], "big"), int.from_bytes(piece[-1], "big"))
-        span = Networks(family, earlier.singles[low * family.size : high * family.size])
-        known = {address for group in span.single_pieces() for address in group}
-        kept += b"".join([address for address in piece if address in known])
-        left += b"".join([address for address in piece if address not in known])
-    ranges = set(earlier.ranges)
+    kept, left = divided(networks.singles, earlier.singles, family.size)
+    kept_ranges, left_ranges = divided(networks.ranges.packed, earlier.ranges.packed, family.size + 1)
     return (
-        Networks(family, bytes(kept), tuple(prefix for prefix in networks.ranges if prefix in ranges)),
-        Networks(family, bytes(left), tuple(prefix for prefix in networks.ranges if prefix not in ranges)),
+        Networks(family, kept, Ranges(family, kept_ranges)),
+        Networks(family, left, Ranges(family, left_ranges)),
     )

@@ -7,17 +7,18 @@ what the kernel wants to be sent.
 from __future__ import annotations
 
 import socket
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
+from sikkerguard.core.packed import Prefix as Prefix
+from sikkerguard.core.packed import Ranges as Ranges
+from sikkerguard.core.packed import pieces, position
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-
-
-_PIECE = 16384
 
 
 class Family(Enum):
@@ -37,17 +38,6 @@ class Family(Enum):
 def family_of(address: bytes) -> Family:
     """The family of a packed address."""
     return Family.V4 if len(address) == Family.V4.size else Family.V6
-
-
-class Prefix(NamedTuple):
-    """A range of addresses: its first address as a number, and its prefix length."""
-
-    first: int
-    length: int
-
-    def last(self, family: Family) -> int:
-        """The number of the last address that the prefix covers."""
-        return self.first | ((1 << (family.bits - self.length)) - 1)
 
 
 class Interval(NamedTuple):
@@ -105,6 +95,9 @@ def parse_address(text: str) -> tuple[Family, int]:
     return family, prefix.first
 
 
+_NO_RANGES = Ranges(Family.V4)
+
+
 @dataclass(frozen=True, slots=True)
 class Networks:
     """Addresses of one family, in canonical form: `singles` are packed addresses, ascending, each once; `ranges`
@@ -112,28 +105,20 @@ class Networks:
 
     family: Family
     singles: bytes = b""
-    ranges: tuple[Prefix, ...] = ()
+    ranges: Ranges = _NO_RANGES
 
     def __len__(self) -> int:
         return len(self.singles) // self.family.size + len(self.ranges)
 
     def single_pieces(self) -> Iterator[list[bytes]]:
         """The single addresses, each packed, in lists of some thousand: as objects they take ten times the room."""
-        size = self.family.size
-        for start in range(0, len(self.singles), _PIECE * size):
-            piece = self.singles[start : start + _PIECE * size]
-            yield [piece[at : at + size] for at in range(0, len(piece), size)]
+        return pieces(self.singles, self.family.size)
 
     def single_positions(self, first: int, last: int) -> tuple[int, int]:
         """The half-open span of positions of the singles from address `first` to address `last`."""
         size, singles = self.family.size, self.singles
-        positions = range(len(singles) // size)
-
-        def at(position: int) -> bytes:
-            return singles[position * size : position * size + size]
-
-        low = bisect_left(positions, first.to_bytes(size, "big"), key=at)
-        return low, bisect_right(positions, last.to_bytes(size, "big"), key=at)
+        low = position(singles, size, first.to_bytes(size, "big"))
+        return low, position(singles, size, last.to_bytes(size, "big"), low, behind=True)
 
     def find(self, address: int) -> Prefix | None:
         """The entry that covers this address, or None."""
@@ -144,18 +129,12 @@ class Networks:
         )
         if singles[at : at + size] == packed:
             return Prefix(address, self.family.bits)
-        index = bisect_right(self.ranges, (address, self.family.bits)) - 1
-        if index >= 0 and self.ranges[index].last(self.family) >= address:
-            return self.ranges[index]
-        return None
+        low, high = self.ranges.span(address, address)
+        return self.ranges[low] if low < high else None
 
     def overlaps(self, first: int, last: int) -> bool:
         """Whether any entry covers an address from `first` to `last`."""
-        low, high = self.single_positions(first, last)
-        if low < high:
-            return True
-        index = bisect_right(self.ranges, (last, self.family.bits)) - 1
-        return index >= 0 and self.ranges[index].last(self.family) >= first
+        return any(low < high for low, high in (self.single_positions(first, last), self.ranges.span(first, last)))
 
     def texts(self) -> Iterator[str]:
         """Every entry as text: the singles, then the ranges."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import Family, Interval, Networks, Prefix
+from sikkerguard.core.model import Family, Interval, Networks, Prefix, Ranges
+from sikkerguard.core.packed import PIECE, Runs, pack, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -13,14 +14,20 @@ if TYPE_CHECKING:
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
     """The same addresses as the fewest intervals, ascending; touching intervals become one."""
-    merged: list[Interval] = []
-    for first, last in sorted(intervals):
-        if merged and first <= merged[-1].last + 1:
-            if last > merged[-1].last:
-                merged[-1] = Interval(merged[-1].first, last)
-        else:
-            merged.append(Interval(first, last))
-    return merged
+    return list(_joined(sorted(intervals)))
+
+
+def _joined(ascending: Iterable[Interval]) -> Iterator[Interval]:
+    start, end = 0, -2
+    for first, last in ascending:
+        if first > end + 1:
+            if end >= 0:
+                yield Interval(start, end)
+            start, end = first, last
+        elif last > end:
+            end = last
+    if end >= 0:
+        yield Interval(start, end)
 
 
 def to_prefixes(family: Family, interval: Interval) -> Iterator[Prefix]:
@@ -50,63 +57,39 @@ def subtract(interval: Interval, holes: Sequence[Interval]) -> list[Interval]:
     return left
 
 
+class Sorter(Runs):
+    """Packed addresses of one family or, with `ranges`, packed ranges, in any order, to one ascending blob with each of
+    them once."""
+
+    def __init__(self, family: Family, *, ranges: bool = False) -> None:
+        super().__init__(family.size + ranges)
+
+
 def canonical(family: Family, singles: Sorter, prefixes: Iterable[Prefix]) -> Networks:
-    """Drop what is there twice, join neighbouring ranges, and drop singles that a range covers.
+    """Drop what is there twice, join neighbouring ranges, and drop singles that a range covers. The prefixes come in
+    any order; where there may be many of them, a `Ranges` of them in ascending order, which may then overlap, takes
+    the least room.
 
     Single addresses stay single: the kernel finds them with one look-up, whatever their number.
     """
-    ranges: list[Prefix] = []
+    ordered = prefixes if isinstance(prefixes, Ranges) else Ranges.of(family, sorted(prefixes))
+    ranges = bytearray()
     extra: list[bytes] = []
-    for interval in merge(Interval(prefix.first, prefix.last(family)) for prefix in prefixes):
+    for interval in _joined(intervals(family, ordered)):
         for prefix in to_prefixes(family, interval):
             if prefix.length == family.bits:
                 extra.append(prefix.first.to_bytes(family.size, "big"))
             else:
-                ranges.append(prefix)
-    if extra:
-        singles.add(extra)
-    networks = Networks(family, singles.blob(), tuple(ranges))
-    covered = [Interval(prefix.first, prefix.last(family)) for prefix in ranges]
-    return Networks(family, without_singles(networks, covered), networks.ranges)
+                ranges += pack(family, *prefix)
+    singles.add(extra)
+    networks = Networks(family, singles.blob(), Ranges(family, bytes(ranges)))
+    return Networks(family, without_singles(networks, intervals(family, networks.ranges)), networks.ranges)
 
 
-class Sorter:
-    """Packed addresses in any order, taken in pieces, to one ascending blob with each of them once.
-
-    Each piece is sorted and dealt into one bucket for each first byte (IPv4) or first four bytes (IPv6, where most
-    addresses share the first two). So memory holds packed bytes and no million of objects, and no single call into the
-    interpreter's core is long: the threads that serve health requests get their turn in between.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self._family = family
-        self._width = 1 if family is Family.V4 else 4
-        self._buckets: dict[bytes, bytearray] = {}
-        self.count = 0
-
-    def add(self, packed: list[bytes]) -> None:
-        """Take a piece of some thousand addresses; the list is sorted in place."""
-        packed.sort()
-        self.count += len(packed)
-        width = self._width
-        behind = b"\xff" * (self._family.size - width)
-        start = 0
-        while start < len(packed):
-            head = packed[start][:width]
-            end = bisect_right(packed, head + behind, lo=start)
-            self._buckets.setdefault(head, bytearray()).extend(b"".join(packed[start:end]))
-            start = end
-
-    def blob(self) -> bytes:
-        """All of them, ascending, each once."""
-        size = self._family.size
-        sorted_buckets = []
-        for head in sorted(self._buckets):
-            bucket = bytes(self._buckets[head])
-            addresses = [bucket[at : at + size] for at in range(0, len(bucket), size)]
-            addresses.sort()
-            sorted_buckets.append(b"".join(dict.fromkeys(addresses)))
-        return b"".join(sorted_buckets)
+def intervals(family: Family, prefixes: Iterable[Prefix]) -> Iterator[Interval]:
+    """The first and the last address of each."""
+    hosts = [(1 << (family.bits - length)) - 1 for length in range(family.bits + 1)]
+    return (Interval(first, first | hosts[length]) for first, length in prefixes)
 
 
 def touched(networks: Networks, holes: Sequence[Interval]) -> int:
@@ -115,23 +98,32 @@ def touched(networks: Networks, holes: Sequence[Interval]) -> int:
     for hole in holes:
         low, high = networks.single_positions(hole.first, hole.last)
         singles += high - low
-    return singles + len(_overlapping(networks, holes))
+    return singles + sum(1 for _ in _touching(networks, holes))
 
 
 def without_singles(networks: Networks, holes: Iterable[Interval]) -> bytes:
     """The singles that lie in none of the holes (ascending, disjoint)."""
-    size = networks.family.size
+    size, singles = networks.family.size, networks.singles
     kept: list[bytes] = []
-    start = 0
-    for hole in holes:
-        low, high = networks.single_positions(hole.first, hole.last)
-        if low < high:
-            kept.append(networks.singles[start * size : low * size])
-            start = high
-    if not start:
-        return networks.singles
-    kept.append(networks.singles[start * size :])
-    return b"".join(kept)
+    waiting = iter(holes)
+    hole = next(waiting, None)
+    for start in range(0, len(singles), PIECE * size):
+        piece = singles[start : start + PIECE * size]
+        last = int.from_bytes(piece[-size:], "big")
+        if hole is None or hole.first > last:
+            kept.append(piece)
+            continue
+        addresses, behind = records(piece, size), 0
+        while hole is not None and hole.first <= last:
+            low = bisect_left(addresses, hole.first.to_bytes(size, "big"), lo=behind)
+            kept.append(piece[behind * size : low * size])
+            behind = bisect_right(addresses, hole.last.to_bytes(size, "big"), lo=low)
+            if hole.last > last:
+                break
+            hole = next(waiting, None)
+        kept.append(piece[behind * size :])
+    # What did not change is not kept twice.
+    return b"".join(kept) if sum(map(len, kept)) < len(singles) else singles
 
 
 def cut(networks: Networks, holes: Iterable[Interval]) -> Networks:
@@ -139,38 +131,41 @@ def cut(networks: Networks, holes: Iterable[Interval]) -> Networks:
     family = networks.family
     merged = merge(holes)
     singles = without_singles(networks, merged)
-    ranges: list[Prefix] = []
+    packed, size = networks.ranges.packed, family.size + 1
+    ranges = bytearray()
     extra: list[bytes] = []
-    touching = _overlapping(networks, merged)
-    for position, prefix in enumerate(networks.ranges):
-        if position not in touching:
-            ranges.append(prefix)
-            continue
-        for left in subtract(Interval(prefix.first, prefix.last(family)), touching[position]):
+    behind = 0
+    for position, inside in _touching(networks, merged):
+        ranges += packed[behind * size : position * size]
+        behind = position + 1
+        prefix = networks.ranges[position]
+        for left in subtract(Interval(prefix.first, prefix.last(family)), inside):
             for piece in to_prefixes(family, left):
                 if piece.length == family.bits:
                     extra.append(piece.first.to_bytes(family.size, "big"))
                 else:
-                    ranges.append(piece)
+                    ranges += pack(family, *piece)
+    if not behind:
+        return Networks(family, singles, networks.ranges)
+    ranges += packed[behind * size :]
     if extra:
         sorter = Sorter(family)
-        for group in Networks(family, singles).single_pieces():
-            sorter.add(group)
+        sorter.add_row(singles)
         sorter.add(extra)
         singles = sorter.blob()
-    return Networks(family, singles, tuple(ranges))
+    return Networks(family, singles, Ranges(family, bytes(ranges)))
 
 
-def _overlapping(networks: Networks, holes: Sequence[Interval]) -> dict[int, list[Interval]]:
-    """For each range that a hole touches: its position, and the holes in it. Both run ascending, so one pass does."""
-    touching: dict[int, list[Interval]] = {}
-    ranges, family = networks.ranges, networks.family
-    position = 0
+def _touching(networks: Networks, holes: Iterable[Interval]) -> Iterator[tuple[int, list[Interval]]]:
+    """For each range that a hole touches, ascending: its position, and the holes that touch it."""
+    position = -1
+    inside: list[Interval] = []
     for hole in holes:
-        while position < len(ranges) and ranges[position].last(family) < hole.first:
-            position += 1
-        at = position
-        while at < len(ranges) and ranges[at].first <= hole.last:
-            touching.setdefault(at, []).append(hole)
-            at += 1
-    return touching
+        for at in range(*networks.ranges.span(hole.first, hole.last)):
+            if at != position:
+                if inside:
+                    yield position, inside
+                position, inside = at, []
+            inside.append(hole)
+    if inside:
+        yield position, inside

@@ -15,14 +15,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sikkerguard.core.model import Family, Prefix
+from sikkerguard.core.model import Family, Ranges
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-    from sikkerguard.core.model import Hit, Source
+    from sikkerguard.core.model import Hit, Prefix, Source
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 6 << 8
@@ -121,12 +121,9 @@ def encode_batches(
     """
     seconds = b"" if timeout is None else _attribute(_DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
     yield from _joined(family.size, singles, *_frames(family, seconds))
-    by_length: dict[int, bytearray] = {}
-    for prefix in ranges:
-        by_length.setdefault(prefix.length, bytearray()).extend(prefix.first.to_bytes(family.size, "big"))
-    for length, addresses in by_length.items():
+    for length, addresses in Ranges.of(family, ranges).by_length().items():
         frames = _frames(family, _attribute(_DATA_CIDR, bytes([length])) + seconds)
-        yield from _joined(family.size, bytes(addresses), *frames)
+        yield from _joined(family.size, addresses, *frames)
 
 
 def _joined(size: int, addresses: bytes, before: bytes, behind: bytes) -> Iterator[bytes]:

@@ -6,10 +6,9 @@ import os
 import stat
 from pathlib import Path
 
+from sikkerguard.core.parse import LARGEST_FILE
 from sikkerguard.errors import ListError
 
-# As much as is taken from SikkerAPI.
-_LARGEST = 64 << 20
 _PIECE = 1 << 20
 
 
@@ -43,8 +42,8 @@ class ListFile:
             raise ListError(f"{path} can't be read ({error.strerror})") from error
         except ValueError as error:  # a NUL in the path
             raise ListError(f"{path} can't be read ({error})") from error
-        if len(content) > _LARGEST:
-            raise ListError(f"{path} is larger than {_LARGEST >> 20} MiB")
+        if len(content) > LARGEST_FILE:
+            raise ListError(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
         return content
 
 
@@ -52,7 +51,7 @@ def _all_of(handle: int) -> bytes:
     """The file's content, but no more than one piece beyond what is taken."""
     pieces: list[bytes] = []
     length = 0
-    while length <= _LARGEST and (piece := os.read(handle, _PIECE)):
+    while length <= LARGEST_FILE and (piece := os.read(handle, _PIECE)):
         pieces.append(piece)
         length += len(piece)
     return b"".join(pieces)

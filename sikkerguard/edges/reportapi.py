@@ -15,13 +15,16 @@ unanswered    The connection broke or the time was up; a 200 that is no such ans
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from sikkerguard.core.body import Pace, Unpacker
 from sikkerguard.core.reports import ReportAnswer
-from sikkerguard.edges.sikkerapi import BROKEN, TIMEOUT, broken, quota_of, refusal, unpacked, within
+from sikkerguard.edges.sikkerapi import BROKEN, TIMEOUT, broken, quota_of, refusal, within
 from sikkerguard.errors import FetchError, Objection, UnansweredError
 
 if TYPE_CHECKING:
@@ -124,10 +127,16 @@ async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
         raise UnansweredError(str(error), retry_after=error.retry_after)
     body = bytearray()
     try:
-        async for piece in unpacked(response.aiter_raw(), response.headers):
-            body += piece
-            if len(body) > _LARGEST_ANSWER:
-                raise UnansweredError(f"SikkerAPI's answer is larger than {_LARGEST_ANSWER >> 20} MiB")
+        pace, unpacker = Pace(), Unpacker(response.headers)
+        async for raw in response.aiter_raw():
+            rest = pace.take(len(raw), time.monotonic())
+            for piece in unpacker.feed(raw):
+                body += piece
+                if len(body) > _LARGEST_ANSWER:
+                    raise UnansweredError(f"SikkerAPI's answer is larger than {_LARGEST_ANSWER >> 20} MiB")
+            if rest:
+                await asyncio.sleep(rest)
+        unpacker.finish()
     except FetchError as failure:
         raise UnansweredError(str(failure)) from failure
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -12,20 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from sikkerguard.core.body import LARGEST_BODY, PIECE, Pace, Unpacker, too_large
 from sikkerguard.edges.apidoor import USER_AGENT, ApiDoor
 from sikkerguard.errors import FetchError, Objection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-
-LARGEST_BODY = 64 << 20
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MOST_REDIRECTS = 5
-# Pieces handed on are about this large: enough to make each worth a thread's while, little enough to stay flat.
-_PIECE = 256 << 10
-_SLOWEST = 1024  # bytes a second, over ...
-_SLOW_SECONDS = 15.0  # ... this long
 _LONGEST_PULL = 300.0
 _RETRYABLE = frozenset({408, 425})
 _OBJECTIONS = {400: Objection.CONTENT, 422: Objection.CONTENT, 413: Objection.SIZE}
@@ -144,30 +138,25 @@ class SikkerApi:
         raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
 
     async def _receive(self, response: httpx.Response, sink: Callable[[bytes], Awaitable[None]]) -> None:
+        pace, unpacker = Pace(), Unpacker(response.headers)
+        held = bytearray()
         length = 0
-        async for piece in _gathered(unpacked(self._paced(response), response.headers)):
-            length += len(piece)
-            if length > LARGEST_BODY:
-                raise _too_large()
-            await sink(piece)
-
-    async def _paced(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        """The body as it comes, unless it is too much or comes too slowly: a limit for one read alone would let a
-        server that sends a byte now and then hold us for hours."""
-        received = 0
-        started: float | None = None
-        async for piece in response.aiter_raw():
-            # Paced from its first byte: a server may think for a while, within the limit for one read.
-            started = self._clock() if started is None else started
-            received += len(piece)
-            if received > LARGEST_BODY:
-                raise _too_large()
-            seconds = self._clock() - started
-            if seconds > _SLOW_SECONDS and received < seconds * _SLOWEST:
-                raise FetchError(
-                    f"SikkerAPI sent {received} bytes in {seconds:.0f} s, which is too slow to wait for", retryable=True
-                )
-            yield piece
+        # One loop for all of it: a server may send a list byte by byte, and what is done here is done for each.
+        async for raw in response.aiter_raw():
+            rest = pace.take(len(raw), self._clock())
+            for piece in unpacker.feed(raw):
+                length += len(piece)
+                if length > LARGEST_BODY:
+                    raise too_large()
+                held += piece
+                if len(held) >= PIECE:
+                    await sink(bytes(held))
+                    held.clear()
+            if rest:
+                await asyncio.sleep(rest)
+        unpacker.finish()
+        if held:
+            await sink(bytes(held))
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -246,51 +235,6 @@ def quota_of(headers: Mapping[str, str], *kinds: str) -> Quota:
         return None
 
     return Quota(limit=number("Limit"), remaining=number("Remaining"))
-
-
-async def unpacked(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The body without its content coding, never more of it at once than a piece: a bomb goes off in small bangs."""
-    coding = headers.get("Content-Encoding", "identity").strip().lower()
-    if coding == "identity":
-        async for piece in pieces:
-            yield piece
-        return
-    if coding not in ("gzip", "x-gzip"):
-        raise FetchError(f"SikkerAPI's answer is packed as {coding!r}, which was not asked for", retryable=True)
-    unpacker: Any = _gunzip()
-    try:
-        async for piece in pieces:
-            left = piece
-            while left:
-                if unpacker.eof:
-                    # A gzip file may consist of several members, one behind the other (RFC 1952, section 2.2).
-                    unpacker = _gunzip()
-                yield unpacker.decompress(left, _PIECE)
-                left = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
-    except zlib.error as error:
-        raise FetchError(f"SikkerAPI's answer can't be unpacked ({error})", retryable=True) from error
-    if not unpacker.eof:
-        raise FetchError("SikkerAPI's packed answer broke off before its end", retryable=True)
-
-
-def _gunzip() -> Any:
-    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-
-
-async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in larger pieces."""
-    held = bytearray()
-    async for piece in pieces:
-        held += piece
-        if len(held) >= _PIECE:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
-
-
-def _too_large() -> FetchError:
-    return FetchError(f"SikkerAPI's answer is larger than {LARGEST_BODY >> 20} MiB", retryable=True)
 
 
 def _reason(error: Exception) -> str:

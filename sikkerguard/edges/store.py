@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from sikkerguard.core.model import (
     LeftOut,
     ListedSource,
     Networks,
-    Prefix,
+    Ranges,
     VerifiedList,
     parse_prefix,
     to_text,
@@ -123,7 +122,7 @@ class Store:
 
     def save_list(self, verified: VerifiedList) -> None:
         """Keep a list that passed its trial."""
-        self._replace(_LIST, _encoded(verified))
+        self._replace(_LIST, *_encoded(verified))
 
     def load_list(self) -> VerifiedList | None:
         """The last verified list, or None where there is none yet.
@@ -155,7 +154,7 @@ class Store:
             raise ListError(f"the cached list {path} can't be read ({error.strerror})") from error
         try:
             return _decoded(content)
-        except (ValueError, KeyError, TypeError, struct.error) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise _DamagedError(f"the cached list is damaged ({error})") from error
 
     def save_allowlist(self, allowlist: Allowlist) -> None:
@@ -207,13 +206,13 @@ class Store:
         except (OSError, ValueError):
             return otherwise
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def _replace(self, name: str, *parts: bytes) -> None:
         path = self.directory / name
         temporary = path.with_name(f".{name}.new")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -241,17 +240,16 @@ def _parts(content: Blocklist) -> Iterator[tuple[Family, Networks]]:
         yield family, content.of(family)
 
 
-def _encoded(verified: VerifiedList) -> bytes:
+def _encoded(verified: VerifiedList) -> list[bytes]:
     """The format: a line with its name and version, a line of JSON that describes what follows, then for each
     source and family the single addresses and the ranges (first address and one byte of prefix length), all packed;
-    at the end the SHA-256 of everything before it."""
-    blobs: list[bytes] = []
+    at the end the SHA-256 of everything before it. In parts, so that no list is there once more to be written."""
+    parts: list[bytes] = []
     sources = []
     for source in verified.sources:
         counts = []
         for family, networks in _parts(source.content):
-            blobs.append(networks.singles)
-            blobs += [prefix.first.to_bytes(family.size, "big") + bytes([prefix.length]) for prefix in networks.ranges]
+            parts += (networks.singles, networks.ranges.packed)
             counts.append([len(networks.singles) // family.size, len(networks.ranges)])
         sources.append({"name": source.name, "since": source.since, "counts": counts})
     description = {
@@ -259,26 +257,35 @@ def _encoded(verified: VerifiedList) -> bytes:
         "sources": sources,
         "leftOut": [[str(each), each.test] for each in verified.left_out],
     }
-    body = _MAGIC + json.dumps(description).encode() + b"\n" + b"".join(blobs)
-    return body + _DIGEST(body).digest()
+    parts.insert(0, _MAGIC + json.dumps(description).encode() + b"\n")
+    digest = _DIGEST()
+    for part in parts:
+        digest.update(part)
+    return [*parts, digest.digest()]
 
 
 def _decoded(content: bytes) -> VerifiedList:
-    body, digest = content[: -_DIGEST().digest_size], content[-_DIGEST().digest_size :]
-    if not body.startswith(_MAGIC):
+    if not content.startswith(_MAGIC):
         raise ValueError("it does not begin as a list of this version")
-    if _DIGEST(body).digest() != digest:
-        raise ValueError("its checksum is wrong")
-    line_end = body.index(b"\n", len(_MAGIC))
-    description = json.loads(body[len(_MAGIC) : line_end])
+    end = len(content) - _DIGEST().digest_size
+    with memoryview(content) as view:
+        if _DIGEST(view[:end]).digest() != view[end:]:
+            raise ValueError("its checksum is wrong")
+    line_end = content.index(b"\n", len(_MAGIC))
+    description = json.loads(content[len(_MAGIC) : line_end])
     offset = line_end + 1
     sources = []
     for source in description["sources"]:
         networks = {}
         for family, (singles, ranges) in zip(Family, source["counts"], strict=True):
-            networks[family], offset = _decoded_networks(family, body, offset, singles, ranges)
+            middle = offset + singles * family.size
+            behind = middle + ranges * (family.size + 1)
+            networks[family] = Networks(family, content[offset:middle], Ranges(family, content[middle:behind]))
+            offset = behind
         content_of = Blocklist(networks[Family.V4], networks[Family.V6])
         sources.append(ListedSource(str(source["name"]), content_of, float(source["since"])))
+    if offset != end:
+        raise ValueError("it has not as many entries as it says")
     return VerifiedList(
         sources=tuple(sources),
         verified_at=float(description["verifiedAt"]),
@@ -290,13 +297,3 @@ def _decoded(content: bytes) -> VerifiedList:
 def _left_out(text: str, test: str) -> LeftOut:
     family, prefix = parse_prefix(text)
     return LeftOut(family, prefix.first, test)
-
-
-def _decoded_networks(family: Family, body: bytes, offset: int, singles: int, ranges: int) -> tuple[Networks, int]:
-    middle = offset + singles * family.size
-    end = middle + ranges * (family.size + 1)
-    prefixes = tuple(
-        Prefix(int.from_bytes(address, "big"), length)
-        for address, length in struct.iter_unpack(f"{family.size}sB", body[middle:end])
-    )
-    return Networks(family, body[offset:middle], prefixes), end

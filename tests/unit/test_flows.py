@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sikkerguard.core import conntrack, routes, sockets
 from sikkerguard.core.conntrack import Entry, flows_of, read_entry
 from sikkerguard.core.flows import TCP, UDP, Direction, Flow, NewlyCovered, newly_dropped, opened_since
-from sikkerguard.core.model import Blocklist, Family, Networks, Prefix
+from sikkerguard.core.model import Blocklist, Family, Networks, Prefix, Ranges
 from sikkerguard.core.netlink import DONE, attribute, attributes, messages, request
 from sikkerguard.core.sockets import Socket, read_socket, socket_flow
 from sikkerguard.edges import flows as edge
@@ -326,7 +326,7 @@ def flow(
 
 
 def listed(*singles: bytes, ranges: tuple[Prefix, ...] = ()) -> Blocklist:
-    return Blocklist(Networks(Family.V4, b"".join(sorted(singles)), ranges))
+    return Blocklist(Networks(Family.V4, b"".join(sorted(singles)), Ranges.of(Family.V4, ranges)))
 
 
 def test_each_peer_is_newly_dropped_once_and_outgoing_ones_come_first() -> None:

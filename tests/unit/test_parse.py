@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.model import Blocklist, Family
-from sikkerguard.core.parse import LONGEST_LINE, SAMPLE, ApiParser, Parsed, merge_content, read_custom
+from sikkerguard.core.model import Blocklist, Family, Networks, Ranges
+from sikkerguard.core.parse import (
+    LARGEST_FILE,
+    LONGEST_LINE,
+    MOST_ENTRIES,
+    MOST_OTHER_LINES,
+    MOST_RANGES,
+    MOST_REJECTED,
+    MOST_V6,
+    SAMPLE,
+    ApiParser,
+    Parsed,
+    check_together,
+    merge_content,
+    read_custom,
+)
 from sikkerguard.errors import ListError
 from tests.unit.test_model import is_plain, texts
 from tests.unit.test_policy import NEVER
 from tests.unit.test_ranges import assert_well_formed, covered, some_networks, without
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 # The shortest prefix lengths of SikkerAPI's list and of the local one, for IPv4 and IPv6.
 API, LOCAL = {4: 16, 6: 32}, {4: 8, 6: 16}
@@ -281,6 +296,75 @@ def test_an_entry_counts_as_often_as_it_comes_and_is_kept_once() -> None:
     parsed = read(b"198.51.100.7\n2001:db8::7\n198.51.100.7\n2001:DB8:0::7\n198.51.100.0/24\n198.51.100.9/24\n")
     assert parsed.lines == 6
     assert [list(parsed.content.of(family).texts()) for family in Family] == [["198.51.100.0/24"], ["2001:db8::7"]]
+
+
+# Ceilings: as many of these lines as there may be in a list, and what it has too many of where there is one more.
+CEILINGS = {
+    "entries": (b"198.51.100.7\n", MOST_ENTRIES, "more than 2,000,000 entries"),
+    "single addresses of IPv6": (b"2001:db8::7\n", MOST_V6, "more than 500,000 single addresses of IPv6"),
+    "ranges": (b"198.51.100.6/31\n", MOST_RANGES, "more than 250,000 ranges"),
+    "ranges of IPv6": (b"2001:db8::/126\n", MOST_RANGES, "more than 250,000 ranges"),
+    "blank lines": (b"\n", MOST_OTHER_LINES, "more than 1,000,000 lines that are no entries"),
+    "comments": (b"#\n", MOST_OTHER_LINES, "more than 1,000,000 lines that are no entries"),
+}
+
+
+@pytest.mark.parametrize("kind", CEILINGS)
+def test_a_list_may_have_so_much_of_everything_and_no_more(kind: str) -> None:
+    line, most, reason = CEILINGS[kind]
+    parser = ApiParser()
+    parser.feed(line * most)
+    with pytest.raises(ListError, match=f"^the answer has {reason}"):
+        parser.feed(line)
+    with pytest.raises(ListError, match=rf"^mine\.txt has {reason}"):
+        read_custom("mine.txt", line * (most + 1))
+
+
+def test_a_list_at_its_ceiling_is_a_list() -> None:
+    assert read(b"198.51.100.7\n" * MOST_ENTRIES).lines == MOST_ENTRIES
+    parsed, skipped = read_custom("mine.txt", b"198.51.100.6/31\n" * MOST_RANGES)
+    assert (parsed.lines, len(parsed.content), skipped) == (MOST_RANGES, 1, ())
+
+
+@pytest.mark.parametrize("read_it", [ApiParser().feed, partial(read_custom, "mine.txt")])
+def test_a_flood_of_unreadable_lines_is_refused_before_its_end(read_it: Callable[[bytes], object]) -> None:
+    flood = b"198.51.100.7/255.255.255.0\n" * (MOST_REJECTED + 1)
+    with pytest.raises(ListError, match=rf"is not a list of addresses: {MOST_REJECTED + 1} of"):
+        read_it(flood)
+
+
+def test_as_many_unreadable_lines_as_are_tolerated_in_the_longest_list_are_read() -> None:
+    good = b"198.51.100.7\n" * MOST_ENTRIES
+    assert read(good, b"x\n" * MOST_REJECTED).rejected == {"not an address": MOST_REJECTED}
+
+
+def test_a_file_larger_than_any_list_is_not_read() -> None:
+    with pytest.raises(ListError, match=r"mine\.txt is larger than 64 MiB"):
+        read_custom("mine.txt", bytes(LARGEST_FILE + 1))
+
+
+def filled(family: Family, singles: int = 0, ranges: int = 0) -> Networks:
+    """Nothing but so many entries: what they are does not matter."""
+    return Networks(family, bytes(singles * family.size), Ranges(family, bytes(ranges * (family.size + 1))))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (Blocklist(filled(Family.V4, MOST_ENTRIES)), Blocklist(filled(Family.V4, 1)), "more than 2,000,000 entries"),
+        (Blocklist(v6=filled(Family.V6, MOST_V6)), Blocklist(v6=filled(Family.V6, 1)), "single addresses of IPv6"),
+        (
+            Blocklist(filled(Family.V4, ranges=MOST_RANGES)),
+            Blocklist(v6=filled(Family.V6, ranges=1)),
+            "more than 250,000 ranges",
+        ),
+    ],
+)
+def test_the_ceilings_are_those_of_all_lists_together_too(first: Blocklist, second: Blocklist, reason: str) -> None:
+    check_together([first])
+    check_together([second, Blocklist()])
+    with pytest.raises(ListError, match=f"the sum of all lists has .*{reason}"):
+        check_together([first, second])
 
 
 CUSTOM_BAD = [

@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING
 
 from sikkerguard.config import Config
 from sikkerguard.core.listing import CUSTOM
-from sikkerguard.core.model import AllowEntry, Blocklist, Count, Family, ListedSource, Networks, Prefix
+from sikkerguard.core.model import AllowEntry, Blocklist, Count, Family, ListedSource, Networks, Prefix, Ranges
 from sikkerguard.core.reports import Row, row_of
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
@@ -105,7 +105,7 @@ def entry_of(number: int) -> Prefix:
 
 
 def listed(name: str, *prefixes: Prefix) -> ListedSource:
-    return ListedSource(name, Blocklist(v6=Networks(Family.V6, ranges=prefixes)), NOON)
+    return ListedSource(name, Blocklist(v6=Networks(Family.V6, ranges=Ranges.of(Family.V6, prefixes))), NOON)
 
 
 class Moment:

@@ -18,7 +18,7 @@ import pytest
 
 from sikkerguard.config import Config
 from sikkerguard.core.listing import CUSTOM, Listings
-from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, parse_prefix
+from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, Ranges, parse_prefix
 from sikkerguard.core.reports import row_of
 from sikkerguard.core.screen import Screen
 from sikkerguard.edges.database import FILE, Database
@@ -60,7 +60,7 @@ def listed_as(name: str, *numbers: int, range_: str = "") -> ListedSource:
     """A list of single addresses of these sources, and of a range."""
     singles = b"".join(source(number) for number in sorted(numbers))
     ranges = (parse_prefix(range_)[1],) if range_ else ()
-    return ListedSource(name, Blocklist(v6=Networks(Family.V6, singles, ranges)), NOON)
+    return ListedSource(name, Blocklist(v6=Networks(Family.V6, singles, Ranges.of(Family.V6, ranges))), NOON)
 
 
 # All sources of this file, but where a test says otherwise.

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from sikkerguard.edges.sikkerapi import LARGEST_BODY, SikkerApi
+from sikkerguard.core.body import CRUMBS, LARGEST_BODY, REST_SECONDS
+from sikkerguard.core.parse import ApiParser
+from sikkerguard.edges.sikkerapi import SikkerApi
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.standin.entries import Entry
 from sikkerguard.standin.faults import (
@@ -231,6 +233,47 @@ def test_a_list_of_exactly_the_largest_size_is_taken(standin: Standin) -> None:
     sink = Sink()
     pulled(meeting(standin, GzipBomb(unpacked=LARGEST_BODY)), sink)
     assert sum(sink.sizes) == LARGEST_BODY
+
+
+class Crumbs(httpx.AsyncByteStream):
+    """A body of the same line, byte by byte, as fast as it is taken."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        line = b"198.51.100.7\n"
+        for at in range(self._size):
+            yield line[at % len(line) :][:1]
+
+
+def crumbs(size: int) -> SikkerApi:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Crumbs(size)))
+    return SikkerApi("http://192.0.2.1", DEMO_KEY, transport=transport)
+
+
+def test_a_body_may_come_byte_by_byte_and_leaves_most_of_the_time_to_others() -> None:
+    sink = Sink()
+    spent, started = time.process_time(), time.monotonic()
+    pulled(crumbs(CRUMBS * 200), sink)
+    spent, passed = time.process_time() - spent, time.monotonic() - started
+    # One call, not one for each of the bytes.
+    assert sink.sizes == [CRUMBS * 200]
+    assert passed > 200 * REST_SECONDS
+    assert spent < passed / 2
+
+
+def test_a_list_with_too_much_in_it_is_not_fetched_to_its_end(standin: Standin) -> None:
+    sink, parser = Sink(), ApiParser()
+
+    async def reading(piece: bytes) -> None:
+        await sink(piece)
+        parser.feed(piece)
+
+    standin.fault("blacklist", Endless(cap=LARGEST_BODY))
+    with pytest.raises(ListError, match="more than 2,000,000 entries"):
+        asyncio.run(client(standin).pull(50, reading))
+    assert sum(sink.sizes) < LARGEST_BODY / 2
 
 
 # Quotas
