@@ -61,6 +61,12 @@ def narrow_jump(lab: Laboratory, twin: Twin) -> None:
     twin.iptables(lab, "-I", "PREROUTING", "!", "-i", "lo", "-p", "tcp", "-j", "SIKKERGUARD")
 
 
+def narrow_drop(lab: Laboratory, twin: Twin) -> None:
+    """The last rule of our chain takes TCP only."""
+    rules = lab.host.run(twin.tool, "-t", "raw", "-S", "SIKKERGUARD").count("-A SIKKERGUARD")
+    twin.iptables(lab, "-R", "SIKKERGUARD", str(rules), "-p", "tcp", "-j", "DROP")
+
+
 def replace_address(lab: Laboratory, twin: Twin) -> None:
     """The number of entries stays."""
     lab.host.run("ipset", "del", twin.name(), twin.listed)
@@ -69,7 +75,7 @@ def replace_address(lab: Laboratory, twin: Twin) -> None:
 
 def remove_everything(lab: Laboratory, twin: Twin) -> None:
     remove_jump(lab, twin)
-    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW"):
+    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW", "SIKKERGUARD-REPLIES"):
         twin.iptables(lab, "-F", chain)
         twin.iptables(lab, "-X", chain)
     for name in lab.host.run("ipset", "list", "-n").split():
@@ -110,7 +116,15 @@ DRIFTS: dict[str, tuple[Drift, Drift]] = {
     "an address is replaced by another": (replace_address, replace_address),
     "the jump takes TCP only, the rule that drops does": (
         narrow_jump,
-        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "5", "-p", "tcp", "-j", "DROP"),
+        narrow_drop,
+    ),
+    "replies are counted as attacks, or not at all": (
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "6", "-j", "SIKKERGUARD-NEW"),
+        lambda lab, twin: twin.iptables(lab, "-D", "SIKKERGUARD", "6"),
+    ),
+    "what counts replies is flushed": (
+        lambda lab, twin: twin.iptables(lab, "-F", "SIKKERGUARD-REPLIES"),
+        lambda lab, twin: twin.iptables(lab, "-A", "SIKKERGUARD-REPLIES", "-j", "ACCEPT"),
     ),
     "all of ours is removed": (remove_everything, remove_everything),
 }
@@ -124,7 +138,11 @@ def ours(lines: Iterable[str]) -> list[str]:
 def snapshot(lab: Laboratory) -> list[str]:
     """Rules and sets, but for what changes by itself: counters, and the seed of a set's hash."""
     text = re.sub(r" (packets|bytes|timeout|initval) [0-9a-fx]+", "", lab.everything())
-    return [line for line in text.splitlines() if not re.match("add sikkerguard-(old)?(hits|sources)-", line)]
+    return [
+        line
+        for line in text.splitlines()
+        if not re.match("add sikkerguard-(old)?(hits|sources|replies|repliers)-", line)
+    ]
 
 
 def make_foreign(lab: Laboratory) -> None:
@@ -193,6 +211,8 @@ def test_what_someone_does_to_our_rules_is_made_good_at_the_next_look(guard: Gua
         ("sources", ("hash:ip",)),  # without counters
         ("oldhits", ("hash:ip,port", "counters", "timeout", "5")),
         ("oldsources", ("hash:net",)),
+        ("replies", ("hash:ip",)),
+        ("oldrepliers", ("hash:ip",)),  # without counters
     ],
 )
 def test_counts_of_another_kind_keep_nothing_from_being_repaired(
