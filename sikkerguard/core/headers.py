@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _V4_PROTOCOL: Final = "0x6&0xff"
 _V4_WHOLE_OR_FIRST_FRAGMENT_OF: Final = "0x6&0x1fff00ff"
 _V4_BEHIND: Final = "0x0>>0x16&0x3c@"
-# IPv6 (RFC 8200): 4 bytes at 4 are length, next header, hop limit; the next header is at 40.
+# IPv6 (RFC 8200): 4 bytes at 4 are length, next header, hop limit; the destination is at 24, and the next header at 40.
 _V6_NEXT_HEADER: Final = "0x4&0xff00"
+_V6_NEXT_HEADER_AND_HOP_LIMIT: Final = "0x4&0xffff"
 # TCP (RFC 9293): 4 bytes at 12 are offset, flags, window. Of the flags SYN is set, and ACK, RST and FIN are not, which
 # is what iptables calls --syn.
 _SYN: Final = "0x170000=0x20000"
@@ -40,4 +41,16 @@ BEGINS_TCP: Final[Mapping[Family, str]] = {
 MAY_BE_TCP: Final[Mapping[Family, str]] = {
     Family.V4: f"{_V4_PROTOCOL}=0x6",
     Family.V6: f"{_V6_NEXT_HEADER}=0x0,0x600,0x2b00:0x2c00,0x3300,0x3c00",
+}
+# What a neighbour on the link sends and no host can do without.
+OF_THE_LINK: Final[Mapping[Family, tuple[str, ...]]] = {
+    # DHCP (RFC 2131): UDP from port 67 to port 68.
+    Family.V4: (f"{_V4_WHOLE_OR_FIRST_FRAGMENT_OF}=0x11&&{_V4_BEHIND}0x0=0x430044",),
+    Family.V6: (
+        # Neighbour solicitation (ICMPv6 type 135) and advertisement (136). No router passes on a hop limit of 255
+        # (RFC 4861, section 7.1).
+        f"{_V6_NEXT_HEADER_AND_HOP_LIMIT}=0x3aff&&0x28>>0x18=0x87:0x88",
+        # DHCPv6 (RFC 8415): UDP from port 547 to port 546 of a link-local address, fe80::/10.
+        f"{_V6_NEXT_HEADER}=0x1100&&0x18>>0x16=0x3fa&&0x28=0x2230222",
+    ),
 }

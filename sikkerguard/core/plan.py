@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.headers import BEGINS_TCP, MAY_BE_TCP
+from sikkerguard.core.headers import BEGINS_TCP, MAY_BE_TCP, OF_THE_LINK
 from sikkerguard.core.model import Family, Prefix, to_text
 from sikkerguard.core.names import CHAIN, CHAINS, HOOK, LOG_PREFIX, NEWS_CHAIN, REPLIES_CHAIN, TABLE, set_names
 
@@ -79,6 +79,8 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
     ask whether a trial runs: it may end between the two rules, and a packet that is on no list would be dropped. A
     good packet pays for the two block sets and the empty trial set. Counters are kept by the first rule alone.
 
+    What neighbours send that no host can do without is let go where only packets pay for it that would be dropped.
+
     A packet that will be dropped is counted by its source, protocol and port: the match does it where the set has
     that entry, and whatever it has not goes through another chain, which counts it by its source and adds it.
     So hits and sources together, less one packet for each entry of hits, are all packets of a source. Neither set
@@ -105,6 +107,7 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
             Extension("RETURN"),
         ),
         Rule((_in_set(names.allow),), Extension("RETURN")),
+        *(Rule((_says(header),), Extension("RETURN")) for header in OF_THE_LINK[family]),
         Rule((_says(begins), new_to_hits), Extension(NEWS_CHAIN)),
         Rule((_says(may_be_tcp, invert=True), new_to_hits), Extension(NEWS_CHAIN)),
         Rule(

@@ -67,6 +67,12 @@ def narrow_drop(lab: Laboratory, twin: Twin) -> None:
     twin.iptables(lab, "-R", "SIKKERGUARD", str(rules), "-p", "tcp", "-j", "DROP")
 
 
+def widen_link(lab: Laboratory, twin: Twin) -> None:
+    """What is let through from the link is all that comes over UDP, or all of ICMPv6."""
+    header = "0x6&0xff=0x11" if twin is V4 else "0x4&0xff00=0x3a00"
+    twin.iptables(lab, "-R", "SIKKERGUARD", "4", "-m", "u32", "--u32", header, "-j", "RETURN")
+
+
 def replace_address(lab: Laboratory, twin: Twin) -> None:
     """The number of entries stays."""
     lab.host.run("ipset", "del", twin.name(), twin.listed)
@@ -118,9 +124,10 @@ DRIFTS: dict[str, tuple[Drift, Drift]] = {
         narrow_jump,
         narrow_drop,
     ),
-    "replies are counted as attacks, or not at all": (
-        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "6", "-j", "SIKKERGUARD-NEW"),
-        lambda lab, twin: twin.iptables(lab, "-D", "SIKKERGUARD", "6"),
+    "more is let through from the link": (widen_link, widen_link),
+    "replies are counted as attacks, what the link needs is not let through": (
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "7", "-j", "SIKKERGUARD-NEW"),
+        lambda lab, twin: twin.iptables(lab, "-D", "SIKKERGUARD", "4"),
     ),
     "what counts replies is flushed": (
         lambda lab, twin: twin.iptables(lab, "-F", "SIKKERGUARD-REPLIES"),

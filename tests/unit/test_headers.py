@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.headers import BEGINS_TCP, MAY_BE_TCP
+from sikkerguard.core.headers import BEGINS_TCP, MAY_BE_TCP, OF_THE_LINK
 from sikkerguard.core.model import Family
 from tests.unit.u32 import matches
 
@@ -47,6 +48,10 @@ def may_be_tcp(packet: bytes) -> bool:
     return matches(MAY_BE_TCP[family_of(packet)], packet)
 
 
+def is_of_the_link(packet: bytes) -> bool:
+    return any(matches(each, packet) for each in OF_THE_LINK[family_of(packet)])
+
+
 def family_of(packet: bytes) -> Family:
     return Family.V4 if packet[0] >> 4 == 4 else Family.V6
 
@@ -82,7 +87,40 @@ def test_what_may_be_tcp_is_told_from_what_can_not_be(protocol: int) -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([4, 6]))
-def test_whatever_the_bytes_what_begins_may_be_tcp(data: bytes, version: int) -> None:
+def test_whatever_the_bytes_what_begins_may_be_tcp_and_is_nothing_of_the_link(data: bytes, version: int) -> None:
     packet = bytes([version << 4 | (data[0] & 15 if data else 5)]) + data[1:]
     if begins(packet):
         assert may_be_tcp(packet)
+        assert not is_of_the_link(packet)
+
+
+@pytest.mark.parametrize("hops", [0, 1, 64, 254, 255])
+def test_neighbours_are_heard_from_the_link_itself_alone(hops: int) -> None:
+    for kind, code in product(range(256), (0, 7)):
+        packet = v6(58, bytes([kind, code]) + bytes(22), hops=hops)
+        assert is_of_the_link(packet) == (hops == 255 and kind in (135, 136))
+    for protocol in set(range(256)) - {58}:
+        assert not is_of_the_link(v6(protocol, bytes([135, 0]) + bytes(22), hops=hops))
+
+
+def test_dhcp_is_from_the_servers_port_to_the_clients() -> None:
+    for options in (b"", bytes(4), bytes(40)):
+        assert is_of_the_link(v4(17, udp(67, 68) + bytes(240), options=options))
+    for packet in (
+        *(v4(17, udp(*ports)) for ports in ((68, 67), (67, 67), (68, 68), (67, 69), (1067, 68), (0, 0))),
+        *(v4(protocol, udp(67, 68)) for protocol in (6, 1, 136)),
+        *(v4(17, udp(67, 68), fragment=fragment) for fragment in (1, 0x2001)),
+        *(v4(17, udp(67, 68)[:length]) for length in range(4)),
+    ):
+        assert not is_of_the_link(packet)
+
+
+def test_dhcpv6_is_from_the_servers_port_to_the_clients_on_the_link() -> None:
+    for target in (LINK_LOCAL, "fe80::", "febf:ffff::1"):
+        assert is_of_the_link(v6(17, udp(547, 546) + bytes(64), target=target))
+    for packet in (
+        *(v6(17, udp(*ports), target=LINK_LOCAL) for ports in ((546, 547), (547, 547), (547, 545), (67, 68))),
+        *(v6(17, udp(547, 546), target=target) for target in (GLOBAL, "fec0::1", "fe7f::1", "ff02::1:2", "fd00::1")),
+        *(v6(protocol, udp(547, 546), target=LINK_LOCAL) for protocol in (6, 58, 0, 44)),
+    ):
+        assert not is_of_the_link(packet)

@@ -229,6 +229,23 @@ def test_a_packet_is_dropped_if_it_is_listed_or_on_trial_and_not_allowed(family:
 
 
 @pytest.mark.parametrize("family", Family)
+def test_what_the_link_can_not_do_without_is_let_go_and_counted_nowhere(family: Family) -> None:
+    let_go = (
+        [headers.v4(17, headers.udp(67, 68))]
+        if family is Family.V4
+        else [
+            headers.v6(58, bytes([135, 0]) + bytes(22), hops=255),
+            headers.v6(58, bytes([136, 0]) + bytes(22), hops=255),
+            headers.v6(17, headers.udp(547, 546), target=headers.LINK_LOCAL),
+        ]
+    )
+    for member, raw in product(memberships(family), let_go):
+        netfilter = Netfilter(family, member)
+        assert netfilter.run(Packet(1, None, raw=raw)) == "RETURN"
+        assert (netfilter.dropped, netfilter.named(), netfilter.logged) == (0, 0, [])
+
+
+@pytest.mark.parametrize("family", Family)
 def test_only_what_would_be_dropped_is_looked_at_for_its_headers(family: Family) -> None:
     rules = [rule for rule in chain_rules(family) if rule.chain == CHAIN]
     read = [any(match.name == "u32" for match in rule.matches) for rule in rules]
