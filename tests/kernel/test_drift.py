@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -244,6 +245,19 @@ def test_counts_of_another_kind_keep_nothing_from_being_repaired(
     assert not lab.passes(V4.listed)
     wait_for("a packet to be counted", lambda: guard.status()["droppedPackets"] > seen, 3)
     assert guard.status()["droppedUnnamed"] == 0
+
+
+def test_what_one_process_wrote_another_has_nothing_to_repair_in(guard: Guard) -> None:
+    begin(guard)
+    guard.kill()
+    # A process of its own, which has written no rule and so has only what it reads.
+    look = """
+from sikkerguard.core.plan import chain_rules
+from sikkerguard.edges.kernel import Kernel
+kernel = Kernel()
+print([found.rules == chain_rules(family) and found.jumps for family, found in kernel.observe().items()])
+"""
+    assert guard.lab.host.run(sys.executable, "-c", look).strip() == "[(0,), (0,)]"
 
 
 def test_looks_come_often_enough_to_repair_within_ten_seconds(guard: Guard) -> None:
