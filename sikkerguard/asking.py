@@ -31,6 +31,7 @@ _LABELS = {
     "droppedPacketsToday": "Packets today",
     "droppedBytesToday": "Bytes today",
     "droppedUnnamed": "Not told apart",
+    "droppedReplies": "Replies dropped",
     "sources": "Sources today",
     "topPorts": "Ports today",
     "logSource": "Log source",

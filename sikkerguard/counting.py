@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from sikkerguard.core.attribution import name
+from sikkerguard.core.attribution import Owed, name
 from sikkerguard.core.ledger import Ledger, day_of
 from sikkerguard.core.model import NOTHING, Counted
 from sikkerguard.core.tally import Line, Tally, in_fields
@@ -61,7 +61,7 @@ class Counting:
         self._ledger = Ledger()
         self._today = Today(0)
         self._tally = Tally(port_map)
-        self._owed: Mapping[bytes, int] = {}
+        self._owed: Owed = {}
         self._fresh: list[bytes] = []
         self._new_day = self._changed = False
         self._blocked: Sequence[tuple[Key, int]] = ()
@@ -157,7 +157,7 @@ class Counting:
 
     async def _count(self, final: bool) -> None:
         for drain in await self._owner.run(self._timed, self._kernel.drain):
-            if any(drain.sources):
+            if any(drain.sources) or any(drain.repliers):
                 lines = await asyncio.to_thread(self._timed, self._take, drain)
             else:
                 lines = self._take(drain)  # nothing to read: quicker than a thread
@@ -180,7 +180,7 @@ class Counting:
     def _take(self, drain: Drain) -> list[Line]:
         named = name(drain, self._owed)
         self._owed = named.owed
-        ledger = self._ledger.with_drain(drain, named.packets, time.time())
+        ledger = self._ledger.with_drain(drain, named.packets, time.time(), named.replies())
         if ledger.day != self._today.day:
             self._today = Today(ledger.day)
             self._fresh, self._new_day = [], True
@@ -239,5 +239,10 @@ class Counting:
             # A day on which nothing was dropped yet.
             ledger, today = replace(ledger, dropped_today=NOTHING), Today(day_of(now))
         return Counted(
-            ledger.dropped, ledger.dropped_today, ledger.unnamed(), today.sources, tuple(today.top_ports(_SHOWN_PORTS))
+            ledger.dropped,
+            ledger.dropped_today,
+            ledger.unnamed(),
+            today.sources,
+            tuple(today.top_ports(_SHOWN_PORTS)),
+            ledger.replies,
         )

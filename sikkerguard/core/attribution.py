@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import chain
@@ -10,54 +11,81 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ANY
+from sikkerguard.core.protocols import REPLY, TCP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Sequence
 
-    from sikkerguard.core.model import Drain, Key
+    from sikkerguard.core.model import Drain, Hit, Key, Source
 
-# Sources, protocols and ports that one drain tells apart further on; of more, the largest. Half a megabyte.
+# Sources, protocols and ports that one drain tells apart further on; of more, the largest. Half a megabyte. And as many
+# of replies, so that these keep nothing else from being reported.
 _KEYS = 4096
+
+# By source and ANY or REPLY.
+Owed = Mapping[tuple[bytes, int], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
     """The packets of a drain whose source is known: how many, the largest by source, protocol and port, how many by
-    (protocol, port), and what is owed: packets that this drain's entries of hits include and the next one's counts of
-    sources will include again, since the kernel's two sets can't be read at one moment."""
+    (protocol, port), and what is owed: packets that this drain's entries by port include and the next one's counts by
+    source will include again, since the kernel's two sets can't be read at one moment."""
 
     packets: int
     largest: tuple[tuple[Key, int], ...]
     ports: Mapping[tuple[int, int], int]
-    owed: Mapping[bytes, int]
+    owed: Owed
+
+    def replies(self) -> int:
+        """How many of the packets are replies."""
+        return sum(packets for (protocol, _), packets in self.ports.items() if protocol == REPLY)
 
 
-def name(drain: Drain, owed: Mapping[bytes, int]) -> Named:
+def name(drain: Drain, owed: Owed) -> Named:
     """Name a drain's packets; `owed` is what the drain before it left."""
-    entries: Counter[bytes] = Counter()
     ports: Counter[tuple[int, int]] = Counter()
-    total = 0
-    for address, port, protocol, _, packets in chain.from_iterable(drain.hits):
+    owing: dict[tuple[bytes, int], int] = {}
+    begun = _largest(drain.hits, drain.sources, ANY, owed, ports, owing)
+    replies = _largest(drain.replies, drain.repliers, REPLY, owed, ports, owing)
+    return Named(ports.total(), (*begun, *replies), ports, owing)
+
+
+def _largest(
+    by_port: Sequence[Collection[Hit]],
+    by_source: Sequence[Collection[Source]],
+    kind: int,
+    owed: Owed,
+    ports: Counter[tuple[int, int]],
+    owing: dict[tuple[bytes, int], int],
+) -> list[tuple[Key, int]]:
+    """The largest of what two kinds of listings have, whose packets are added to `ports`, and what they owe to `owing`.
+    `kind` stands in the place of the protocol where no more than the source is known."""
+    entries: Counter[bytes] = Counter()
+    for address, port, protocol, _, packets in chain.from_iterable(by_port):
         entries[address] += 1
-        ports[protocol, port] += packets
-        total += packets
-    owing: dict[bytes, int] = {}
+        ports[_place(kind, protocol, port)] += packets
 
     def by_key() -> Iterator[tuple[Key, int]]:
-        nonlocal total
-        for address, port, protocol, _, packets in chain.from_iterable(drain.hits):
-            yield (address, protocol, port), packets
-        for address, _, packets in chain.from_iterable(drain.sources):
-            # The first packet of each entry of hits was counted by its source as well.
-            further = packets - entries.pop(address, 0) - owed.get(address, 0)
+        for address, port, protocol, _, packets in chain.from_iterable(by_port):
+            yield (address, *_place(kind, protocol, port)), packets
+        for address, _, packets in chain.from_iterable(by_source):
+            # The first packet of each entry by port was counted by its source as well.
+            further = packets - entries.pop(address, 0) - owed.get((address, kind), 0)
             if further > 0:
-                total += further
-                yield (address, ANY, ANY), further
+                ports[kind, ANY] += further
+                yield (address, kind, ANY), further
             elif further < 0:
-                owing[address] = -further
+                owing[address, kind] = -further
 
     largest = nlargest(_KEYS, by_key(), key=itemgetter(1))
-    owing.update(entries)
-    if total > sum(ports.values()):
-        ports[ANY, ANY] = total - sum(ports.values())
-    return Named(total, tuple(largest), ports, owing)
+    for address, owes in entries.items():
+        owing[address, kind] = owes
+    return largest
+
+
+def _place(kind: int, protocol: int, port: int) -> tuple[int, int]:
+    if kind != REPLY:
+        return protocol, port
+    # Behind an extension header there may be something else than TCP.
+    return REPLY, port if protocol == TCP else ANY

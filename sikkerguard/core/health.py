@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.model import ANY, SIKKERAPI
 from sikkerguard.core.ports import service_of
-from sikkerguard.core.protocols import PROTOCOLS, WITH_PORTS
+from sikkerguard.core.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.version import VERSION
 
@@ -87,6 +87,7 @@ def status(
         "droppedPacketsToday": state.counted.dropped_today.packets,
         "droppedBytesToday": state.counted.dropped_today.octets,
         "droppedUnnamed": state.counted.unnamed,
+        "droppedReplies": state.counted.replies,
         "sources": state.counted.sources,
         "topPorts": [_port(*each, port_map) for each in state.counted.top_ports],
         "logSource": state.log_source,
@@ -110,6 +111,15 @@ def _percent(share: float) -> float:
 
 def _port(place: tuple[int, int], packets: int, port_map: Mapping[int, str]) -> dict[str, Any]:
     number, port = place
+    if number == REPLY:
+        # The port that they came from.
+        known = port != ANY
+        return {
+            "protocol": PROTOCOLS[TCP] if known else "any",
+            "port": port if known else None,
+            "service": "reply" if known else "further replies",
+            "packets": packets,
+        }
     protocol = "any" if number == ANY else PROTOCOLS.get(number, str(number))
     service = "further ports" if number == ANY else service_of(protocol, port, port_map).name
     shown = port if number in WITH_PORTS else None

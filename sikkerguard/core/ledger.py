@@ -23,8 +23,8 @@ _DAY_SECONDS = 86400
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """What was dropped in all and on `day` (days since 1970-01-01, in UTC as SikkerAPI's quotas are); packets that
-    are `named`, their source being known; packets that are `told` on lines of the log; and where the DROP rules'
-    counters stood."""
+    are `named`, their source being known; packets that are `told` on lines of the log; where the DROP rules' counters
+    stood; and of the packets that are named those that are `replies`."""
 
     dropped: Count = NOTHING
     day: int = 0
@@ -32,9 +32,11 @@ class Ledger:
     named: int = 0
     told: int = 0
     counters: Mapping[Family, Count] = field(default_factory=dict)
+    replies: int = 0
 
-    def with_drain(self, drain: Drain, named: int, now: float) -> Ledger:
-        """After this drain, of whose packets so many could be named; `now` in Unix seconds."""
+    def with_drain(self, drain: Drain, named: int, now: float, replies: int = 0) -> Ledger:
+        """After this drain, of whose packets so many could be named, and so many of these are replies; `now` in Unix
+        seconds."""
         turns = self.is_over(now)
         return replace(
             self,
@@ -43,6 +45,7 @@ class Ledger:
             dropped_today=_sum(NOTHING if turns else self.dropped_today, drain.dropped),
             named=self.named + named,
             counters=drain.counters or self.counters,
+            replies=self.replies + replies,
         )
 
     def is_over(self, now: float) -> bool:

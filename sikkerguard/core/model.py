@@ -315,7 +315,8 @@ NOTHING = Count(0, 0)
 # told apart, and of fragments, which name none.
 ANY = -1
 # A packed address, the number of its IP protocol, and the port that was aimed at: for ICMP the type times 256 plus the
-# code, 0 where the protocol has none, or twice ANY.
+# code, 0 where the protocol has none, or twice ANY. Of replies, REPLY of `core.protocols` and the port that they came
+# from, or REPLY and ANY.
 Key = tuple[bytes, int, int]
 Hit = tuple[bytes, int, int, int, int]
 Source = tuple[bytes, int, int]
@@ -328,13 +329,16 @@ class Drain:
     `dropped` is what the DROP rules took up to the moment before the sets were read, and `counters` is where they
     stood then. Of each family `hits` has a listing of (address, port, protocol, octets, packets), and `sources` one of
     (address, octets, packets) for those packets that met no entry of `hits`: the first of each entry, and all that were
-    not told apart by port.
+    not told apart by port. `replies` and `repliers` are the same for what the sources did not begin, and the port is
+    the one that it came from.
     """
 
     dropped: Count = NOTHING
     counters: Mapping[Family, Count] = field(default_factory=dict)
     hits: Sequence[Collection[Hit]] = ()
     sources: Sequence[Collection[Source]] = ()
+    replies: Sequence[Collection[Hit]] = ()
+    repliers: Sequence[Collection[Source]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,14 +354,15 @@ class DropEvent:
 @dataclass(frozen=True, slots=True)
 class Counted:
     """What is known of all that was dropped: in all, and today (in UTC); how many of the packets in all are of sources
-    that the kernel had no room to remember; and of today the number of sources, and the busiest ports as
-    ((protocol, port), packets)."""
+    that the kernel had no room to remember, and how many are replies; and of today the number of sources, and the
+    busiest ports as ((protocol, port), packets)."""
 
     dropped: Count = NOTHING
     dropped_today: Count = NOTHING
     unnamed: int = 0
     sources: int = 0
     top_ports: tuple[tuple[tuple[int, int], int], ...] = ()
+    replies: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,27 @@ if TYPE_CHECKING:
 OURS = "sikkerguard"
 CHAIN = "SIKKERGUARD"
 NEWS_CHAIN = "SIKKERGUARD-NEW"
+REPLIES_CHAIN = "SIKKERGUARD-REPLIES"
+# In the order in which they can be taken away: the first jumps to the others.
+CHAINS = (CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
 TABLE = "raw"
 HOOK = "PREROUTING"
 LOG_PREFIX = "SIKKERGUARD "
+
+
+@dataclass(frozen=True, slots=True)
+class CountingSets:
+    """Sets that packets fill together: `by_port` has an entry for a source, protocol and port, `by_source` counts
+    those packets that had none. `old_by_port` and `old_by_source` are what they are changed for to be read."""
+
+    by_port: str
+    by_source: str
+    old_by_port: str
+    old_by_source: str
+
+    def all(self) -> tuple[str, ...]:
+        """All four."""
+        return self.by_port, self.by_source, self.old_by_port, self.old_by_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +51,14 @@ class SetNames:
     sources: str
     old_hits: str
     old_sources: str
+    replies: str
+    repliers: str
+    old_replies: str
+    old_repliers: str
 
     def all(self) -> tuple[str, ...]:
         """Every set that lies in the kernel for as long as we block."""
-        return (*self.in_rules(), self.old_hits, self.old_sources)
+        return (*self.in_rules(), self.old_hits, self.old_sources, self.old_replies, self.old_repliers)
 
     def in_rules(self) -> tuple[str, ...]:
         """Every set that a rule refers to."""
@@ -49,11 +71,17 @@ class SetNames:
             self.trial,
             self.hits,
             self.sources,
+            self.replies,
+            self.repliers,
         )
 
-    def counting(self) -> tuple[str, ...]:
-        """The sets that packets fill, and those that they are changed for to be read."""
-        return self.hits, self.sources, self.old_hits, self.old_sources
+    def counting_begun(self) -> CountingSets:
+        """The sets that count what a source may have begun."""
+        return CountingSets(self.hits, self.sources, self.old_hits, self.old_sources)
+
+    def counting_replies(self) -> CountingSets:
+        """The sets that count replies: what a source has not begun, or can't be shown to have."""
+        return CountingSets(self.replies, self.repliers, self.old_replies, self.old_repliers)
 
 
 def set_names(family: Family) -> SetNames:
@@ -70,6 +98,10 @@ def set_names(family: Family) -> SetNames:
         sources=f"{OURS}-sources-{label}",
         old_hits=f"{OURS}-oldhits-{label}",
         old_sources=f"{OURS}-oldsources-{label}",
+        replies=f"{OURS}-replies-{label}",
+        repliers=f"{OURS}-repliers-{label}",
+        old_replies=f"{OURS}-oldreplies-{label}",
+        old_repliers=f"{OURS}-oldrepliers-{label}",
     )
 
 

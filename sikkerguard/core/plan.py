@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sikkerguard.core.headers import BEGINS_TCP, MAY_BE_TCP, OF_THE_LINK
 from sikkerguard.core.model import Family, Prefix, to_text
-from sikkerguard.core.names import CHAIN, HOOK, LOG_PREFIX, NEWS_CHAIN, TABLE, set_names
+from sikkerguard.core.names import CHAIN, CHAINS, HOOK, LOG_PREFIX, NEWS_CHAIN, REPLIES_CHAIN, TABLE, set_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,6 +70,10 @@ def _add_to_set(name: str, direction: str) -> Extension:
     return Extension("SET", (("add-set", (name, direction)),))
 
 
+def _says(header: str, *, invert: bool = False) -> Extension:
+    return Extension("u32", (("u32", ("!", header) if invert else (header,)),))
+
+
 def chain_rules(family: Family) -> tuple[Rule, ...]:
     """The rules of our chains, the same for as long as they stand: only the sets' contents ever change.
 
@@ -77,16 +82,23 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
     ask whether a trial runs: it may end between the two rules, and a packet that is on no list would be dropped. A
     good packet pays for the two block sets and the empty trial set. Counters are kept by the first rule alone.
 
+    What neighbours send that no host can do without is let go where only packets pay for it that would be dropped.
+
     A packet that will be dropped is counted by its source, protocol and port: the match does it where the set has
-    that entry, and whatever it has not goes through the second chain, which counts it by its source and adds it.
+    that entry, and whatever it has not goes through another chain, which counts it by its source and adds it.
     So hits and sources together, less one packet for each entry of hits, are all packets of a source. Neither set
     has time limits: a full one that had would look for something to forget at each packet, at 12 microseconds.
+
+    Of TCP that is so for what begins a connection. All else of it, what answers first of all, is counted likewise in
+    sets of its own, by the port that it comes from. Each packet is held against one of the two alone.
     """
     names = set_names(family)
     neither = (_in_set(names.singles, invert=True), _in_set(names.ranges, invert=True))
+    new_to_hits = _in_set(names.hits, direction="src,dst", invert=True)
+    begins, may_be_tcp = BEGINS_TCP[family], MAY_BE_TCP[family]
 
-    def known_for(packets: int) -> Extension:
-        return _in_set(names.sources, count=False, packets_up_to=packets)
+    def known_for(packets: int, name: str = names.sources) -> Extension:
+        return _in_set(name, count=False, packets_up_to=packets)
 
     return (
         Rule((*neither, _in_set(names.trial, invert=True)), Extension("RETURN")),
@@ -98,7 +110,17 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
             Extension("RETURN"),
         ),
         Rule((_in_set(names.allow),), Extension("RETURN")),
-        Rule((_in_set(names.hits, direction="src,dst", invert=True),), Extension(NEWS_CHAIN)),
+        *(Rule((_says(header),), Extension("RETURN")) for header in OF_THE_LINK[family]),
+        Rule((_says(begins), new_to_hits), Extension(NEWS_CHAIN)),
+        Rule((_says(may_be_tcp, invert=True), new_to_hits), Extension(NEWS_CHAIN)),
+        Rule(
+            (
+                _says(may_be_tcp),
+                _says(begins, invert=True),
+                _in_set(names.replies, direction="src,src", invert=True),
+            ),
+            Extension(REPLIES_CHAIN),
+        ),
         Rule((), Extension("DROP")),
         # A match counts the packet in its entry. Only where there is none yet, the target adds it; adding to an entry
         # that exists would set its counters back.
@@ -113,6 +135,9 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
             NEWS_CHAIN,
         ),
         Rule((known_for(_PORTS_OF_A_SOURCE),), _add_to_set(names.hits, "src,dst"), NEWS_CHAIN),
+        # Not logged: a line says where to look for who attacks.
+        Rule((_in_set(names.repliers, invert=True),), _add_to_set(names.repliers, "src"), REPLIES_CHAIN),
+        Rule((known_for(_PORTS_OF_A_SOURCE, names.repliers),), _add_to_set(names.replies, "src,src"), REPLIES_CHAIN),
     )
 
 
@@ -217,7 +242,7 @@ class WriteChain:
         """In words."""
         tool = "iptables" if self.family is Family.V4 else "ip6tables"
         lines = "".join(f"\n    {rule.chain}: {rule}" for rule in self.rules)
-        return f"write the chains {CHAIN} and {NEWS_CHAIN} of {tool}, table {TABLE}:{lines}"
+        return f"write the chains {', '.join(CHAINS)} of {tool}, table {TABLE}:{lines}"
 
 
 @dataclass(frozen=True, slots=True)

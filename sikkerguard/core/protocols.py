@@ -8,3 +8,7 @@ PROTOCOLS |= {58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite"}
 # As the kernel's sets have them, which know of no port in DCCP: get_port of net/netfilter/ipset/ip_set_getport.c.
 WITH_PORTS = frozenset({6, 17, 132, 136})
 ICMP = frozenset({1, 58})
+TCP = 6
+# A number of our own, which no IP protocol can have: TCP that its sender did not begin, or can't be shown to have. In
+# the place of the port aimed at stands the port that it came from.
+REPLY = 256 + TCP

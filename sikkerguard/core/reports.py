@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Family, Prefix, family_of, parse_prefix, to_text
 from sikkerguard.core.ports import category_of_source, service_of
-from sikkerguard.core.protocols import PROTOCOLS
+from sikkerguard.core.protocols import PROTOCOLS, REPLY, TCP
 from sikkerguard.errors import UnansweredError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ MOST_ROWS = 10_000
 MOST_BYTES = 2_000_000
 MOST_PROTOCOL = 32
 
-_TCP = 6
 _HEAD, _TAIL = b'{"reports":[', b"]}"
 _NAMED = 5
 _NAMED_REJECTED = 20
@@ -83,10 +82,12 @@ def row_of(
     """The row of a source that sent `packets`, {(IP protocol, port): count}; None where it is withheld.
 
     Anyone can put any sender on a datagram, so by default a row is made from TCP alone. Packets that the kernel did
-    not tell apart, port -1, count for the rank of a row and can't be the reason for one.
+    not tell apart, port -1, count for the rank of a row and can't be the reason for one. Replies are neither: the host
+    itself, or who forged its address, may have asked for them.
     """
+    packets = {key: count for key, count in packets.items() if key[0] != REPLY}
     telling = {
-        key: count for key, count in packets.items() if count > 0 and key[1] >= 0 and (spoofable or key[0] == _TCP)
+        key: count for key, count in packets.items() if count > 0 and key[1] >= 0 and (spoofable or key[0] == TCP)
     }
     if not telling:
         return None

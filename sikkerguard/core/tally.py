@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ANY, Family, family_of
 from sikkerguard.core.ports import service_of
-from sikkerguard.core.protocols import ICMP, PROTOCOLS, WITH_PORTS
+from sikkerguard.core.protocols import ICMP, PROTOCOLS, REPLY, WITH_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -146,9 +146,12 @@ def in_fields(line: Line, port_map: Mapping[int, str]) -> dict[str, str]:
     fields = {"SIKKER_PACKETS": str(line.packets)}
     if line.key is not None:
         address, protocol, port = line.key
-        name = PROTOCOLS.get(protocol, str(protocol))
-        fields |= {"SIKKER_SRC": _text(address), "SIKKER_PROTO": "any" if protocol == ANY else name}
-        if protocol in WITH_PORTS:
+        name = _protocol(protocol, port)
+        fields |= {"SIKKER_SRC": _text(address), "SIKKER_PROTO": name}
+        if protocol == REPLY:
+            # Not SIKKER_DPT, which is a port of this host that was aimed at.
+            fields |= {"SIKKER_SERVICE": "reply"} | ({} if port == ANY else {"SIKKER_SPT": str(port)})
+        elif protocol in WITH_PORTS:
             fields |= {"SIKKER_DPT": str(port), "SIKKER_SERVICE": service_of(name, port, port_map).name}
     return fields
 
@@ -157,16 +160,24 @@ def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
     """In the product's words: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`."""
     address, protocol, port = key
     place = _text(address)
-    if protocol == ANY:
-        return f"BLOCKED {place} (further ports) proto=any x{packets}"
-    name = PROTOCOLS.get(protocol, str(protocol))
+    name = _protocol(protocol, port)
     what = ""
-    if protocol in WITH_PORTS:
+    if protocol == ANY:
+        what = " (further ports)"
+    elif protocol == REPLY:
+        what = " (further replies)" if port == ANY else f" (reply from port {port})"
+    elif protocol in WITH_PORTS:
         place = f"[{place}]:{port}" if family_of(address) is Family.V6 else f"{place}:{port}"
         what = f" ({service_of(name, port, port_map).name})"
     elif protocol in ICMP:
         what = f" (type {port >> 8} code {port & 255})"
     return f"BLOCKED {place}{what} proto={name} x{packets}"
+
+
+def _protocol(protocol: int, port: int) -> str:
+    if protocol == REPLY and port != ANY:
+        return "TCP"
+    return "any" if protocol in (ANY, REPLY) else PROTOCOLS.get(protocol, str(protocol))
 
 
 def _has_room(source: bytes, lines: Counter[bytes]) -> bool:

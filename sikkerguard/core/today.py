@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ANY
-from sikkerguard.core.protocols import WITH_PORTS
+from sikkerguard.core.protocols import REPLY, WITH_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,14 +39,14 @@ class Today:
         """Add what was dropped; the sources that are new today."""
         fresh = []
         known = self._sources
-        # Every source is in this listing: the first packet of each entry of hits is counted there.
-        for address, _, _ in chain.from_iterable(drain.sources):
+        # Every source is in these listings: the first packet of each entry by port is counted there.
+        for address, _, _ in chain.from_iterable((*drain.sources, *drain.repliers)):
             if address not in known and len(known) < MOST_SOURCES:
                 known.add(address)
                 fresh.append(address)
         for (protocol, number), packets in ports.items():
             # Types of ICMP are no ports.
-            port = protocol, number if protocol in WITH_PORTS or protocol == ANY else 0
+            port = protocol, number if protocol in WITH_PORTS or protocol in (ANY, REPLY) else 0
             self._ports[port] = self._ports.get(port, 0) + packets
         if len(self._ports) > _MOST_PORTS:
             self._ports = dict(self.top_ports(_MOST_PORTS // 2))

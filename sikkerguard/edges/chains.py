@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.model import Count, Family
-from sikkerguard.core.names import CHAIN, HOOK, NEWS_CHAIN, TABLE
+from sikkerguard.core.names import CHAIN, CHAINS, HOOK, TABLE
 from sikkerguard.core.plan import Extension, Rule
 from sikkerguard.edges.xtables_abi import mend
 from sikkerguard.errors import KernelError
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# In the order in which they can be taken away: the first jumps to the second.
-_CHAINS = (CHAIN, NEWS_CHAIN)
 # Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
 _LOCK_FILE = "/run/xtables.lock"
 _LOCK_SECONDS = 10.0
@@ -61,7 +59,7 @@ class Chains:
         goes on counting from where the one before it stands, or from `dropped` if that is more."""
         with self._changing(family) as table:
             dropped = max(dropped, self._counted(table) or dropped)
-            for name in _CHAINS:
+            for name in CHAINS:
                 if table.is_chain(name):
                     table.flush_entries(name)
                 else:
@@ -93,11 +91,11 @@ class Chains:
         how long to wait for iptables' lock, if not as long as usual."""
         with self._translated(family, "read"):
             table = self._refreshed(family)
-            if not any(table.is_chain(name) for name in _CHAINS) and not self._jumps(table):
+            if not any(table.is_chain(name) for name in CHAINS) and not self._jumps(table):
                 return
         with self._changing(family, lock_seconds) as table:
             self._delete_jumps(table)
-            present = [name for name in _CHAINS if table.is_chain(name)]
+            present = [name for name in CHAINS if table.is_chain(name)]
             for name in present:
                 table.flush_entries(name)
             for name in present:
@@ -218,7 +216,7 @@ class Chains:
 
     def _raw_rules(self, table: Any) -> tuple[Rule, ...]:
         found: list[Rule] = []
-        for name in _CHAINS:
+        for name in CHAINS:
             if table.is_chain(name):
                 found += self._rules_of(table, name)
         return tuple(found)

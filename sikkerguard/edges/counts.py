@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.ledger import Ledger
 from sikkerguard.core.model import ANY, Count, Family
+from sikkerguard.core.protocols import REPLY, TCP
 from sikkerguard.edges.database import PURGED, add
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _MOST_BLOCKED = 65536
 # Rows that tell a source's ports apart: more than make it a scanner, and no scanner takes up the room of others.
 _MOST_PORTS = 64
-_TCP = 6
 _UNTOLD = (ANY, ANY)
 
 
@@ -49,8 +49,11 @@ class Counts:
         unfiled: int = 0,
     ) -> None:
         """Keep all of this, or nothing of it; with `new_day`, sources and ports begin anew. `unfiled` are packets of
-        sources that are known, and that `blocked` had no room for."""
+        sources that are known, and that `blocked` had no room for. Replies are in no report, so that they have no place
+        among what awaits one: they are filed as done with at once."""
         blocked = list(blocked)
+        unfiled += sum(packets for (_, protocol, _), packets in blocked if protocol == REPLY)
+        blocked = [each for each in blocked if each[0][1] != REPLY]
         with self._database.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO ledger VALUES (?, ?)", _entries(ledger))
             _put(connection, blocked)
@@ -77,7 +80,7 @@ def _fold(connection: Connection, address: bytes) -> None:
     ).fetchall()
     if len(rows) <= _MOST_PORTS:
         return
-    rows.sort(key=lambda row: (row[0] != _TCP, -row[2], row[1], row[0]))
+    rows.sort(key=lambda row: (row[0] != TCP, -row[2], row[1], row[0]))
     less = rows[_MOST_PORTS:]
     connection.executemany(
         "DELETE FROM blocked WHERE address = ? AND protocol = ? AND port = ?",
@@ -117,7 +120,7 @@ def _put(connection: Connection, blocked: Iterable[tuple[Key, int]]) -> None:
 def _entries(ledger: Ledger) -> list[tuple[str, int]]:
     counts = {"dropped": ledger.dropped, "today": ledger.dropped_today}
     counts |= {f"counter_{family.label}": count for family, count in ledger.counters.items()}
-    entries = [("day", ledger.day), ("named", ledger.named), ("told", ledger.told)]
+    entries = [("day", ledger.day), ("named", ledger.named), ("told", ledger.told), ("replies", ledger.replies)]
     for name, count in counts.items():
         entries += [(f"{name}_packets", count.packets), (f"{name}_octets", count.octets)]
     return entries
@@ -133,6 +136,7 @@ def _ledger(held: dict[str, int]) -> Ledger:
         dropped_today=count("today"),
         named=held.get("named", 0),
         told=held.get("told", 0),
+        replies=held.get("replies", 0),
         counters={
             family: count(f"counter_{family.label}") for family in Family if f"counter_{family.label}_packets" in held
         },

@@ -1,6 +1,7 @@
 """What our chains dropped, read so that no packet is counted twice and none is left out.
 
-The DROP rules' counters say how many packets there were; two sets say whose they were. The sets are changed for empty
+The DROP rules' counters say how many packets there were; sets say whose they were, two of what sources may have begun
+and two of replies. They are changed for empty
 ones before they are read, so that each entry is read once and what is read is small. What the sets do not know, because
 they were full, is the difference. Where someone sets a counter back, the sets know better (`core.account`).
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.account import Account
 from sikkerguard.core.model import NOTHING, Count, Drain, Family
-from sikkerguard.core.names import set_names
+from sikkerguard.core.names import CountingSets, set_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -97,8 +98,8 @@ class Meter:
     def _filled(self, family: Family) -> bool:
         """Whether packets were dropped of which the counter does not tell: it may have been set back to where it
         stood."""
-        header = self._sets.header(set_names(family).sources)
-        return header is not None and header.entries > 0
+        headers = [self._sets.header(counting.by_source) for counting in _counting(family)]
+        return any(header is not None and header.entries > 0 for header in headers)
 
     def _read_again(self, family: Family, account: Account) -> Count | None:
         """A counter went back: read it when whoever changes the table has done so."""
@@ -123,58 +124,73 @@ class Meter:
     def _change_sets(self) -> None:
         """Take what the sets hold, which are empty afterwards."""
         for family in self._accounts:
-            names = set_names(family)
-            if any(self._sets.header(name) is None for name in names.counting()):
-                self._gaps.add(family)
-                continue  # our sets are yet to be made, or were taken away
-            # In this order, what falls between the two is an entry of hits now and a count of its source later.
-            self._unread = True
-            self._sets.swap(names.sources, names.old_sources)
-            self._sets.swap(names.hits, names.old_hits)
+            for counting in _counting(family):
+                if any(self._sets.header(name) is None for name in counting.all()):
+                    self._gaps.add(family)
+                    continue  # our sets are yet to be made, or were taken away
+                # In this order, what falls between the two is an entry by port now and a count of its source later.
+                self._unread = True
+                self._sets.swap(counting.by_source, counting.old_by_source)
+                self._sets.swap(counting.by_port, counting.old_by_port)
         self._sleep(_IN_FLIGHT_SECONDS)
         self._read_sets()
 
     def _read_sets(self) -> None:
         """Read the sets that no packet meets, and empty them for the next time."""
         for family in self._accounts:
-            names = set_names(family)
-            held = [self._sets.header(name) for name in (names.old_hits, names.old_sources)]
-            if held[0] is None or held[1] is None or not (held[0].entries or held[1].entries):
-                continue
-            if not held[0].entries:
-                # The change broke off between the two: whose packets these are, the other half knows.
-                self._sets.swap(names.hits, names.old_hits)
-                self._sleep(_IN_FLIGHT_SECONDS)
-            listing = _Listing(self._sets.hits(names.old_hits, family), self._sets.counts(names.old_sources, family))
-            self._sets.flush(names.old_hits)
-            self._sets.flush(names.old_sources)
-            self._listings.append(listing)
-            self._accounts[family].name(listing.counted())
-            if held[1].entries >= held[1].limit:
-                self._gaps.add(family)
+            for counting in _counting(family):
+                self._read_counting(family, counting)
         self._unread = False
+
+    def _read_counting(self, family: Family, counting: CountingSets) -> None:
+        by_port, by_source = self._sets.header(counting.old_by_port), self._sets.header(counting.old_by_source)
+        if by_port is None or by_source is None or not (by_port.entries or by_source.entries):
+            return
+        if not by_port.entries:
+            # The change broke off between the two: whose packets these are, the other half knows.
+            self._sets.swap(counting.by_port, counting.old_by_port)
+            self._sleep(_IN_FLIGHT_SECONDS)
+        listing = _Listing(
+            self._sets.hits(counting.old_by_port, family),
+            self._sets.counts(counting.old_by_source, family),
+            replies=counting == set_names(family).counting_replies(),
+        )
+        self._sets.flush(counting.old_by_port)
+        self._sets.flush(counting.old_by_source)
+        self._listings.append(listing)
+        self._accounts[family].name(listing.counted())
+        if by_source.entries >= by_source.limit:
+            self._gaps.add(family)
 
     def _drain(self, counters: Mapping[Family, Count]) -> Drain:
         listings, self._listings = self._listings, []
         return Drain(
             NOTHING,
             counters,
-            tuple(listing.hits for listing in listings),
-            tuple(listing.sources for listing in listings),
+            hits=tuple(listing.by_port for listing in listings if not listing.replies),
+            sources=tuple(listing.by_source for listing in listings if not listing.replies),
+            replies=tuple(listing.by_port for listing in listings if listing.replies),
+            repliers=tuple(listing.by_source for listing in listings if listing.replies),
         )
+
+
+def _counting(family: Family) -> tuple[CountingSets, CountingSets]:
+    names = set_names(family)
+    return names.counting_begun(), names.counting_replies()
 
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What the two sets of a family held."""
+    """What two sets of a family held."""
 
-    hits: Collection[Hit]
-    sources: Collection[Source]
+    by_port: Collection[Hit]
+    by_source: Collection[Source]
+    replies: bool
 
     def counted(self) -> Count:
-        """All that the sets counted: a packet that made an entry of hits was counted by its source as well. Which of
+        """All that the sets counted: a packet that made an entry by port was counted by its source as well. Which of
         them that was, and so how many bytes both have, no one can tell: the mean stands for it."""
-        by_port, by_source = sum(hit[4] for hit in self.hits), sum(source[2] for source in self.sources)
-        octets = sum(hit[3] for hit in self.hits) + sum(source[1] for source in self.sources)
-        packets = by_port + by_source - len(self.hits)
+        by_port, by_source = sum(hit[4] for hit in self.by_port), sum(source[2] for source in self.by_source)
+        octets = sum(hit[3] for hit in self.by_port) + sum(source[1] for source in self.by_source)
+        packets = by_port + by_source - len(self.by_port)
         return Count(packets, octets * packets // (by_port + by_source) if packets else 0)

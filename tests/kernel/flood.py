@@ -42,9 +42,17 @@ class Wire:
         return self._lab.internet.inside(put)
 
 
-def tcp(source: str | int, port: int) -> bytes:
-    """A SYN to this port of the host."""
-    return packet(source, socket.IPPROTO_TCP, struct.pack("!HHIIBBHHH", 40_000, port, 1, 0, 0x50, 2, 1024, 0, 0))
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+
+
+def tcp(source: str | int, port: int, flags: int = SYN, *, origin: int = 40_000) -> bytes:
+    """TCP to this port of the host, if not otherwise said the first packet of a connection."""
+    return packet(source, socket.IPPROTO_TCP, segment(port, flags, origin=origin))
+
+
+def segment(port: int, flags: int = SYN, *, origin: int = 40_000) -> bytes:
+    """What TCP puts into an IP packet."""
+    return struct.pack("!HHIIBBHHH", origin, port, 1, 0, 0x50, flags, 1024, 0, 0)
 
 
 def udp(source: str | int, port: int) -> bytes:
@@ -52,14 +60,14 @@ def udp(source: str | int, port: int) -> bytes:
     return packet(source, socket.IPPROTO_UDP, struct.pack("!HHHH", 40_000, port, 8, 0))
 
 
-def packet(source: str | int, protocol: int, payload: bytes, *, fragment: int = 0) -> bytes:
+def packet(source: str | int, protocol: int, payload: bytes, *, fragment: int = 0, hops: int = 64) -> bytes:
     """An IP packet to the host. Checksums of what it carries are left out: nobody reads them before it is dropped.
     `fragment` is the offset, in units of 8 bytes, of a fragment that is not the first one."""
     address = ipaddress.ip_address(source)
     if address.version == 6:
-        head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
+        head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, hops)
         return head + address.packed + _TARGETS[6] + payload
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, fragment, 64, protocol, 0)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, fragment, hops, protocol, 0)
     head += address.packed + _TARGETS[4]
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)

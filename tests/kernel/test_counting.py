@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 import sqlite3
 import struct
 import threading
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.flood import Wire, crossed, packet, repeated, tcp, udp
+from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, crossed, packet, repeated, segment, tcp, udp
+from tests.kernel.traffic import Traffic
 from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
@@ -141,6 +143,119 @@ def test_a_scan_by_one_source_hides_no_other(guard: Guard) -> None:
     assert guard.status()["droppedUnnamed"] == 0
     assert told_of(guard, f"{LISTED} (further ports)") > 50_000
     assert len(lines(guard)) < 45
+
+
+def test_a_flood_of_everything_is_counted_to_the_last_packet_and_replies_apart(guard: Guard) -> None:
+    sources = [str(ipaddress.ip_address(FIRST + number)) for number in range(50)]
+    sources_v6 = [f"2001:db8:7::{number:x}" for number in range(1, 51)]
+    wire = begin(guard, *sources, *sources_v6)
+    before_tcp = bytes([socket.IPPROTO_TCP, 0]) + bytes(6)
+    begun, replies = list[bytes](), list[bytes]()
+    for number, source in enumerate((*sources, *sources_v6)):
+        begun += [tcp(source, 22), tcp(source, 1000 + number), udp(source, 53), packet(source, 47, bytes(8))]
+        replies += [tcp(source, 22, ACK), tcp(source, 22, SYN | ACK, origin=443), tcp(source, number, RST, origin=80)]
+        replies += [tcp(source, 22, FIN), tcp(source, 22, 0), tcp(source, 22, SYN | RST)]
+        # What is cut off in the middle of its header: the kernel's own match of TCP would drop it uncounted.
+        replies += [packet(source, socket.IPPROTO_TCP, segment(22)[:length]) for length in (0, 4, 13)]
+        begun += [packet(source, socket.IPPROTO_UDP, bytes(4))]
+        if ":" in source:
+            # Extension headers: whole, cut off, and a fragment that is not the first.
+            replies += [packet(source, header, before_tcp + segment(22)) for header in (0, 43, 60)]
+            replies += [packet(source, 60, before_tcp[:1]), packet(source, 44, before_tcp[:1])]
+            replies += [packet(source, 44, struct.pack("!BBHI", 60, 0, 8, 1) + bytes(24))]
+        else:
+            replies += [packet(source, socket.IPPROTO_TCP, bytes(24), fragment=fragment) for fragment in (1, 100)]
+            begun += [packet(source, socket.IPPROTO_UDP, bytes(24), fragment=fragment) for fragment in (1, 100)]
+    frames = [frame for pair in zip(begun * 3, replies * 2, strict=False) for frame in pair]
+    apart = set(replies)
+    wanted = sum(frame in apart for frame in frames)
+    rounds = 100
+    sent = wire.send(repeated(frames, rounds * len(frames)))
+    assert dropped(guard) == sent == rounds * len(frames)
+    settle(guard, sent)
+    status = guard.status()
+    assert status["droppedUnnamed"] == 0
+    assert status["droppedReplies"] == rounds * wanted
+    assert status["sources"] == 100
+    assert filed(guard) == sent
+
+
+# The chains, and what their counters said, as the version before replies were told apart left them.
+_EARLIER = """\
+*raw
+:SIKKERGUARD - [0:0]
+:SIKKERGUARD-NEW - [0:0]
+-F SIKKERGUARD
+-F SIKKERGUARD-NEW
+-F SIKKERGUARD-REPLIES
+-X SIKKERGUARD-REPLIES
+[0:0] -A SIKKERGUARD -m set ! --match-set sikkerguard-v4 src -m set ! --match-set sikkerguard-v4-net src \
+-m set ! --match-set sikkerguard-trial-v4 src -j RETURN
+[0:0] -A SIKKERGUARD -m set ! --match-set sikkerguard-v4 src ! --update-counters \
+-m set ! --match-set sikkerguard-v4-net src ! --update-counters \
+-m set ! --match-set sikkerguard-new-v4 src ! --update-counters \
+-m set ! --match-set sikkerguard-new-v4-net src ! --update-counters -j RETURN
+[0:0] -A SIKKERGUARD -m set --match-set sikkerguard-allow-v4 src -j RETURN
+[0:0] -A SIKKERGUARD -m set ! --match-set sikkerguard-hits-v4 src,dst -j SIKKERGUARD-NEW
+[{packets}:{octets}] -A SIKKERGUARD -j DROP
+[0:0] -A SIKKERGUARD-NEW -m set ! --match-set sikkerguard-sources-v4 src -j SET --add-set sikkerguard-sources-v4 src
+[0:0] -A SIKKERGUARD-NEW -m set --match-set sikkerguard-sources-v4 src ! --update-counters --packets-lt 6 \
+-m limit --limit 10/sec --limit-burst 50 -j LOG --log-prefix "SIKKERGUARD "
+[0:0] -A SIKKERGUARD-NEW -m set --match-set sikkerguard-sources-v4 src ! --update-counters --packets-lt 65 \
+-j SET --add-set sikkerguard-hits-v4 src,dst
+COMMIT
+"""
+
+
+def put_back(guard: Guard) -> None:
+    """Leave what an earlier version left when it was killed: its chains, and no sets and no record of replies."""
+    counter = dropped(guard)
+    text = _EARLIER.format(packets=counter, octets=40 * counter)
+    guard.lab.host.run("iptables-legacy-restore", "--noflush", "-c", text=text)
+    for name in ("replies", "repliers", "oldreplies", "oldrepliers"):
+        guard.lab.host.run("ipset", "destroy", f"sikkerguard-{name}-v4")
+    connection = sqlite3.connect(guard.state / "records.sqlite3")
+    with connection:
+        connection.execute("DELETE FROM ledger WHERE name = 'replies'")
+    connection.close()
+
+
+def test_what_an_earlier_version_left_is_taken_over_without_a_gap_and_without_losing_a_count(guard: Guard) -> None:
+    wire = begin(guard, LISTED)
+    total = wire.send([tcp(LISTED, 23)] * 1000)
+    settle(guard, total)
+    guard.kill()
+    put_back(guard)
+    assert "SIKKERGUARD-REPLIES" not in guard.lab.host.run("iptables-legacy-save")
+    assert "replies-v4" not in guard.lab.sets()
+    # Counted by the earlier rules, while nobody is there.
+    total += wire.send([tcp(LISTED, 23)] * 500)
+    assert dropped(guard) == total
+    with Traffic(guard.lab, innocent=("203.0.113.99",), listed=()) as traffic:
+        stop = threading.Event()
+        sent = list[int]()
+
+        def flood() -> None:
+            while not stop.is_set():
+                sent.append(wire.send([tcp(LISTED, 22, ACK), tcp(LISTED, 22)] * 50))
+
+        sender = threading.Thread(target=flood)
+        sender.start()
+        try:
+            guard.start()
+            guard.logged("Blocking 1 IPs", times=2)
+        finally:
+            stop.set()
+            sender.join()
+        traffic.check()
+    replies = wire.send([tcp(LISTED, 22, ACK)] * 70)
+    total += sum(sent) + replies
+    # Each was dropped, also while the chain was replaced: none got past it, and none is forgotten.
+    settle(guard, total)
+    status = guard.status()
+    assert status["droppedUnnamed"] == 0
+    assert replies <= status["droppedReplies"] <= replies + sum(sent) // 2
+    assert "create sikkerguard-replies-v4" in guard.lab.sets()
 
 
 def test_a_flood_of_more_sources_than_can_be_remembered_is_counted_as_others(guard: Guard) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,18 @@ def narrow_jump(lab: Laboratory, twin: Twin) -> None:
     twin.iptables(lab, "-I", "PREROUTING", "!", "-i", "lo", "-p", "tcp", "-j", "SIKKERGUARD")
 
 
+def narrow_drop(lab: Laboratory, twin: Twin) -> None:
+    """The last rule of our chain takes TCP only."""
+    rules = lab.host.run(twin.tool, "-t", "raw", "-S", "SIKKERGUARD").count("-A SIKKERGUARD")
+    twin.iptables(lab, "-R", "SIKKERGUARD", str(rules), "-p", "tcp", "-j", "DROP")
+
+
+def widen_link(lab: Laboratory, twin: Twin) -> None:
+    """What is let through from the link is all that comes over UDP, or all of ICMPv6."""
+    header = "0x6&0xff=0x11" if twin is V4 else "0x4&0xff00=0x3a00"
+    twin.iptables(lab, "-R", "SIKKERGUARD", "4", "-m", "u32", "--u32", header, "-j", "RETURN")
+
+
 def replace_address(lab: Laboratory, twin: Twin) -> None:
     """The number of entries stays."""
     lab.host.run("ipset", "del", twin.name(), twin.listed)
@@ -69,7 +82,7 @@ def replace_address(lab: Laboratory, twin: Twin) -> None:
 
 def remove_everything(lab: Laboratory, twin: Twin) -> None:
     remove_jump(lab, twin)
-    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW"):
+    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW", "SIKKERGUARD-REPLIES"):
         twin.iptables(lab, "-F", chain)
         twin.iptables(lab, "-X", chain)
     for name in lab.host.run("ipset", "list", "-n").split():
@@ -110,7 +123,16 @@ DRIFTS: dict[str, tuple[Drift, Drift]] = {
     "an address is replaced by another": (replace_address, replace_address),
     "the jump takes TCP only, the rule that drops does": (
         narrow_jump,
-        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "5", "-p", "tcp", "-j", "DROP"),
+        narrow_drop,
+    ),
+    "more is let through from the link": (widen_link, widen_link),
+    "replies are counted as attacks, what the link needs is not let through": (
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "7", "-j", "SIKKERGUARD-NEW"),
+        lambda lab, twin: twin.iptables(lab, "-D", "SIKKERGUARD", "4"),
+    ),
+    "what counts replies is flushed": (
+        lambda lab, twin: twin.iptables(lab, "-F", "SIKKERGUARD-REPLIES"),
+        lambda lab, twin: twin.iptables(lab, "-A", "SIKKERGUARD-REPLIES", "-j", "ACCEPT"),
     ),
     "all of ours is removed": (remove_everything, remove_everything),
 }
@@ -124,7 +146,11 @@ def ours(lines: Iterable[str]) -> list[str]:
 def snapshot(lab: Laboratory) -> list[str]:
     """Rules and sets, but for what changes by itself: counters, and the seed of a set's hash."""
     text = re.sub(r" (packets|bytes|timeout|initval) [0-9a-fx]+", "", lab.everything())
-    return [line for line in text.splitlines() if not re.match("add sikkerguard-(old)?(hits|sources)-", line)]
+    return [
+        line
+        for line in text.splitlines()
+        if not re.match("add sikkerguard-(old)?(hits|sources|replies|repliers)-", line)
+    ]
 
 
 def make_foreign(lab: Laboratory) -> None:
@@ -193,6 +219,8 @@ def test_what_someone_does_to_our_rules_is_made_good_at_the_next_look(guard: Gua
         ("sources", ("hash:ip",)),  # without counters
         ("oldhits", ("hash:ip,port", "counters", "timeout", "5")),
         ("oldsources", ("hash:net",)),
+        ("replies", ("hash:ip",)),
+        ("oldrepliers", ("hash:ip",)),  # without counters
     ],
 )
 def test_counts_of_another_kind_keep_nothing_from_being_repaired(
@@ -217,6 +245,19 @@ def test_counts_of_another_kind_keep_nothing_from_being_repaired(
     assert not lab.passes(V4.listed)
     wait_for("a packet to be counted", lambda: guard.status()["droppedPackets"] > seen, 3)
     assert guard.status()["droppedUnnamed"] == 0
+
+
+def test_what_one_process_wrote_another_has_nothing_to_repair_in(guard: Guard) -> None:
+    begin(guard)
+    guard.kill()
+    # A process of its own, which has written no rule and so has only what it reads.
+    look = """
+from sikkerguard.core.plan import chain_rules
+from sikkerguard.edges.kernel import Kernel
+kernel = Kernel()
+print([found.rules == chain_rules(family) and found.jumps for family, found in kernel.observe().items()])
+"""
+    assert guard.lab.host.run(sys.executable, "-c", look).strip() == "[(0,), (0,)]"
 
 
 def test_looks_come_often_enough_to_repair_within_ten_seconds(guard: Guard) -> None:

@@ -383,6 +383,7 @@ def replace_set(lab: Laboratory, name: str, *kind: str) -> None:
             id="the read counts are forgotten",
         ),
         pytest.param(lambda lab: replace_set(lab, "sikkerguard-hits-v4", "hash:ip,port"), id="nothing is counted"),
+        pytest.param(lambda lab: lose_set(lab, "sikkerguard-repliers-v4"), id="replies are not counted"),
     ],
 )
 def test_a_start_makes_good_what_a_dead_service_left_and_others_spoilt(

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sikkerguard.core.ledger import Ledger, day_of
 from sikkerguard.core.listing import Listing
 from sikkerguard.core.reports import row_of
@@ -23,7 +25,7 @@ from sikkerguard.edges.outbox import Outbox
 from sikkerguard.standin.server import DEMO_KEY
 from sikkerguard.standin.tiers import FREE, Key
 from tests.kernel.conftest import SIKKERGUARD
-from tests.kernel.flood import Wire, tcp, udp
+from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
 from tests.laboratory import log_of_all_namespaces, wait_for
 
@@ -108,6 +110,54 @@ def test_what_was_blocked_is_reported_once(guard: Guard) -> None:
     shown = guard.cli("status").stdout
     assert "Packets dropped:" in shown
     assert "Reports:          sent 4, withheld 1, " in shown
+
+
+def call(guard: Guard, server: str) -> None:
+    """Have the host itself call a server of the internet, which answers, and wait for an answer in vain."""
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    guard.lab.own(server)
+    with guard.lab.internet.inside(lambda: socket.create_server((server, 443), family=family)):
+
+        def connect() -> None:
+            with socket.socket(family) as client:
+                client.settimeout(1.5)
+                with pytest.raises(TimeoutError):
+                    client.connect((server, 443))
+
+        guard.lab.host.inside(connect)
+
+
+@pytest.mark.parametrize("spoofable", ["false", "true"])
+def test_a_listed_server_that_the_host_called_is_not_reported_and_who_calls_the_host_is(
+    guard: Guard, spoofable: str
+) -> None:
+    wire = begin(guard, SSH, WEB, SSH_V6, SIKKER_REPORT_INTERVAL="10s", SIKKER_REPORT_SPOOFABLE=spoofable)
+    for server in (WEB, SSH_V6):
+        call(guard, server)
+        # A SYN of the host, and another a second later; the server repeats its answer to each.
+        guard.logged(rf"BLOCKED {server} \(reply from port 443\) proto=TCP x")
+    # All that is no first packet is no attack either: an ACK scan, a flood of RST, and what no stack sends.
+    scan = [tcp(WEB, port, ACK) for port in range(1, 200)]
+    strange = [tcp(WEB, 22, flags) for flags in (0, RST, FIN, SYN | ACK, SYN | RST, SYN | FIN, RST | ACK, FIN | ACK)]
+    flood = [tcp(SSH_V6, 50_000, RST, origin=origin) for origin in range(1, 500)]
+    wire.send([*scan, *strange, *flood])
+    sent = dropped(guard)
+    assert sent > len(scan) + len(strange) + len(flood)
+    settle(guard, sent)
+    status = guard.status()
+    assert status["droppedReplies"] == sent
+    assert status["topPorts"][0]["service"] in ("reply", "further replies")
+    assert status["sources"] == 2
+    intervals_pass(2)
+    assert requests(guard) == []
+    reports = guard.status()["reports"]
+    assert (reports["sent"], reports["withheld"], reports["waiting"]) == (0, 0, 0)
+    # Of the same source one packet that begins a connection makes a row, which is of that alone.
+    sent += wire.send([tcp(WEB, 22)])
+    guard.logged(r"INFO Reported 1 blocked IPs \(ssh: 1\)", seconds=25)
+    assert reported(guard) == {WEB: ("brute_force", "ssh")}
+    settle(guard, dropped(guard))
+    assert guard.status()["droppedReplies"] == dropped(guard) - 1
 
 
 def test_forgeable_sources_are_reported_where_that_is_asked_for(guard: Guard) -> None:

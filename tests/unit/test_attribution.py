@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.attribution import Named, name
 from sikkerguard.core.model import ANY, Drain, Family, Hit, Key, Source
-from sikkerguard.core.names import set_names
+from sikkerguard.core.names import CountingSets, set_names
+from sikkerguard.core.protocols import REPLY
 from tests.unit.test_plan import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
@@ -37,15 +38,20 @@ def drain(hits: list[Hit], sources: list[Source]) -> Drain:
     return Drain(hits=[hits], sources=[sources])
 
 
-def listed(netfilter: Netfilter) -> tuple[list[Hit], list[Source]]:
+def listed(netfilter: Netfilter) -> Drain:
     """What lies in the sets that were changed for others, which are emptied."""
-    hits, sources = netfilter.sets[NAMES.old_hits], netfilter.sets[NAMES.old_sources]
+    begun, replies = (_listed(netfilter, each) for each in (NAMES.counting_begun(), NAMES.counting_replies()))
+    return Drain(hits=[begun[0]], sources=[begun[1]], replies=[replies[0]], repliers=[replies[1]])
+
+
+def _listed(netfilter: Netfilter, counting: CountingSets) -> tuple[list[Hit], list[Source]]:
+    by_port, by_source = netfilter.sets[counting.old_by_port], netfilter.sets[counting.old_by_source]
     found = (
-        [hit(each[0], each[1], packets) for each, packets in hits.items() if isinstance(each, tuple)],
-        [count(each, packets) for each, packets in sources.items() if isinstance(each, int)],
+        [hit(each[0], each[1], packets) for each, packets in by_port.items() if isinstance(each, tuple)],
+        [count(each, packets) for each, packets in by_source.items() if isinstance(each, int)],
     )
-    hits.clear()
-    sources.clear()
+    by_port.clear()
+    by_source.clear()
     return found
 
 
@@ -72,7 +78,8 @@ def test_packets_that_have_no_entry_are_named_by_their_source() -> None:
 def test_entries_whose_sources_are_counted_later_are_owed_and_settled() -> None:
     # As when packets come between the changes of the two sets.
     first = name(drain([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)]), {})
-    assert (first.packets, first.owed) == (7, {address(1): 1, address(2): 1})
+    assert first.packets == 7
+    assert first.owed == {(address(1), ANY): 1, (address(2), ANY): 1}
     second = name(drain([hit(2, 23, 4)], [count(1, 3), count(2, 2)]), first.owed)
     assert (second.packets, second.owed) == (6, {})
     assert second.largest == (((address(2), 6, 23), 4), ((address(1), ANY, ANY), 2))
@@ -100,12 +107,50 @@ def test_of_more_than_are_told_apart_the_largest_are_and_all_are_counted() -> No
     assert named.owed == {}
 
 
-# Packets from one source to some ports in a row, None being fragments.
-scans = st.tuples(st.integers(1, 5), st.none() | st.integers(0, 4), st.integers(1, PORTS + 6))
+def test_replies_are_named_apart_from_what_their_source_began() -> None:
+    both = Drain(
+        hits=[[hit(1, 23, 5)]],
+        sources=[[count(1, 8)]],
+        replies=[[hit(1, 443, 40), hit(1, 53, 6, 17)]],
+        repliers=[[count(1, 3), count(2, 9)]],
+    )
+    named = name(both, {})
+    assert set(named.largest) == {
+        ((address(1), 6, 23), 5),
+        ((address(1), ANY, ANY), 7),
+        ((address(1), REPLY, 443), 40),
+        # What is behind an extension header need not be TCP, and its port is not told.
+        ((address(1), REPLY, ANY), 6),
+        ((address(1), REPLY, ANY), 1),
+        ((address(2), REPLY, ANY), 9),
+    }
+    assert sum(packets for _, packets in named.largest) == named.packets == 68
+    assert named.ports == {(6, 23): 5, (ANY, ANY): 7, (REPLY, 443): 40, (REPLY, ANY): 16}
+    assert (named.replies(), named.owed) == (56, {})
+
+
+def test_what_is_owed_of_replies_is_owed_of_nothing_else() -> None:
+    first = name(Drain(hits=[[hit(1, 23, 2)]], replies=[[hit(1, 443, 4)]]), {})
+    assert first.owed == {(address(1), ANY): 1, (address(1), REPLY): 1}
+    second = name(Drain(sources=[[count(1, 3)]], repliers=[[count(1, 1)]]), first.owed)
+    assert (second.largest, second.owed) == ((((address(1), ANY, ANY), 2),), {})
+
+
+def test_replies_take_no_place_from_what_may_be_reported() -> None:
+    flood = [hit(source, 443, 1000) for source in range(2 * KEYS)]
+    named = name(Drain(hits=[[hit(1, 23, 1)]], sources=[[count(1, 1)]], replies=[flood]), {})
+    assert ((address(1), 6, 23), 1) in named.largest
+    assert len(named.largest) == KEYS + 1
+
+
+# Packets from one source to some ports in a row, None being such that name none, or replies.
+scans = st.tuples(st.integers(1, 5), st.none() | st.integers(0, 4), st.integers(1, PORTS + 6), st.booleans())
 # A packet that is on its way when a set is changed, and after how many steps.
-caught = st.none() | st.tuples(st.integers(1, 5), st.none() | st.integers(0, 9), st.integers(1, 14))
+caught = st.none() | st.tuples(st.integers(1, 5), st.none() | st.integers(0, 9), st.integers(1, 24), st.booleans())
 # A reading: packets before it, a packet caught by the first change, packets between the two, one caught by the second.
 readings = st.tuples(st.lists(scans, max_size=4), caught, st.lists(scans, max_size=3), caught)
+Scan = tuple[int, int | None, int, bool]
+Reading = tuple[list[Scan], Scan | None, list[Scan], Scan | None]
 
 
 class Sender:
@@ -116,10 +161,10 @@ class Sender:
         self.sent: Counter[Key] = Counter()
         self.counted = 0
 
-    def send(self, drawn: list[tuple[int, int | None, int]]) -> None:
-        for source, first, number in drawn:
+    def send(self, drawn: list[Scan]) -> None:
+        for source, first, number, reply in drawn:
             for further in range(number):
-                self._one(Packet(source, None if first is None else first + further))
+                self._one(Packet(source, None if first is None else first + further, reply))
 
     def _one(self, packet: Packet) -> None:
         before = self.netfilter.named()
@@ -128,16 +173,18 @@ class Sender:
         self._remember(packet)
 
     def _remember(self, packet: Packet) -> None:
-        key = (address(packet.source), ANY, ANY) if packet.port is None else (address(packet.source), 6, packet.port)
-        self.sent[key] += 1
+        place = (REPLY if packet.reply else ANY, ANY)
+        if packet.port is not None:
+            place = (REPLY if packet.reply else 6, packet.port)
+        self.sent[address(packet.source), *place] += 1
 
-    def swap(self, one: str, other: str, on_its_way: tuple[int, int | None, int] | None) -> None:
+    def swap(self, one: str, other: str, on_its_way: Scan | None) -> None:
         """Change a set for another, while that packet is on its way."""
         held = self._held()
         steps: Iterator[None] = iter(())
         if on_its_way:
-            source, port, number = on_its_way
-            packet = Packet(source, port)
+            source, port, number, reply = on_its_way
+            packet = Packet(source, port, reply)
             self._remember(packet)
             steps = self.netfilter.steps(packet)
             for _ in range(number):
@@ -149,9 +196,12 @@ class Sender:
 
     def _held(self) -> int:
         """What the sets and those that were changed for them know together."""
-        hits = [*self.netfilter.sets[NAMES.hits].values(), *self.netfilter.sets[NAMES.old_hits].values()]
-        sources = [*self.netfilter.sets[NAMES.sources].values(), *self.netfilter.sets[NAMES.old_sources].values()]
-        return sum(hits) + sum(sources) - len(hits)
+        total = 0
+        for counting in (NAMES.counting_begun(), NAMES.counting_replies()):
+            by_port, by_source, old_by_port, old_by_source = (self.netfilter.sets[each] for each in counting.all())
+            entries = [*by_port.values(), *old_by_port.values()]
+            total += sum(entries) + sum(by_source.values()) + sum(old_by_source.values()) - len(entries)
+        return total
 
 
 def check_all_named(names: list[Named], sender: Sender) -> None:
@@ -162,15 +212,17 @@ def check_all_named(names: list[Named], sender: Sender) -> None:
         assert named.packets == sum(named.ports.values()) == sum(packets for _, packets in named.largest)
         assert all(packets > 0 for _, packets in named.largest)
         told.update(dict(named.largest))
-    sources: Counter[bytes] = Counter()
-    for (source, _, _), packets in sender.sent.items():
-        sources[source] += packets
+    sources: Counter[tuple[bytes, bool]] = Counter()
+    for (source, protocol, _), packets in sender.sent.items():
+        sources[source, protocol == REPLY] += packets
     for (source, protocol, port), packets in told.items():
-        assert packets <= (sources[source] if protocol == ANY else sender.sent[source, protocol, port])
-    of_source: Counter[bytes] = Counter()
-    for (source, _, _), packets in told.items():
-        of_source[source] += packets
-    assert all(packets <= sources[source] for source, packets in of_source.items())
+        most = sources[source, protocol == REPLY] if port == ANY else sender.sent[source, protocol, port]
+        assert packets <= most
+    of_source: Counter[tuple[bytes, bool]] = Counter()
+    for (source, protocol, _), packets in told.items():
+        of_source[source, protocol == REPLY] += packets
+    assert all(packets <= sources[each] for each, packets in of_source.items())
+    assert sum(named.replies() for named in names) == sum(told[key] for key in told if key[1] == REPLY)
     # No packet is named that was not dropped, and where there was room every one is.
     assert sender.counted <= sender.netfilter.dropped
 
@@ -178,27 +230,20 @@ def check_all_named(names: list[Named], sender: Sender) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.lists(readings, max_size=6), st.sampled_from([0, 2, 70, 1000]), st.sampled_from([1, 3, 1000]))
 def test_every_packet_that_the_sets_counted_is_named_once(
-    drawn: list[
-        tuple[
-            list[tuple[int, int | None, int]],
-            tuple[int, int | None, int] | None,
-            list[tuple[int, int | None, int]],
-            tuple[int, int | None, int] | None,
-        ]
-    ],
-    hits_room: int,
-    sources_room: int,
+    drawn: list[Reading], hits_room: int, sources_room: int
 ) -> None:
     rooms = {NAMES.hits: hits_room, NAMES.sources: sources_room}
+    rooms |= {NAMES.replies: hits_room, NAMES.repliers: sources_room}
     sender = Sender(Netfilter(Family.V4, frozenset({NAMES.singles}), rooms))
-    names, owed = list[Named](), dict[bytes, int]()
+    names, owed = list[Named](), dict[tuple[bytes, int], int]()
     for before, first, between, second in [*drawn, ([], None, [], None), ([], None, [], None)]:
         sender.send(before)
         # As the meter does it.
-        sender.swap(NAMES.sources, NAMES.old_sources, first)
-        sender.send(between)
-        sender.swap(NAMES.hits, NAMES.old_hits, second)
-        names.append(name(drain(*listed(sender.netfilter)), owed))
+        for counting in (NAMES.counting_begun(), NAMES.counting_replies()):
+            sender.swap(counting.by_source, counting.old_by_source, first)
+            sender.send(between)
+            sender.swap(counting.by_port, counting.old_by_port, second)
+        names.append(name(listed(sender.netfilter), owed))
         owed = dict(names[-1].owed)
     check_all_named(names, sender)
     if sources_room == 1000:

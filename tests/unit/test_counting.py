@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.ledger import Ledger, day_of
-from sikkerguard.core.model import NOTHING, Count, Counted, Drain, DropEvent, Family
+from sikkerguard.core.model import ANY, NOTHING, Count, Counted, Drain, DropEvent, Family
+from sikkerguard.core.protocols import REPLY
 from sikkerguard.counting import Counting
 from sikkerguard.errors import KernelError, RecordError
 
@@ -274,6 +275,32 @@ def test_what_is_logged_kept_and_told_is_the_same() -> None:
     assert (told.sources, told.top_ports) == (3, (((6, 23), 52), ((6, 22), 3), ((6, 80), 1)))
     assert told.dropped == told.dropped_today == records.ledger.dropped == Count(66, 66 * 60)
     assert lines.errors == []
+
+
+def test_replies_are_told_and_counted() -> None:
+    replied = Drain(
+        Count(12, 720),
+        {Family.V4: Count(12, 720)},
+        replies=[[(address(1), 443, 6, 480, 8)]],
+        repliers=[[(address(1), 60, 1), (address(2), 240, 4)]],
+    )
+    with logged() as lines:
+        desk = Desk(lines, Kernel([replied]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            await desk.stop()
+
+        run(work())
+    assert lines.texts == [
+        "BLOCKED 0.0.0.1 (reply from port 443) proto=TCP x8",
+        "BLOCKED 0.0.0.2 (further replies) proto=any x4",
+    ]
+    records, told = desk.records, desk.told[-1]
+    assert (told.replies, told.unnamed, told.sources) == (12, 0, 2)
+    assert told.top_ports == (((REPLY, 443), 8), ((REPLY, ANY), 4))
+    assert (records.ledger.replies, records.ledger.named, records.ledger.told) == (12, 12, 12)
 
 
 def test_where_nothing_happens_nothing_is_written() -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.ledger import Ledger
 from sikkerguard.core.model import ANY, NOTHING, Count, Family
+from sikkerguard.core.protocols import REPLY
 from sikkerguard.core.reports import row_of
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
@@ -35,6 +37,7 @@ LEDGER = Ledger(
     named=12_300,
     told=12_340,
     counters={Family.V4: Count(10_000, 600_000), Family.V6: Count(2_345, 78_900)},
+    replies=1_234,
 )
 # Rows of `blocked` that are kept.
 MOST_BLOCKED = 65_536
@@ -103,6 +106,25 @@ def test_what_was_saved_is_there_in_the_next_run(tmp_path: Path) -> None:
     assert sorted(sources) == sorted([V4, V6])
     assert ports == {(6, 23): 5, (ANY, ANY): 7}
     assert blocked_in(tmp_path) == {(V4, 6, 23): 5, (V6, ANY, ANY): 7}
+
+
+def test_records_of_a_version_that_knew_no_replies_go_on(tmp_path: Path) -> None:
+    with opened(tmp_path) as counts:
+        save(counts)
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection, connection:
+        connection.execute("DELETE FROM ledger WHERE name = 'replies'")
+    with opened(tmp_path) as counts:
+        assert counts.load()[0] == replace(LEDGER, replies=0)
+
+
+def test_replies_are_kept_and_take_no_place_among_what_is_to_be_reported(tmp_path: Path) -> None:
+    replies = {(V4, REPLY, port): 1000 for port in range(100)} | {(V6, REPLY, ANY): 7}
+    with opened(tmp_path) as counts:
+        save(counts, LEDGER, replies | {(V4, 6, port): 1 for port in range(64)}, [V4], [((REPLY, 443), 9)])
+    assert blocked_in(tmp_path) == {(V4, 6, port): 1 for port in range(64)}
+    assert (purged(tmp_path), dropped(tmp_path)) == (100_007, 0)
+    with opened(tmp_path) as counts:
+        assert counts.load()[2] == {(REPLY, 443): 9}
 
 
 def test_a_later_save_replaces_the_ledger_and_the_ports_and_adds_the_rest(tmp_path: Path) -> None:

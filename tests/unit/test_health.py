@@ -15,6 +15,7 @@ from sikkerguard import asking
 from sikkerguard.config import Config
 from sikkerguard.core.health import STALLED_SECONDS, reasons, sentence, status
 from sikkerguard.core.model import ANY, Attempt, Count, Counted, ReportNumbers, State
+from sikkerguard.core.protocols import REPLY
 from sikkerguard.version import VERSION
 
 DAY = 86400.0
@@ -41,6 +42,7 @@ BLOCKING = State(
         unnamed=45,
         sources=321,
         top_ports=(((6, 23), 900), ((1, 8 << 8), 200), ((17, 53), 100), ((ANY, ANY), 30), ((99, 0), 4)),
+        replies=67,
     ),
     reports=ReportNumbers(247, 31, 2, 1, 9, 4750, NOW - 60, 5),
     log_source="journald",
@@ -140,6 +142,7 @@ def test_the_status_has_what_readers_rely_on() -> None:
         "droppedPacketsToday": 1234,
         "droppedBytesToday": 67890,
         "droppedUnnamed": 45,
+        "droppedReplies": 67,
         "sources": 321,
         "topPorts": [
             {"protocol": "TCP", "port": 23, "service": "telnet", "packets": 900},
@@ -177,6 +180,22 @@ def test_the_command_says_how_reporting_stands_in_words(
     assert [line for line in shown if line.startswith("Reports wait:")] == (
         [f"Reports wait:     {trouble}"] if trouble else []
     )
+
+
+def test_replies_are_shown_with_the_port_they_came_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replied = replace(BLOCKING, counted=replace(BLOCKING.counted, top_ports=(((REPLY, 443), 5), ((REPLY, ANY), 4))))
+    shown = status(replied, NOW, (), {443: "ssh"})
+    assert shown["topPorts"] == [
+        {"protocol": "TCP", "port": 443, "service": "reply", "packets": 5},
+        {"protocol": "any", "port": None, "service": "further replies", "packets": 4},
+    ]
+    monkeypatch.setattr(asking, "_status", lambda config: shown)
+    assert asking.status(Config(), as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Replies dropped:  67" in lines
+    assert "Ports today:      443/TCP (reply): 5, any (further replies): 4" in lines
 
 
 def test_the_status_names_ports_as_the_port_map_does() -> None:

@@ -56,6 +56,11 @@ def test_a_drain_that_knows_no_counters_leaves_them() -> None:
     assert ledger.with_drain(Drain(), 7, 20_000 * DAY) == replace(ledger, named=97)
 
 
+def test_replies_are_summed_over_the_days() -> None:
+    ledger = Ledger().with_drain(Drain(Count(10, 600)), 10, 20_000 * DAY, 4)
+    assert ledger.with_drain(Drain(Count(5, 300)), 5, 20_001 * DAY, 3).replies == 7
+
+
 @pytest.mark.parametrize(("dropped", "named", "unnamed"), [(0, 0, 0), (10, 7, 3), (10, 10, 0), (10, 12, 0)])
 def test_what_is_not_named_is_the_difference(dropped: int, named: int, unnamed: int) -> None:
     # Packets that were on their way to the DROP rule are named before it counts them.

@@ -20,7 +20,7 @@ from sikkerguard.config import VARIABLES, Config, in_force, load
 from sikkerguard.core.model import ANY, AllowEntry, Allowlist, parse_prefix
 from sikkerguard.core.parse import read_custom
 from sikkerguard.core.policy import admit, always_allowed, describe_removed
-from sikkerguard.core.protocols import PROTOCOLS
+from sikkerguard.core.protocols import PROTOCOLS, REPLY
 from sikkerguard.core.reports import rejected_line, reported_line
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
@@ -98,8 +98,14 @@ def test_every_setting_is_documented_once_with_its_default(documented: list[tupl
             assert dict(in_force(load({"SIKKER_API_KEY": KEY, name: value})))[name] == default, name
 
 
+def journal_fields() -> set[str]:
+    """The fields of lines about blocked connections and replies."""
+    keys = (TCP_KEY, (TCP_KEY[0], REPLY, 443))
+    return {field for key in keys for field in in_fields(Line("", 1, key), {})}
+
+
 def test_no_other_setting_is_spoken_of() -> None:
-    known = VARIABLES.keys() | in_fields(Line("", 1, TCP_KEY), {}).keys()
+    known = VARIABLES.keys() | journal_fields()
     for path in (README, *(ROOT / "docs").glob("*.md"), PAGE, SETTINGS_PAGE, SETTINGS, COMPLETION):
         spoken_of = set(re.findall(r"\bSIKKER_[A-Z_]*[A-Z]\b", path.read_text("utf-8")))
         assert spoken_of <= known, path.name
@@ -141,7 +147,7 @@ def test_the_example_of_the_settings_page_can_be_used(tmp_path: Path) -> None:
 
 def test_the_page_names_the_fields_of_the_journal() -> None:
     fields = re.findall(r"^\.It Ev (SIKKER_[A-Z]+)$", section(PAGE, "SYSTEMD"), re.MULTILINE)
-    assert sorted(fields) == sorted(in_fields(Line("", 1, TCP_KEY), {}))
+    assert sorted(fields) == sorted(journal_fields())
 
 
 # Commands
@@ -303,8 +309,9 @@ def blocked_lines() -> list[str]:
     lines = [
         in_words((address, protocol, 0x0800 if protocol in (1, 58) else 23), 47, {23: "mysql"})
         for address in (v4, v6)
-        for protocol in (*PROTOCOLS, 99, ANY)
+        for protocol in (*PROTOCOLS, 99, ANY, REPLY)
     ]
+    lines.append(in_words((v4, REPLY, ANY), 5, {}))
     ports: list[tuple[Key, int]] = [((v4, 6, port), 1) for port in range(1, 61)]
     sources: list[tuple[Key, int]] = [((bytes([198, 51, 100, last]), 6, 22), 1) for last in range(60)]
     for named, unnamed in ((ports, 0), (sources, 0), (sources[:41], 0), (sources, 5), ([], 5)):

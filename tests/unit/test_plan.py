@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Prefix, parse_prefix
-from sikkerguard.core.names import CHAIN, LOG_PREFIX, NEWS_CHAIN, loading, set_names
+from sikkerguard.core.names import CHAIN, CHAINS, LOG_PREFIX, NEWS_CHAIN, REPLIES_CHAIN, loading, set_names
 from sikkerguard.core.plan import (
     CreateSets,
     DesiredFamily,
@@ -30,7 +30,9 @@ from sikkerguard.core.plan import (
     desired_state,
     diff,
 )
+from tests.unit import test_headers as headers
 from tests.unit.test_ranges import families, gather, prefixes
+from tests.unit.u32 import matches
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Hashable, Iterator
@@ -42,7 +44,7 @@ LONGEST_NAME = 31
 def test_names_are_ours_and_fit_into_the_kernel() -> None:
     names = [name for family in Family for name in set_names(family).all()]
     names += [loading(name) for name in names]
-    assert len(names) == len(set(names)) == 2 * 2 * 10
+    assert len(names) == len(set(names)) == 2 * 2 * 14
     assert all(name.startswith("sikkerguard") and len(name) <= LONGEST_NAME for name in names)
 
 
@@ -53,10 +55,23 @@ OCTETS = 60
 
 @dataclass(frozen=True)
 class Packet:
-    """A packet from one source to one TCP port, None being that of a fragment, which names none."""
+    """A packet from one source that begins something at one port, None being that of one cut off, which names none; or
+    a reply from one port."""
 
     source: int
     port: int | None
+    reply: bool = False
+    raw: bytes = b""
+
+    def on_wire(self, family: Family) -> bytes:
+        """Its bytes."""
+        if self.raw:
+            return self.raw
+        whole = headers.v4 if family is Family.V4 else headers.v6
+        if self.reply:
+            carried = headers.tcp(headers.ACK | headers.SYN, source=self.port or 0)
+            return whole(6, carried if self.port is not None else carried[:4])
+        return whole(17, b"") if self.port is None else whole(6, headers.tcp(headers.SYN, target=self.port))
 
 
 @dataclass
@@ -80,8 +95,8 @@ class Netfilter:
         self.chains: dict[str, list[Rule]] = {}
         for rule in chain_rules(self.family):
             self.chains.setdefault(rule.chain, []).append(rule)
-        for name in (names.hits, names.sources, names.old_hits, names.old_sources):
-            self.sets[name] = {}
+        for counting in (names.counting_begun(), names.counting_replies()):
+            self.sets |= {name: {} for name in counting.all()}
 
     def run(self, packet: Packet, *, within_limit: bool = True) -> str:
         """The verdict."""
@@ -114,6 +129,9 @@ class Netfilter:
         options = dict(match.options)
         if match.name == "limit":
             return within_limit
+        if match.name == "u32":
+            *inverted, expression = options["u32"]
+            return matches(expression, packet.on_wire(self.family)) != (inverted == ["!"])
         assert match.name == "set"
         *inverted, name, direction = options["match-set"]
         count = options.get("update-counters") != ("!",)
@@ -153,30 +171,39 @@ class Netfilter:
         self.sets[one], self.sets[other] = self.sets[other], self.sets[one]
 
     def named(self) -> int:
-        """What the two sets that packets fill know by now: hits and sources, less one for each entry of hits."""
-        hits, sources = (self.sets[name] for name in (set_names(self.family).hits, set_names(self.family).sources))
-        return sum(hits.values()) + sum(sources.values()) - len(hits)
+        """What the sets that packets fill know by now: by port and by source, less one for each entry by port."""
+        names, total = set_names(self.family), 0
+        for counting in (names.counting_begun(), names.counting_replies()):
+            by_port, by_source = self.sets[counting.by_port], self.sets[counting.by_source]
+            total += sum(by_port.values()) + sum(by_source.values()) - len(by_port)
+        return total
 
 
 def _key(packet: Packet, direction: str) -> Hashable:
     if direction == "src":
         return packet.source
-    assert direction == "src,dst"
+    # To look into the other's set would count it there.
+    assert direction == ("src,src" if packet.reply else "src,dst")
     return None if packet.port is None else (packet.source, packet.port)
 
 
 def memberships(family: Family) -> Iterator[frozenset[str]]:
     names = set_names(family)
-    lists = [name for name in names.in_rules() if name not in (names.hits, names.sources)]
+    counting = (*names.counting_begun().all(), *names.counting_replies().all())
+    lists = [name for name in names.in_rules() if name not in counting]
     for chosen in product([False, True], repeat=6):
         yield frozenset(name for name, inside in zip(lists, chosen, strict=True) if inside)
 
 
-def remembered(family: Family) -> Iterator[dict[str, dict[Hashable, int]]]:
+def remembered(family: Family, *, reply: bool) -> Iterator[dict[str, dict[Hashable, int]]]:
     """Every state of what the sets know of the packet (1, 23)."""
     names = set_names(family)
+    counting = names.counting_replies() if reply else names.counting_begun()
     for told_apart, packets in product([False, True], [0, 1, LOG_LINES, PORTS, PORTS + 1]):
-        yield {names.hits: {(1, 23): 7} if told_apart else {}, names.sources: {1: packets} if packets else {}}
+        yield {
+            counting.by_port: {(1, 23): 7} if told_apart else {},
+            counting.by_source: {1: packets} if packets else {},
+        }
 
 
 def is_blocked(family: Family, member: frozenset[str]) -> bool:
@@ -187,15 +214,59 @@ def is_blocked(family: Family, member: frozenset[str]) -> bool:
 
 @pytest.mark.parametrize("family", Family)
 def test_a_packet_is_dropped_if_it_is_listed_or_on_trial_and_not_allowed(family: Family) -> None:
-    for member, known, within_limit in product(memberships(family), remembered(family), [False, True]):
+    for reply in (False, True):
+        states = product(memberships(family), remembered(family, reply=reply), [False, True])
+        for member, known, within_limit in states:
+            netfilter = Netfilter(family, member)
+            netfilter.sets |= known
+            before, blocked = netfilter.named(), is_blocked(family, member)
+            verdict = netfilter.run(Packet(1, 23, reply), within_limit=within_limit)
+            assert verdict == ("DROP" if blocked else "RETURN"), member
+            assert netfilter.dropped == blocked
+            assert netfilter.named() - before == blocked
+            if reply or not blocked:
+                assert netfilter.logged == []
+
+
+@pytest.mark.parametrize("family", Family)
+def test_what_the_link_can_not_do_without_is_let_go_and_counted_nowhere(family: Family) -> None:
+    let_go = (
+        [headers.v4(17, headers.udp(67, 68))]
+        if family is Family.V4
+        else [
+            headers.v6(58, bytes([135, 0]) + bytes(22), hops=255),
+            headers.v6(58, bytes([136, 0]) + bytes(22), hops=255),
+            headers.v6(17, headers.udp(547, 546), target=headers.LINK_LOCAL),
+        ]
+    )
+    for member, raw in product(memberships(family), let_go):
         netfilter = Netfilter(family, member)
-        netfilter.sets |= known
-        before, blocked = netfilter.named(), is_blocked(family, member)
-        assert netfilter.run(Packet(1, 23), within_limit=within_limit) == ("DROP" if blocked else "RETURN"), member
-        assert netfilter.dropped == blocked
-        assert netfilter.named() - before == blocked
-        if not blocked:
-            assert netfilter.logged == []
+        assert netfilter.run(Packet(1, None, raw=raw)) == "RETURN"
+        assert (netfilter.dropped, netfilter.named(), netfilter.logged) == (0, 0, [])
+
+
+@pytest.mark.parametrize("family", Family)
+def test_only_what_would_be_dropped_is_looked_at_for_its_headers(family: Family) -> None:
+    rules = [rule for rule in chain_rules(family) if rule.chain == CHAIN]
+    read = [any(match.name == "u32" for match in rule.matches) for rule in rules]
+    (allows,) = [at for at, rule in enumerate(rules) if set_names(family).allow in str(rule)]
+    assert read == [False] * (allows + 1) + [True] * (len(rules) - allows - 2) + [False]
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_reply_is_counted_apart_from_what_its_source_begins(family: Family) -> None:
+    names = set_names(family)
+    netfilter = Netfilter(family, frozenset({names.singles}))
+    for packet in (Packet(1, 23), Packet(1, 443, reply=True), Packet(1, 443, reply=True), Packet(1, None, reply=True)):
+        netfilter.run(packet)
+    held = {name: entries for name, entries in netfilter.sets.items() if entries}
+    assert held == {
+        names.hits: {(1, 23): 1},
+        names.sources: {1: 1},
+        names.replies: {(1, 443): 2},
+        names.repliers: {1: 2},
+    }
+    assert (netfilter.dropped, netfilter.named(), netfilter.logged) == (4, 4, [1])
 
 
 @pytest.mark.parametrize("family", Family)
@@ -209,52 +280,58 @@ def test_a_packet_is_counted_in_the_list_that_blocks_it_by_one_rule_alone(family
         assert len(counted) == bool(member & {names.singles, names.ranges})
 
 
+Burst = tuple[int, int | None, int, bool, bool]
 bursts = st.lists(
-    st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9), st.integers(1, PORTS + 9), st.booleans()), max_size=12
+    st.tuples(
+        st.integers(0, 4), st.none() | st.integers(0, 9), st.integers(1, PORTS + 9), st.booleans(), st.booleans()
+    ),
+    max_size=12,
 )
 
 
-def packets_of(drawn: list[tuple[int, int | None, int, bool]]) -> Iterator[tuple[Packet, bool]]:
-    """Scans of some ports in a row, or so many fragments, each with what the limit of the log says meanwhile."""
-    for source, first, number, within_limit in drawn:
+def packets_of(drawn: list[Burst]) -> Iterator[tuple[Packet, bool]]:
+    """Scans of some ports in a row, or so many packets that name none, or replies of either kind; each with what the
+    limit of the log says meanwhile."""
+    for source, first, number, reply, within_limit in drawn:
         for further in range(number):
-            yield Packet(source, None if first is None else first + further), within_limit
+            yield Packet(source, None if first is None else first + further, reply), within_limit
 
 
 @settings(deadline=None, max_examples=150)
 @given(families, bursts, st.sampled_from([0, 1, 3, 100, 1000]), st.integers(0, 5))
 def test_a_dropped_packet_is_counted_exactly_once_where_its_source_has_room(
-    family: Family, drawn: list[tuple[int, int | None, int, bool]], hits_room: int, sources_room: int
+    family: Family, drawn: list[Burst], hits_room: int, sources_room: int
 ) -> None:
     names = set_names(family)
-    netfilter = Netfilter(family, frozenset({names.singles}), {names.hits: hits_room, names.sources: sources_room})
+    room = {names.hits: hits_room, names.sources: sources_room}
+    room |= {names.replies: sources_room, names.repliers: hits_room}
+    netfilter = Netfilter(family, frozenset({names.singles}), room)
     for number, (packet, within_limit) in enumerate(packets_of(drawn), 1):
         before = netfilter.named()
         assert netfilter.run(packet, within_limit=within_limit) == "DROP"
-        sources = netfilter.sets[names.sources]
-        assert packet.source in sources or len(sources) == sources_room
+        by_source = names.repliers if packet.reply else names.sources
+        sources = netfilter.sets[by_source]
+        assert packet.source in sources or len(sources) == room[by_source]
         assert netfilter.named() - before == (packet.source in sources)
         assert netfilter.dropped == number
 
 
 @settings(deadline=None, max_examples=150)
 @given(families, bursts)
-def test_a_source_has_its_share_of_the_sets_and_of_the_log_and_no_more(
-    family: Family, drawn: list[tuple[int, int | None, int, bool]]
-) -> None:
+def test_a_source_has_its_share_of_the_sets_and_of_the_log_and_no_more(family: Family, drawn: list[Burst]) -> None:
     names = set_names(family)
     netfilter = Netfilter(family, frozenset({names.singles}))
-    first: dict[int, list[Packet]] = {}
+    first: dict[tuple[int, bool], list[Packet]] = {}
     for packet, within_limit in packets_of(drawn):
         before = len(netfilter.logged)
         netfilter.run(packet, within_limit=within_limit)
-        assert len(netfilter.logged) - before <= within_limit
-        first.setdefault(packet.source, []).append(packet)
-    hits = list(netfilter.sets[names.hits])
-    for source, sent in first.items():
+        assert len(netfilter.logged) - before <= (within_limit and not packet.reply)
+        first.setdefault((packet.source, packet.reply), []).append(packet)
+    for (source, reply), sent in first.items():
         assert netfilter.logged.count(source) <= LOG_LINES
         # The first ports are told apart, whatever comes behind them.
         ports = {(source, packet.port) for packet in sent[:PORTS] if packet.port is not None}
+        hits = list(netfilter.sets[names.replies if reply else names.hits])
         assert ports <= set(hits)
         assert len([each for each in hits if isinstance(each, tuple) and each[0] == source]) <= PORTS
 
@@ -281,9 +358,10 @@ def test_the_log_is_limited_in_all(family: Family) -> None:
 @pytest.mark.parametrize("family", Family)
 def test_no_rule_drops_but_the_last_one_whose_counter_is_read(family: Family) -> None:
     rules = chain_rules(family)
-    # A hashlimit whose table is full drops the packet by itself, past that counter.
-    assert {match.name for rule in rules for match in rule.matches} == {"set", "limit"}
-    assert {rule.chain for rule in rules} == {CHAIN, NEWS_CHAIN}
+    # A hashlimit whose table is full drops the packet by itself, past that counter; so do tcp, udp and icmp6 where a
+    # header is cut off.
+    assert {match.name for rule in rules for match in rule.matches} == {"set", "limit", "u32"}
+    assert tuple(dict.fromkeys(rule.chain for rule in rules)) == CHAINS == (CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
     (drop,) = [rule for rule in rules if rule.target.name == "DROP"]
     assert drop == [rule for rule in rules if rule.chain == CHAIN][-1]
     assert drop.matches == ()
@@ -320,7 +398,13 @@ def test_nothing_is_done_where_nothing_is_wrong(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", Family)
-@pytest.mark.parametrize("which", ["new_singles", "new_ranges", "trial", "hits", "sources", "old_hits", "old_sources"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        *("new_singles", "new_ranges", "trial", "hits", "sources", "old_hits", "old_sources"),
+        *("replies", "repliers", "old_replies", "old_repliers"),
+    ],
+)
 def test_a_set_that_is_filled_by_others_is_only_made(family: Family, which: str) -> None:
     name = getattr(set_names(family), which)
     assert plan(family, lacking(sound(family), name)) == (CreateSets(family, (name,)),)
@@ -369,7 +453,10 @@ def test_a_chain_of_other_rules_is_written(family: Family) -> None:
     hole, side_door = Rule((), Extension("RETURN")), Rule((), Extension("ACCEPT"), NEWS_CHAIN)
     moved = (*right[:-1], replace(right[-1], chain=CHAIN))
     news = tuple(rule for rule in right if rule.chain == NEWS_CHAIN)
-    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other, moved, news):
+    wider = tuple(
+        replace(rule, matches=tuple(match for match in rule.matches if match.name != "u32")) for rule in right
+    )
+    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other, moved, news, wider):
         assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
     for rules in ((*right, side_door), tuple(rule for rule in right if rule.chain == CHAIN)):
         assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.model import AllowEntry, Allowlist, Family, Prefix, ReportNumbers, family_of
 from sikkerguard.core.ports import CATEGORIES, PORT_SCAN_THRESHOLD
+from sikkerguard.core.protocols import REPLY
 from sikkerguard.core.reports import (
     MOST_BYTES,
     MOST_PROTOCOL,
@@ -110,6 +111,21 @@ def test_who_wants_it_reports_them_too(packets: dict[tuple[int, int], int], cate
 def test_packets_not_told_apart_are_no_reason_for_a_row_even_then() -> None:
     assert row_of(V4, {(-1, -1): 9}, {}, spoofable=True) is None
     assert made({(-1, -1): 9, (UDP, 53): 1}, spoofable=True).packets == 10
+
+
+@pytest.mark.parametrize("spoofable", [False, True])
+def test_replies_alone_make_no_row(spoofable: bool) -> None:
+    replies = {(REPLY, 443): 1000, (REPLY, 22): 5, (REPLY, -1): 7}
+    assert row_of(V4, replies, {443: "ssh"}, spoofable=spoofable) is None
+    assert row_of(V4, replies | {(-1, -1): 9}, {}, spoofable=spoofable) is None
+
+
+@given(packets, st.dictionaries(st.integers(-1, 65535), st.integers(0, 1 << 40), max_size=40), st.booleans())
+def test_replies_change_nothing_in_a_row(
+    packets: dict[tuple[int, int], int], replies: dict[int, int], spoofable: bool
+) -> None:
+    with_replies = packets | {(REPLY, port): count for port, count in replies.items()}
+    assert row_of(V4, with_replies, {}, spoofable=spoofable) == row_of(V4, packets, {}, spoofable=spoofable)
 
 
 def test_the_port_map_names_services_and_their_categories() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import ANY
+from sikkerguard.core.protocols import REPLY
 from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Look:
         ("198.51.100.7", 0, 0, "BLOCKED 198.51.100.7 proto=0 x47"),
         ("198.51.100.7", ANY, ANY, "BLOCKED 198.51.100.7 (further ports) proto=any x47"),
         ("2001:db8::7", ANY, ANY, "BLOCKED 2001:db8::7 (further ports) proto=any x47"),
+        # The port map is of ports here, not of those that replies come from.
+        ("198.51.100.7", REPLY, 2222, "BLOCKED 198.51.100.7 (reply from port 2222) proto=TCP x47"),
+        ("2001:db8::7", REPLY, 443, "BLOCKED 2001:db8::7 (reply from port 443) proto=TCP x47"),
+        ("198.51.100.7", REPLY, ANY, "BLOCKED 198.51.100.7 (further replies) proto=any x47"),
     ],
 )
 def test_a_line_in_the_words_of_the_product(source: str, protocol: int, port: int, line: str) -> None:
@@ -108,6 +113,22 @@ def test_the_parts_of_a_line_are_fields_of_the_journal() -> None:
             "SIKKER_PACKETS": "5",
         }
     assert in_fields(Line("BLOCKED 30 more sources x9", 9), {}) == {"SIKKER_PACKETS": "9"}
+
+
+def test_replies_are_fields_of_the_journal_with_the_port_they_came_from() -> None:
+    assert in_fields(Line("...", 3, key("198.51.100.7", 2222, REPLY)), {2222: "mysql"}) == {
+        "SIKKER_SRC": "198.51.100.7",
+        "SIKKER_SPT": "2222",
+        "SIKKER_PROTO": "TCP",
+        "SIKKER_SERVICE": "reply",
+        "SIKKER_PACKETS": "3",
+    }
+    assert in_fields(Line("...", 3, key("2001:db8::7", ANY, REPLY)), {}) == {
+        "SIKKER_SRC": "2001:db8::7",
+        "SIKKER_PROTO": "any",
+        "SIKKER_SERVICE": "reply",
+        "SIKKER_PACKETS": "3",
+    }
 
 
 def test_a_new_source_shows_at_once_and_what_follows_when_its_window_ends() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import ANY, Drain, Source
-from sikkerguard.core.protocols import WITH_PORTS
+from sikkerguard.core.protocols import REPLY, WITH_PORTS
 from sikkerguard.core.today import MOST_SOURCES, Today
 
 # Ports that are told apart.
@@ -39,6 +39,14 @@ def test_a_source_that_two_listings_have_is_one() -> None:
     v6 = [(bytes(16), 60, 1)]
     assert today.add(Drain(sources=[listing(1), v6, listing(1)]), {}) == [address(1), bytes(16)]
     assert today.sources == 2
+
+
+def test_who_replied_is_a_source_and_replies_have_the_port_they_came_from() -> None:
+    today = Today(20_000)
+    drain = Drain(sources=[listing(1)], repliers=[listing(1, 2)])
+    assert today.add(drain, {(6, 443): 1, (REPLY, 443): 5, (REPLY, 80): 3, (REPLY, ANY): 2}) == [address(1), address(2)]
+    assert today.sources == 2
+    assert today.top_ports(3) == [((REPLY, 443), 5), ((REPLY, 80), 3), ((REPLY, ANY), 2)]
 
 
 def test_what_is_known_of_a_day_is_gone_on_with() -> None:

@@ -32,8 +32,8 @@ INNOCENT, INNOCENT_V6 = "203.0.113.99", "2001:db8:99::99"
 KERNELS = {"bookworm": "6.1.", "trixie": "6.12."}
 # What the rules and sets need. On the machine that the other tiers run on, these may be built in.
 MODULES = {
-    *("ip_tables", "iptable_raw", "ip6_tables", "ip6table_raw", "x_tables", "xt_LOG", "xt_set", "nf_log_syslog"),
-    *("ip_set", "ip_set_hash_ip", "ip_set_hash_net", "ip_set_hash_ipport"),
+    *("ip_tables", "iptable_raw", "ip6_tables", "ip6table_raw", "x_tables", "xt_LOG", "xt_set", "xt_u32"),
+    *("ip_set", "ip_set_hash_ip", "ip_set_hash_net", "ip_set_hash_ipport", "nf_log_syslog"),
 }
 # systemd 252 loads these by itself.
 ALWAYS_LOADED = {"ip_tables", "x_tables"}
