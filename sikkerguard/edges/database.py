@@ -34,9 +34,9 @@ _CACHE_PAGES = 256
 # rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the ledger's day.
 # `outbox`: one row for each source (an IPv4 address, or an IPv6 /64) and category of a day, `state` being waiting,
 # sending, sent, rejected, unanswered or withheld (see the outbox), and `seen` the day on which packets last came. It is
-# in the name of one `address` of the source, which sent so many of its packets itself (`leading`); `entry` is that of a
-# list that covers this address, and `own` is 1 where none but the custom list is known to. Addresses are packed, days
-# are counted since 1970-01-01 in UTC.
+# in the name of one `address` of the source, which sent so many of its packets itself (`leading`, kept up for IPv6
+# only); `entry` is that of a list that covers this address, and `own` is 1 where none but the custom list is known to.
+# Addresses are packed, days are counted since 1970-01-01 in UTC.
 _OUTBOX = """
 CREATE TABLE {name} (
     id INTEGER PRIMARY KEY, day INTEGER NOT NULL, source BLOB NOT NULL, category TEXT NOT NULL, address BLOB NOT NULL,

@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.model import ReportNumbers
+from sikkerguard.core.model import Family, ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Parcel, Row, first_request
 from sikkerguard.core.screen import Cover, Leader, fate_of, source_of
 from sikkerguard.edges.database import PURGED, add, purge, read, total, write
@@ -325,7 +325,9 @@ def _sources(connection: sqlite3.Connection) -> Iterator[tuple[bytes, dict[bytes
 
 
 def _waiting(connection: sqlite3.Connection, day: int, source: bytes) -> dict[str, Leader]:
-    """In whose names the rows of this source are that wait, by category."""
+    """In whose names the rows of this source are that wait, by category. Of IPv4 there is but one name."""
+    if len(source) == Family.V4.size:
+        return {}
     found = connection.execute(
         "SELECT category, address, leading, entry, own FROM outbox "
         "WHERE day IN (:day, :day + 1) AND source = :source AND +state = 'waiting'",

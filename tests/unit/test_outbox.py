@@ -364,6 +364,15 @@ def test_a_network_of_ipv6_has_one_row(database: Database, outbox: Outbox) -> No
     assert outbox.numbers(DAY, KEY) == ReportNumbers(waiting=2)
 
 
+def test_of_ipv4_each_address_has_a_row(database: Database, outbox: Outbox) -> None:
+    for packets in (9, 1, 5):
+        with database.transaction() as connection:
+            rows = [(bytes([203, 0, 113, last]), *SSH, packets + last) for last in (1, 2)]
+            connection.executemany(BLOCK, rows)
+        outbox.gather(DAY, decide, ANYONE)
+    assert named(taken(outbox)) == [(bytes([203, 0, 113, 2]), 21), (bytes([203, 0, 113, 1]), 18)]
+
+
 @pytest.mark.parametrize("fate", ["sent", "rejected", "unanswered"])
 def test_a_network_whose_row_is_done_with_is_not_reported_in_another_name(
     database: Database, outbox: Outbox, fate: str
