@@ -266,9 +266,12 @@ class Puller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._remember(replace(self._memory, unfinished=0)), _LAST_SECONDS)
             raise
-        finally:
+        except BaseException:
+            # What failed is noted on disk behind this; after what is no error of ours, the mark stays there.
             self._memory = replace(self._memory, unfinished=0)
-        await self._remember(self._memory)
+            raise
+        if self._memory.unfinished:
+            await self._remember(replace(self._memory, unfinished=0))
 
     async def _note_refusal(self, error: SikkerGuardError, name: str) -> None:
         """Remember for which signs a version was held back; any other refusal ends that. What could not be had at all
@@ -406,6 +409,8 @@ class Puller:
                     "for a new pull. Make room or mend the state directory.",
                     error,
                 )
+            # Before it is said: whoever ends the process then does not end it in the middle of an update.
+            await self._remember(replace(self._memory, unfinished=0))
         self._show_lists()
         self._live(in_force)
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.model import Blocklist, ListedSource
 
-# The name that a list in force has where it is the file of this host's own.
-CUSTOM = "SIKKER_CUSTOM_BLACKLIST"
 # Whoever has one IPv6 address has 2^64 of them: interface identifiers are 64 bits long (RFC 4291, 2.5.1).
 NETWORK_LENGTH = 64
 

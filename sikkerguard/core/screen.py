@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.listing import CUSTOM, NETWORK_LENGTH, entry_text
-from sikkerguard.core.model import Family, Prefix, family_of
+from sikkerguard.core.listing import NETWORK_LENGTH, entry_text
+from sikkerguard.core.model import LOCAL_FILE, Family, Prefix, family_of
 from sikkerguard.core.reports import sparing
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Packets = Mapping[tuple[int, int], int]
     Decide = Callable[[bytes, Packets], Row | None]
 
-_OWN_LISTS = frozenset({CUSTOM})
+_OWN_LISTS = frozenset({LOCAL_FILE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """`sikkerguard run` with an allowlist that misses the host's own gateway, so that a test can have a list cut it off.
 
 The ranges that are allowed on every host stay; nothing that was found out about this host does. In its gateway's stead
-it takes another for one, since a host without any waits for its network.
+it takes another for one, since a host without any waits for its network. Nor does it know of any connection, so that
+nothing explains a self-test that failed: what the trial does then is what is to be seen.
 """
 
 from __future__ import annotations
@@ -13,11 +14,33 @@ from typing import TYPE_CHECKING
 
 from sikkerguard import config, running
 from sikkerguard.core.model import GATEWAY, AllowEntry, Family, Gateway, Surroundings, parse_prefix
+from sikkerguard.edges.outgoing import Connections, OutgoingWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from sikkerguard.core.flows import Flow
 
 ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
+
+
+class NoConnections(Connections):
+    """Connections of a host that has none."""
+
+    def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
+        """None."""
+        return ()
+
+    def watch(self) -> Unseen:
+        """A watch that sees no packet."""
+        return Unseen()
+
+
+class Unseen(OutgoingWatch):
+    """Sees nothing."""
+
+    def __enter__(self) -> Unseen:
+        return self
 
 
 def detect(whitelist: Iterable[AllowEntry], *_: object) -> Surroundings:
@@ -31,7 +54,9 @@ def main() -> int:
     def reread() -> config.Config:
         return config.load(os.environ)
 
-    return running.run(reread(), reread, adjust=lambda edges: replace(edges, detect=detect))
+    return running.run(
+        reread(), reread, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections())
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.listing import CUSTOM, Listing, Listings
-from sikkerguard.core.model import Blocklist, Family, ListedSource, Prefix, parse_prefix, to_text
+from sikkerguard.core.listing import Listing, Listings
+from sikkerguard.core.model import LOCAL_FILE, Blocklist, Family, ListedSource, Prefix, parse_prefix, to_text
 from tests.unit.test_ranges import gather
 
 API, OTHER = "SikkerAPI", "another"
@@ -29,13 +29,13 @@ def test_the_most_specific_entry_of_all_lists_covers_an_address_and_each_list_is
         [
             listed(API, "203.0.113.0/24", "198.51.100.7"),
             listed(API, "192.0.2.0/28"),  # a generation that came later
-            listed(CUSTOM, "203.0.113.64/26", "198.51.100.0/24"),
+            listed(LOCAL_FILE, "203.0.113.64/26", "198.51.100.0/24"),
         ]
     )
     assert listings.of(packed("203.0.113.1")) == Listing("203.0.113.0/24", frozenset({API}))
-    assert listings.of(packed("203.0.113.65")) == Listing("203.0.113.64/26", frozenset({API, CUSTOM}))
-    assert listings.of(packed("198.51.100.7")) == Listing("198.51.100.7", frozenset({API, CUSTOM}))
-    assert listings.of(packed("198.51.100.8")) == Listing("198.51.100.0/24", frozenset({CUSTOM}))
+    assert listings.of(packed("203.0.113.65")) == Listing("203.0.113.64/26", frozenset({API, LOCAL_FILE}))
+    assert listings.of(packed("198.51.100.7")) == Listing("198.51.100.7", frozenset({API, LOCAL_FILE}))
+    assert listings.of(packed("198.51.100.8")) == Listing("198.51.100.0/24", frozenset({LOCAL_FILE}))
     assert listings.of(packed("192.0.2.15")) == Listing("192.0.2.0/28", frozenset({API}))
     assert listings.of(packed("192.0.2.16")) is None
     assert listings.of(packed("2001:db8::1")) is None
@@ -58,7 +58,7 @@ addresses = st.integers(0, 255).map(lambda last: 0xCB007100 | last)
 entries = st.builds(
     lambda first, length: Prefix(first >> 32 - length << 32 - length, length), addresses, st.integers(24, 32)
 )
-generations = st.tuples(st.sampled_from([API, CUSTOM, OTHER]), st.lists(entries, max_size=8))
+generations = st.tuples(st.sampled_from([API, LOCAL_FILE, OTHER]), st.lists(entries, max_size=8))
 
 
 @given(st.lists(generations, max_size=6), addresses)

@@ -317,7 +317,8 @@ def test_a_list_may_have_so_much_of_everything_and_no_more(kind: str) -> None:
     with pytest.raises(ListError, match=f"^the answer has {reason}"):
         parser.feed(line)
     with pytest.raises(ListError, match=rf"^mine\.txt has {reason}"):
-        read_custom("mine.txt", line * (most + 1))
+        # One of nothing but blank lines is empty, which is another mistake.
+        read_custom("mine.txt", line * (most + 1) + b"#")
 
 
 def test_a_list_at_its_ceiling_is_a_list() -> None:

@@ -29,8 +29,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sikkerguard.config import Config
-from sikkerguard.core.listing import CUSTOM
-from sikkerguard.core.model import AllowEntry, Blocklist, Count, Family, ListedSource, Networks, Prefix, Ranges
+from sikkerguard.core.model import (
+    LOCAL_FILE,
+    AllowEntry,
+    Blocklist,
+    Count,
+    Family,
+    ListedSource,
+    Networks,
+    Prefix,
+    Ranges,
+)
 from sikkerguard.core.reports import Row, row_of
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
@@ -114,7 +123,7 @@ class Moment:
     BEFORE = (listed("SikkerAPI", Prefix(0x20010DB8 << 96, 32)),)
     SENDING = (
         listed("SikkerAPI", entry_of(0), entry_of(ALLOWED), entry_of(ALLOWED_LATE)),
-        listed(CUSTOM, entry_of(CUSTOM_ALONE)),
+        listed(LOCAL_FILE, entry_of(CUSTOM_ALONE)),
     )
 
     def __init__(self) -> None:

@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.listing import CUSTOM, Listings
-from sikkerguard.core.model import AllowEntry, Blocklist, Family, ListedSource, Networks, Ranges, parse_prefix
+from sikkerguard.core.listing import Listings
+from sikkerguard.core.model import (
+    LOCAL_FILE,
+    AllowEntry,
+    Blocklist,
+    Family,
+    ListedSource,
+    Networks,
+    Ranges,
+    parse_prefix,
+)
 from sikkerguard.core.reports import row_of
 from sikkerguard.core.screen import Screen
 from sikkerguard.edges.database import FILE, Database
@@ -852,7 +861,7 @@ def test_a_configuration_that_is_read_while_a_request_is_on_its_way_keeps_its_la
 
 # Which lists are in force
 
-CUSTOM_TOO = (listed_as("SikkerAPI", 2, 3), listed_as(CUSTOM, 1, 3))
+CUSTOM_TOO = (listed_as("SikkerAPI", 2, 3), listed_as(LOCAL_FILE, 1, 3))
 
 
 def test_what_the_custom_list_alone_has_is_not_reported_unless_that_is_wanted(bench: Bench) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.listing import CUSTOM, Listing
-from sikkerguard.core.model import AllowEntry, parse_prefix
+from sikkerguard.core.listing import Listing
+from sikkerguard.core.model import LOCAL_FILE, AllowEntry, parse_prefix
 from sikkerguard.core.reports import Row, row_of
 from sikkerguard.core.screen import Cover, Fate, Leader, Screen, fate_of, source_of
 
@@ -117,7 +117,7 @@ def test_who_is_named_is_who_sent_most_since_the_row_waits(
 
 
 def test_an_address_that_the_custom_list_alone_has_is_in_no_row_unless_that_is_wanted() -> None:
-    own = {1: frozenset({CUSTOM}), 2: frozenset({CUSTOM, API})}
+    own = {1: frozenset({LOCAL_FILE}), 2: frozenset({LOCAL_FILE, API})}
     members: dict[int, Packets] = {1: {SSH: 50}, 2: {HTTP: 3}}
     assert fate(members, screen(own)) == Fate(Row(host(2), "web_exploit", "http", 3), leader(2, 3), 50, 0, 0)
     found = fate(members, screen(own, custom=True))
@@ -130,7 +130,7 @@ def test_where_no_list_covers_an_address_what_was_known_of_it_counts_and_else_it
     assert fate({1: {SSH: 5}}, none, {1: Cover(ENTRY, True)}) == Fate(None, None, 5, 0, 0)
     assert fate({1: {SSH: 5}}, none, {1: KNOWN}).leader == Leader(host(1), 5, KNOWN)
     # What is known now goes before what was known.
-    assert fate({1: {SSH: 5}}, screen({1: frozenset({CUSTOM})}), {1: KNOWN}).row is None
+    assert fate({1: {SSH: 5}}, screen({1: frozenset({LOCAL_FILE})}), {1: KNOWN}).row is None
     assert fate({1: {SSH: 5}}, known={1: Cover(ENTRY, True)}).leader == leader(1, 5)
     # Where everything is wanted, it has an entry of its own, which is remembered as this host's own.
     found = fate({1: {SSH: 5}}, screen({1: None}, custom=True))
@@ -150,8 +150,8 @@ def test_a_row_is_stopped_by_what_is_allowed_listed_and_set_now() -> None:
     address, own = host(1), Cover(ENTRY, True)
     assert not screen().stops(address, own)
     assert screen(None, "2001:db8:0:1::1").stops(address, KNOWN)
-    assert screen({1: frozenset({CUSTOM})}).stops(address, KNOWN)
-    assert not screen({1: frozenset({CUSTOM})}, custom=True).stops(address, KNOWN)
+    assert screen({1: frozenset({LOCAL_FILE})}).stops(address, KNOWN)
+    assert not screen({1: frozenset({LOCAL_FILE})}, custom=True).stops(address, KNOWN)
     assert screen({1: None}).stops(address, own)
     assert not screen({1: None}).stops(address, KNOWN)
 
@@ -166,7 +166,7 @@ def test_rows_that_passed_may_go_unless_one_of_them_is_allowed_meanwhile() -> No
 
 keys = st.sampled_from([SSH, HTTP, DNS, UNTOLD, (6, 4711), (1, 2048)])
 members = st.dictionaries(st.integers(0, 9), st.dictionaries(keys, st.integers(1, 9), min_size=1), min_size=1)
-names = st.sampled_from([None, frozenset({API}), frozenset({CUSTOM}), frozenset({API, CUSTOM})])
+names = st.sampled_from([None, frozenset({API}), frozenset({LOCAL_FILE}), frozenset({API, LOCAL_FILE})])
 
 
 @given(members, st.dictionaries(st.integers(0, 9), names), st.sets(st.integers(0, 9)), st.booleans())

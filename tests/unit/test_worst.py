@@ -24,7 +24,8 @@ from bench.worst import LISTS, joined
 from sikkerguard.core.history import carried
 from sikkerguard.core.model import Allowlist, ListedSource, VerifiedList
 from sikkerguard.core.parse import ApiParser, merge_content, read_custom
-from sikkerguard.core.policy import admit, always_allowed
+from sikkerguard.core.coverage import extent_of
+from sikkerguard.core.policy import admit, always_allowed, without_special
 from sikkerguard.edges.store import Store
 from sikkerguard.errors import ListError
 
@@ -52,10 +53,11 @@ def processed():
             parser.feed(piece)
         parsed = parser.finish()
     source = ListedSource("list", parsed.content, 1.0)
+    extent_of(without_special(parsed.content))
     half = ListedSource("list", admit(parsed.content, Allowlist(always_allowed())).blocklist, 0.0)
     sources = carried((half,), source)
     merge_content([each.content for each in sources])
-    Store(Path(directory)).save_list(VerifiedList(sources, 1.0, "", 1))
+    Store(Path(directory)).save_list(VerifiedList(sources, 1.0))
     return f"{len(source.content)} entries"
 
 wasted = [0.0]
@@ -79,7 +81,7 @@ print(json.dumps([outcome, found[0] - time - wasted[0], found[1] - memory]))
         ("ranges, without end", "file", "more than 250,000 ranges"),
         ("IPv6, without end", "API", "more than 500,000 single addresses of IPv6"),
         ("blank lines", "API", "lines that are no entries"),
-        ("blank lines", "file", "lines that are no entries"),
+        ("blank lines", "file", "is empty"),
         ("unreadable lines", "file", "is not a list of addresses"),
     ],
 )
