@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.ledger import Ledger
-from sikkerguard.core.listing import CUSTOM, Listing
-from sikkerguard.core.model import AllowEntry, Family, Prefix, ReportNumbers
+from sikkerguard.core.listing import Listing
+from sikkerguard.core.model import LOCAL_FILE, AllowEntry, Family, Prefix, ReportNumbers
 from sikkerguard.core.reports import MOST_ROWS, Row, row_of
 from sikkerguard.core.screen import Screen
 from sikkerguard.edges.counts import Counts
@@ -514,7 +514,7 @@ def custom_for(*numbers: int) -> Callable[[bytes], Listing | None]:
 
     def listing(address: bytes) -> Listing | None:
         own = int.from_bytes(address[4:8], "big") in numbers
-        return Listing(listed_alone(address).entry, frozenset({CUSTOM})) if own else listed_alone(address)
+        return Listing(listed_alone(address).entry, frozenset({LOCAL_FILE})) if own else listed_alone(address)
 
     return listing
 
@@ -883,7 +883,7 @@ def mixed(numbers: frozenset[int]) -> tuple[Screen, set[bytes]]:
     inside = one_entry_for(range(5))
 
     def listing(address: bytes) -> Listing | None:
-        return Listing("custom", frozenset({CUSTOM})) if address in stopped - allowed else inside(address)
+        return Listing("custom", frozenset({LOCAL_FILE})) if address in stopped - allowed else inside(address)
 
     return screen_of(*allowed, listing=listing), stopped
 
