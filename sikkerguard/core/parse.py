@@ -80,8 +80,8 @@ class _Collector:
         self.short = 0
         self.name = name
         self._remedy = remedy
-        self.singles = {family: Sorter(family) for family in Family}
-        self.ranges = {family: Sorter(family, ranges=True) for family in Family}
+        self.v4, self.v6 = Sorter(Family.V4), Sorter(Family.V6)
+        self.v4_ranges, self.v6_ranges = Sorter(Family.V4, ranges=True), Sorter(Family.V6, ranges=True)
         self.rejected: Counter[str] = Counter()
         self.samples: list[str] = []
         self.line_number = 0
@@ -105,7 +105,7 @@ class _Collector:
             else:
                 self.line_number += len(v4) - before
                 break
-        self.singles[Family.V4].add(v4)
+        self.v4.add(v4)
         self._check_ceilings()
 
     def add_line(self, line: str) -> str | None:
@@ -122,9 +122,9 @@ class _Collector:
             self.short += 1
             return self.reject(f"wider than /{floor}", text)
         if prefix.length == family.bits:
-            self.singles[family].add([prefix.first.to_bytes(family.size, "big")])
+            (self.v4 if family is Family.V4 else self.v6).add([prefix.first.to_bytes(family.size, "big")])
         else:
-            self.ranges[family].add([pack(family, *prefix)])
+            (self.v4_ranges if family is Family.V4 else self.v6_ranges).add([pack(family, *prefix)])
         return None
 
     def reject(self, reason: str, text: str) -> str:
@@ -137,12 +137,7 @@ class _Collector:
         return sum(self._counts())
 
     def _counts(self) -> tuple[int, int, int, int]:
-        return (
-            self.singles[Family.V4].count,
-            self.singles[Family.V6].count,
-            self.ranges[Family.V4].count,
-            self.ranges[Family.V6].count,
-        )
+        return self.v4.count, self.v6.count, self.v4_ranges.count, self.v6_ranges.count
 
     def _check_ceilings(self) -> None:
         _check_ceilings(self.name, self._counts(), self._remedy)
@@ -164,11 +159,10 @@ class _Collector:
 
     def parsed(self, terminated: bool) -> Parsed:
         lines = self.entries()
-        networks = {
-            family: canonical(family, self.singles[family], Ranges(family, self.ranges[family].blob()))
-            for family in Family
-        }
-        content = Blocklist(networks[Family.V4], networks[Family.V6])
+        content = Blocklist(
+            canonical(Family.V4, self.v4, Ranges(Family.V4, self.v4_ranges.blob())),
+            canonical(Family.V6, self.v6, Ranges(Family.V6, self.v6_ranges.blob())),
+        )
         return Parsed(content, lines, dict(self.rejected), tuple(self.samples), terminated, self.short)
 
 

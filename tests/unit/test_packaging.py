@@ -17,8 +17,17 @@ import pytest
 from sikkerguard import cli
 from sikkerguard import config as configuration
 from sikkerguard.config import VARIABLES, Config, in_force, load
+from sikkerguard.core.body import LARGEST_BODY
 from sikkerguard.core.model import ANY, AllowEntry, Allowlist, parse_prefix
-from sikkerguard.core.parse import read_custom
+from sikkerguard.core.parse import (
+    LARGEST_FILE,
+    MOST_ENTRIES,
+    MOST_OTHER_LINES,
+    MOST_RANGES,
+    MOST_REJECTED,
+    MOST_V6,
+    read_custom,
+)
 from sikkerguard.core.policy import admit, always_allowed, describe_removed
 from sikkerguard.core.protocols import PROTOCOLS, REPLY
 from sikkerguard.core.reports import rejected_line, reported_line
@@ -68,6 +77,44 @@ def test_the_sandbox_allows_the_kinds_of_sockets_that_are_opened() -> None:
     assert {"AF_NETLINK", "AF_PACKET"} <= opened
     # The watch of a trial goes without where it is not allowed: it would cost 0.2 of systemd's exposure.
     assert set(allowed[1].split()) == opened - {"AF_PACKET"} | {"AF_UNIX"}
+
+
+# Memory
+
+
+def limit(path: str, pattern: str) -> int:
+    """The MiB that the first group of the pattern says, which is in the file once."""
+    (found,) = re.findall(pattern, (ROOT / path).read_text("utf-8"), re.MULTILINE)
+    return int(found)
+
+
+def test_every_way_to_run_it_has_the_same_limit_of_memory() -> None:
+    limits = {
+        limit("packaging/systemd/sikkerguard.service", r"^MemoryMax=(\d+)M$"),
+        limit("packaging/podman/sikkerguard.container", r"^MemoryMax=(\d+)M$"),
+        limit("docker-compose.yml", r"^    mem_limit: (\d+)m$"),
+        limit("packaging/kubernetes/sikkerguard.yaml", r"^            limits:\n              memory: (\d+)Mi$"),
+        limit("docs/safety.md", r"The limit of (\d+) MiB"),
+    }
+    assert len(limits) == 1
+
+
+def test_the_limit_of_memory_is_more_than_the_largest_list_can_need() -> None:
+    # In the kernel an entry takes at most that much on average, with the table of its hash (`ipset list -t`, Linux
+    # 6.18): 50 to 55 bytes one of IPv4, 64 an address of IPv6, 70 a range of it. There may be three copies at once,
+    # where a repair falls into a trial.
+    sets = 3 * 64 * MOST_ENTRIES >> 20
+    # Of bench/worst.py, for everything else.
+    resident = 256
+    assert limit("packaging/systemd/sikkerguard.service", r"^MemoryMax=(\d+)M$") > sets + resident
+
+
+def test_the_documentation_has_the_ceilings() -> None:
+    text = (ROOT / "docs/safety.md").read_text("utf-8")
+    for number in (MOST_ENTRIES, MOST_V6, MOST_RANGES, MOST_OTHER_LINES, MOST_REJECTED):
+        assert re.search(rf"\| .*\b{number:,}\b", text), number
+    assert f"| {LARGEST_FILE >> 20} MiB, before and after unpacking |" in text
+    assert LARGEST_FILE == LARGEST_BODY
 
 
 # Settings
