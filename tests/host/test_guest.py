@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.host.base import SUITES
-from tests.laboratory import INNER, INNER_V6, laboratory
+from tests.laboratory import INNER, INNER_V6, laboratory, wait_for
 
 if TYPE_CHECKING:
     from tests.host.guest import Guest
@@ -38,3 +38,15 @@ def test_a_reboot_keeps_the_disk_and_the_guest_configures_its_network_again(bare
             if not boot:
                 bare.write("/root/boots", "one")
                 bare.reboot(lab.plug)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_logind_has_a_seat_where_nobody_sits_and_readable_for_everyone(bare: Guest) -> None:
+    # By it the service knows logind's empty directory of sessions from one that was made to be mounted.
+    wait_for("logind", lambda: bare.run("systemctl", "is-active", "systemd-logind", check=False) == "active\n", 30)
+    assert bare.run("ls", "/run/systemd/seats", "/run/systemd/sessions", user="nobody").split() == [
+        "/run/systemd/seats:",
+        "seat0",
+        "/run/systemd/sessions:",
+    ]
+    assert bare.run("cat", "/run/systemd/seats/seat0", user="nobody")

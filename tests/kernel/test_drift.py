@@ -174,9 +174,9 @@ def assert_protecting(lab: Laboratory) -> None:
 
 
 def disturb(lab: Laboratory) -> None:
-    """Have the service look now: a route comes and goes, which means nothing to it."""
+    """Have the service look now: a default route comes and goes, which leads nowhere and so means nothing to it."""
     for change in ("add", "del"):
-        lab.host.run("ip", "route", change, "198.51.100.192/28", "dev", "lan")
+        lab.host.run("ip", "route", change, "blackhole", "default", "table", "99")
 
 
 def begin(guard: Guard) -> None:

@@ -479,6 +479,12 @@ def test_many_routes_keep_nobody_from_an_update_or_from_allowing_what_is_new(gua
     assert churning.wait(30) == 0
 
 
+def number_allowed(lab: Laboratory) -> int:
+    """The number of entries of the IPv4 allow set."""
+    header = lab.host.run("ipset", "list", "-t", "sikkerguard-allow-v4")
+    return int(re.findall(r"^Number of entries: (\d+)$", header, re.MULTILINE)[0])
+
+
 def test_more_own_addresses_than_the_set_had_room_for_are_allowed_all_the_same(guard: Guard) -> None:
     lab = guard.lab
     guard.serve("203.0.113.7", "100.65.0.1", "100.65.35.1")
@@ -493,7 +499,9 @@ def test_more_own_addresses_than_the_set_had_room_for_are_allowed_all_the_same(g
     lab.host.run("ip", "-batch", "-", text=lines, timeout=120)
     # Beside those that a range of the allowlist covers already, none of which takes an entry of its own.
     lab.host.run("ip", "addr", "add", "10.77.9.9/32", "dev", "lan")
-    wait_for("all of them allowed", lambda: allowed(lab) >= set(many), 10)
+    # Not by the set's entries: while these are listed, the kernel refuses to put another set in its place.
+    wait_for("all of them allowed", lambda: number_allowed(lab) >= len(many), 10)
+    assert allowed(lab) >= set(many)
     assert allowed(lab).isdisjoint({"10.77.9.9", HOST_LAN, "127.0.0.1"})
     # The rules refer to the larger set as they did to the other.
     references = re.findall(r"^References: (\d+)$", lab.host.run("ipset", "list", "-t", "sikkerguard-allow-v4"), re.M)
@@ -508,7 +516,7 @@ def test_more_own_addresses_than_the_set_had_room_for_are_allowed_all_the_same(g
     guard.logged(r"Blocking \d+ IPs \(from the cache", seconds=10)
     assert allowed(lab) >= set(many)
     lab.host.run("ip", "-batch", "-", text=lines.replace("addr add", "addr del"), timeout=120)
-    wait_for("none of them allowed", lambda: allowed(lab).isdisjoint(many), 10)
+    wait_for("none of them allowed", lambda: number_allowed(lab) < 20, 10)
     guard.stop()
     assert lab.everything() == before
 
