@@ -104,6 +104,8 @@ def pull(config: Config, *, accept: bool) -> int:
 
 
 def _show_lists(found: dict[str, Any]) -> None:
+    if "coverage" not in found:
+        return  # a service of 0.1.0, until it is restarted
     print(f"{'Covered:':18}{_coverage(found['coverage'])}")
     for source in found["lists"]:
         since = f", taken {source['taken']}" if source["taken"] else ""

@@ -192,8 +192,9 @@ class Counting:
         anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
         self._blocked = named.largest
-        if self._watched is not None:
-            self._watched.update(key[0] for key, _ in named.largest)
+        watched = self._watched  # this may be a thread, and the watch end meanwhile
+        if watched is not None:
+            watched.update(key[0] for key, _ in named.largest)
         self._unfiled = named.packets - sum(packets for _, packets in named.largest)
         self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh or anew)
         return lines

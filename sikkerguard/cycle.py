@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _IN_WORDS = {SIKKERAPI: "SikkerAPI's list", LOCAL_FILE: "the file of SIKKER_CUSTOM_BLACKLIST"}
-# Lines of the custom list that can't be read and are named one by one.
+# Lines of the local file that can't be read, and entries of the allowlist that are listed, which are named one by one.
 _SHOWN = 20
 
 _Result = TypeVar("_Result")
@@ -172,15 +172,17 @@ class Cycle:
         extent = await asyncio.to_thread(extent_of, admission.blocklist)
         if not accept:
             check_coverage("All of what is listed together", extent, self.limits)
-        self._say_what_is_left_out(admission, listed, allowlist)
+        await self._say_what_is_left_out(admission, listed, allowlist)
         held_back = frozenset[str]().union(*(memory.of(change.name).held_back for change in changes))
+        # A source's first version is never held back for this: there is no earlier one to go on with.
+        first = any(change.content is not None and not memory.of(change.name).versions for change in changes)
         try:
             await self.trial.check_connections(
                 admission.blocklist,
                 None if before is None else before.admitted.blocklist,
                 held_back,
                 sessions=sum(entry.reason == SSH for entry in allowlist.entries),
-                accept=accept,
+                accept=accept or first,
             )
         except ListError as error:
             error.source = changes[0].name
@@ -243,13 +245,15 @@ class Cycle:
             raise nothing_left(change.offer.name)
         check_change(change.offer, memory.of(change.name), self.limits, now, accept=accept)
 
-    def _say_what_is_left_out(self, admission: Admission, listed: Blocklist, allowlist: Allowlist) -> None:
+    async def _say_what_is_left_out(self, admission: Admission, listed: Blocklist, allowlist: Allowlist) -> None:
         if admission.removed:
             log.info("Not blocked: %s.", describe_removed(admission.removed))
-        sentences = allowed_though_listed(listed, allowlist)
-        for sentence in sentences:
-            if sentence not in self.told:
-                log.warning("%s", sentence)
+        sentences = await asyncio.to_thread(allowed_though_listed, listed, allowlist)
+        news = [sentence for sentence in sentences if sentence not in self.told]
+        for sentence in news[:_SHOWN]:
+            log.warning("%s", sentence)
+        if len(news) > _SHOWN:
+            log.warning("%d more of what is allowed are on the list and stay allowed.", len(news) - _SHOWN)
         # What is no longer so is said again when it is so again.
         self.told.intersection_update(sentences)
         self.told.update(sentences)

@@ -136,11 +136,12 @@ class Keeper:
         Raises:
             KernelError: the allow sets could not be changed.
         """
-        async with self._following:
-            await self._allow(self.allowlist, tuple(entries))
         try:
+            async with self._following:
+                await self._allow(self.allowlist, tuple(entries))
             yield
         finally:
+            # Also where the kernel refused: what is noted is done by the next look.
             async with self._following:
                 try:
                     await self._allow(self.allowlist, ())
@@ -169,9 +170,11 @@ class Keeper:
         allowlist = await self._detected()
         if self.gateways - former:
             self._routed()
-        if allowlist == self.allowlist:
+        if allowlist == self.allowlist and self._told == _together(allowlist, self._tentative):
             return
         await self._allow(allowlist, self._tentative)
+        if allowlist == self.allowlist:
+            return  # what the kernel had refused in between is undone
         changed = set(allowlist.entries) ^ set(self.allowlist.entries)
         log.info("Safety whitelist: %s", allowlist.summary())
         for entry in sorted(changed, key=str):
@@ -184,7 +187,7 @@ class Keeper:
     async def _allow(self, allowlist: Allowlist, tentative: tuple[AllowEntry, ...]) -> None:
         """Have the kernel allow just that. It is noted before it is done, so that no look in between undoes it."""
         self._tentative = tentative
-        self._told = Allowlist(tuple(dict.fromkeys((*allowlist.entries, *tentative)))) if tentative else allowlist
+        self._told = _together(allowlist, tentative)
         await self._owner.run(self._kernel.allow, self._told)
 
     def _say_trouble(self, trouble: str) -> None:
@@ -200,3 +203,7 @@ class Keeper:
         log.warning("Someone changed our rules; repaired: %s", what)
         self._repairs += 1
         self._change(repairs=self._repairs, last_repair=what)
+
+
+def _together(allowlist: Allowlist, tentative: tuple[AllowEntry, ...]) -> Allowlist:
+    return Allowlist(tuple(dict.fromkeys((*allowlist.entries, *tentative)))) if tentative else allowlist

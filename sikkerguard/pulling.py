@@ -18,8 +18,9 @@ from sikkerguard.core.policy import admit, without_special
 from sikkerguard.core.pull_memory import PullMemory, from_json
 from sikkerguard.core.schedule import after_unfinished, duration_text, next_pull, next_try
 from sikkerguard.core.size_guard import Limits, SourceHistory, Version
-from sikkerguard.cycle import Change, Cycle, InForce, fetch, read_file
+from sikkerguard.cycle import Change, Cycle, InForce, fetch
 from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuardError, as_sentence
+from sikkerguard.localfile import LocalFile
 from sikkerguard.trial import Trial
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import ApiFace
+    from sikkerguard.core.faces import ApiFace, ProbesFace
     from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, State
     from sikkerguard.cycle import Owner
     from sikkerguard.door import Door
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 # A host that has just started may have no network yet: a pull waits for a default gateway, but not for ever, since
 # SikkerAPI may be reached without one. Behind the route come the resolvers, a moment later.
 _NETWORK_SECONDS, _RESOLVERS_SECONDS = 30.0, 2.0
-# How often the local file is looked at. One that differs is read when it has stayed the same for as long: whoever
-# writes it may be in the middle.
-_FILE_SECONDS = 1.0
 # A stop does not wait longer than this for the disk.
 _LAST_SECONDS = 1.0
 
@@ -89,6 +87,13 @@ class Puller:
         self._next_at = self._file_at = -math.inf
         self._work_wanted = asyncio.Event()
         self._pull_wanted = self._readmission_wanted = self._file_wanted = False
+        self._file = LocalFile(
+            edges.list_file,
+            lambda: settings().custom_blacklist,
+            lambda: self._content_of(LOCAL_FILE),
+            self._file_changed,
+        )
+        self._probes: tuple[Config, ProbesFace] | None = None
         self.in_force: InForce | None = None
 
     def pull_now(self) -> None:
@@ -96,6 +101,15 @@ class Puller:
         self._failures = self._file_failures = 0
         self._pull_wanted = self._file_wanted = True
         self._work_wanted.set()
+
+    def _file_changed(self) -> None:
+        self._file_failures = 0
+        self._file_wanted = True
+        self._work_wanted.set()
+
+    async def watch_file_forever(self) -> None:
+        """Have the local file read again whenever it, or the setting that names it, has changed."""
+        await self._file.watch_forever()
 
     def allowed_changed(self, changed: Iterable[AllowEntry]) -> None:
         """The allowlist has these entries more, or less: see what that means for the list in force."""
@@ -159,26 +173,6 @@ class Puller:
                 async with asyncio.timeout(max(0.0, min(self._next_at, self._file_at, readmit_at) - time.monotonic())):
                     await self._work_wanted.wait()
 
-    async def watch_file_forever(self) -> None:
-        """Have the local file read again whenever it, or the setting that names it, has changed."""
-        read = before = await self._stamp()
-        while True:
-            await asyncio.sleep(_FILE_SECONDS)
-            found = await self._stamp()
-            if found != read and found == before:
-                read = found
-                self._file_failures = 0
-                self._file_wanted = True
-                self._work_wanted.set()
-            before = found
-
-    async def _stamp(self) -> object:
-        path = self._settings().custom_blacklist
-        found: object = None
-        if path is not None:
-            found = await asyncio.to_thread(self._edges.list_file.stamp, str(path))
-        return path, found
-
     def _first_pause(self) -> float:
         """Seconds until the first pull."""
         pause = 0.0
@@ -232,29 +226,38 @@ class Puller:
         return math.inf
 
     async def _attempt_file(self, *, accept: bool) -> float:
-        """Bring the local file's present content in force, if it is another one. It needs no answer of SikkerAPI's.
-        Gives the seconds until it has to be tried again, for ever where only another file can help."""
+        """Bring the local file's present version in force, if it is another one. It needs no answer of SikkerAPI's.
+        Gives the seconds until it has to be tried again, for ever where only another version can help."""
         if self.in_force is None and self._state().protecting:
             # The kernel blocks by a list that is not known in full: what takes its place must have SikkerAPI's part.
             return math.inf
+        if not accept and not await self._file.is_new():
+            return math.inf
         try:
-            change = await self._file_change()
-            if change is None:
-                self._file_told("")
-                return math.inf
             async with self._marked():
-                await self._update([change], accept=accept, quota_remaining=self._state().quota_remaining)
+                change = await self._file.change()
+                if change is not None:
+                    await self._update([change], accept=accept, quota_remaining=self._state().quota_remaining)
         except (SikkerGuardError, MemoryError) as caught:
             error = _told_apart(caught)
             self._file_failures += 1
             await self._note_refusal(error, LOCAL_FILE)
-            final = isinstance(error, ListError) and not isinstance(error, HeldBackError)
-            pause = math.inf if final else next_try(error, self._file_failures, random.random)
-            self._file_told(f"{as_sentence(error)}; {self._file_stays()}", "" if final else duration_text(pause))
-            return pause
+            return await self._judge_file(error)
         self._file_failures = 0
-        self._file_told("")
+        await self._judge_file(None)
         return math.inf
+
+    async def _judge_file(self, error: SikkerGuardError | None) -> float:
+        """Say what is the matter with the local file, if anything; gives the seconds until it is tried again."""
+        pause, trouble, outlook = math.inf, "", "it is read again when it has changed"
+        if error is not None:
+            trouble = f"{as_sentence(error)}; {self._file_stays()}"
+            if not isinstance(error, ListError) or isinstance(error, HeldBackError):
+                pause = next_try(error, self._file_failures, random.random)
+                outlook = f"next try in {duration_text(pause)}"
+        await self._file.judge(trouble, final=pause == math.inf, outlook=outlook)
+        self._show_lists()
+        return pause
 
     @asynccontextmanager
     async def _marked(self) -> AsyncIterator[None]:
@@ -280,7 +283,7 @@ class Puller:
         if isinstance(error, ListError):
             signs = error.signs if isinstance(error, HeldBackError) else frozenset[str]()
             refused = error.source or name
-            if refused in memory.sources:
+            if signs or refused in memory.sources:
                 memory = memory.with_source(refused, memory.of(refused).with_held_back(signs))
         await self._remember(memory)
 
@@ -296,15 +299,6 @@ class Puller:
         else:
             stays = "no list is in force yet" if not self._state().protecting else "what the kernel blocks stays"
         log.error("%s; %s; next try in %s.", as_sentence(error), stays, duration_text(pause))
-
-    def _file_told(self, trouble: str, again: str = "") -> None:
-        """Say what is the matter with the local file, once."""
-        if trouble and trouble != self._troubles.get(LOCAL_FILE):
-            log.error("%s; %s.", trouble, f"next try in {again}" if again else "it is read again when it has changed")
-        self._troubles.pop(LOCAL_FILE, None)
-        if trouble:
-            self._troubles[LOCAL_FILE] = trouble
-        self._show_lists()
 
     def _file_stays(self) -> str:
         known = self._memory.of(LOCAL_FILE).versions if self._content_of(LOCAL_FILE) else ()
@@ -325,7 +319,7 @@ class Puller:
         await self._keeper.follow_host()
         change, remaining = await fetch(config, api, self._progress)
         changes = [change]
-        if self.in_force is None and (of_file := await self._file_change_or_none()) is not None:
+        if self.in_force is None and (of_file := await self._file_change()) is not None:
             changes.append(of_file)
         await self._update(changes, accept=accept, quota_remaining=remaining)
 
@@ -353,28 +347,11 @@ class Puller:
         await self._committed(await cycle.readmit(self.in_force, allowlist, self._keeper.api_addresses), allowlist)
 
     async def _file_change(self) -> Change | None:
-        """The local file's new version, or that it is no longer wanted; None where nothing has changed.
-
-        Raises:
-            ListError: the file can't be read.
-        """
-        path = self._settings().custom_blacklist
-        known = self._content_of(LOCAL_FILE)
-        if path is None:
-            return Change(LOCAL_FILE) if known else None
-        change = await read_file(path, self._edges.list_file)
-        if known and await asyncio.to_thread(merge_content, known) == change.content:
-            return None
-        if not known and not change.content:
-            return None
-        return change
-
-    async def _file_change_or_none(self) -> Change | None:
-        """The same where SikkerAPI's list must not wait for it."""
+        """The local file's new version, where SikkerAPI's list must not wait for it."""
         try:
-            return await self._file_change()
+            return await self._file.change()
         except (ListError, MemoryError) as caught:
-            self._file_told(f"{as_sentence(_told_apart(caught))}; {self._file_stays()}")
+            await self._judge_file(_told_apart(caught))
             return None
 
     def _content_of(self, name: str) -> list[Blocklist]:
@@ -384,10 +361,12 @@ class Puller:
         return [source.content for source in self.in_force.verified.content_of(name)]
 
     async def _cycle(self, config: Config) -> Cycle:
+        if self._probes is None or self._probes[0] is not config:
+            self._probes = config, await asyncio.to_thread(self._edges.make_probes, config)
         trial = Trial(
             self._edges.kernel,
             self._owner,
-            await asyncio.to_thread(self._edges.make_probes, config),
+            self._probes[1],
             self._edges.connections,
             self._watch_drops,
             on_trial=lambda running: self._change(on_trial=running),
@@ -415,7 +394,8 @@ class Puller:
         self._live(in_force)
 
     def _show_lists(self) -> None:
-        names = sorted(self._memory.sources.keys() | self._troubles.keys(), reverse=True)
+        troubles = {**self._troubles, LOCAL_FILE: self._file.trouble} if self._file.trouble else self._troubles
+        names = sorted(self._memory.sources.keys() | troubles.keys(), reverse=True)
         lists = []
         for name in names:
             versions = self._memory.of(name).versions if self._content_of(name) else ()
@@ -427,7 +407,7 @@ class Puller:
                     taken_at=versions[-1].taken_at if versions else None,
                     covered_v4=extent.share(Family.V4) if extent else 0.0,
                     covered_v6=extent.share(Family.V6) if extent else 0.0,
-                    trouble=self._troubles.get(name, ""),
+                    trouble=troubles.get(name, ""),
                 )
             )
         self._change(lists=tuple(lists))

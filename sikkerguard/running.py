@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -143,10 +144,19 @@ def _way(config: Config) -> Way:
     return way_of(config.api_url, os.environ)
 
 
-# Two, since for a moment after new settings were read some still ask by the former.
-@lru_cache(maxsize=2)
+# Pulls and reports may ask at the same moment, from two threads, and must get the same one.
+_making = threading.Lock()
+
+
 def _client(url: str, key: str) -> tuple[ApiDoor, SikkerApi]:
     """One for pulls and reports, by one door: the certificates of all authorities are some megabytes."""
+    with _making:
+        return _made_client(url, key)
+
+
+# Two, since for a moment after new settings were read some still ask by the former.
+@lru_cache(maxsize=2)
+def _made_client(url: str, key: str) -> tuple[ApiDoor, SikkerApi]:
     from sikkerguard.edges.apidoor import ApiDoor
     from sikkerguard.edges.sikkerapi import SikkerApi  # httpx, once the cached list blocks
 

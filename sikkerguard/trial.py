@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.connections import CONNECTIONS, cut_connections, explain, hold_back
-from sikkerguard.core.flows import NewlyCovered, opened_since
+from sikkerguard.core.flows import TCP, Flow, NewlyCovered, opened_since
 from sikkerguard.core.model import Blocklist, Prefix, family_of, to_text
 from sikkerguard.core.selftest import already_failing, lost
 from sikkerguard.errors import KernelError, SelfTestError, as_sentence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.connections import Explanation
     from sikkerguard.core.faces import ConnectionsFace, KernelFace, OutgoingFace, ProbesFace
-    from sikkerguard.core.flows import Flow
     from sikkerguard.core.model import Family, ProbeResult
     from sikkerguard.cycle import Owner
 
@@ -95,7 +94,7 @@ class Trial:
             log.warning("%s; whether the new list cuts connections of this host is not known.", as_sentence(error))
             return
         self.progress()
-        cut = cut_connections(flows, candidate, committed or Blocklist())
+        cut = await asyncio.to_thread(cut_connections, flows, candidate, committed or Blocklist())
         if not cut.peers:
             return
         log.warning("%s", cut.sentence())
@@ -156,6 +155,7 @@ class Trial:
         api_addresses: tuple[str, ...],
     ) -> None:
         """Stage, try and commit; `before` are the findings to compare with, if they are known already."""
+        watch = _FlowWatch(self.connections, await asyncio.to_thread(NewlyCovered, candidate, committed))
         try:
             self.progress()
             await self.owner.run(self.kernel.stage, candidate)
@@ -165,11 +165,11 @@ class Trial:
                 for result in already_failing(before):
                     log.warning("Self-test: %s already before the trial; the list is not to blame for it.", result)
                 self.progress()
-            async with _FlowWatch(self.connections, candidate, committed) as watch:
-                await self.owner.run(self.kernel.begin_trial)
-                self.on_trial(True)
-                with self.watch_drops() as dropped:
-                    failed = lost(before, await self._probe_while_renewing(watch, api_addresses))
+            await watch.begin()
+            await self.owner.run(self.kernel.begin_trial)
+            self.on_trial(True)
+            with self.watch_drops() as dropped:
+                failed = lost(before, await self._probe_while_renewing(watch, api_addresses))
             if failed:
                 raise _LostError(failed, before, watch.outgoing(), _named(dropped, watch.covers))
             await self.owner.run(self.kernel.commit)
@@ -183,6 +183,8 @@ class Trial:
             raise
         finally:
             self.on_trial(False)
+            # Not before: it may wait for a look that is under way, and nobody would renew the trial meanwhile.
+            await watch.end()
 
     async def _probe_while_renewing(self, watch: _FlowWatch, api_addresses: tuple[str, ...]) -> tuple[ProbeResult, ...]:
         keeper = asyncio.create_task(self._keep_trial())
@@ -205,29 +207,31 @@ class Trial:
 
 
 class _FlowWatch:
-    """Collects the connections that this host opens, or has open, to addresses which only the candidate blocks. Entered
-    before the trial begins."""
+    """Collects the connections that this host opens, or has open, to addresses which only the candidate blocks, from
+    `begin`, which comes before the trial, until `end`."""
 
-    def __init__(self, connections: ConnectionsFace, candidate: Blocklist, committed: Blocklist) -> None:
-        self.covers = NewlyCovered(candidate, committed)
+    def __init__(self, connections: ConnectionsFace, covers: NewlyCovered) -> None:
+        self.covers = covers
         self._connections = connections
         self._stack = ExitStack()
         self._lock = threading.Lock()
-        self._closed = False
+        self._ended = False
         self._packets: OutgoingFace | None = None
         self._before: tuple[Flow, ...] = ()
-        self._found: dict[Flow, None] = {}
-        self._sent: dict[Flow, None] = {}
+        # Replaced as a whole: a look may still be under way in its thread when they are read.
+        self._found: frozenset[Flow] = frozenset()
+        self._sent: frozenset[Flow] = frozenset()
 
-    async def __aenter__(self) -> _FlowWatch:
+    async def begin(self) -> None:
+        """Look at what there is before the trial."""
         try:
             self._before = await asyncio.to_thread(self._connections.flows, self.covers)
             self._packets = await asyncio.to_thread(self._stack.enter_context, self._connections.watch())
         except KernelError as error:
             log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def end(self) -> None:
+        """Let go of what is watched."""
         await asyncio.to_thread(self._close)
 
     async def look_forever(self) -> None:
@@ -241,23 +245,26 @@ class _FlowWatch:
             await asyncio.sleep(_FLOW_SECONDS)
 
     def outgoing(self) -> tuple[Flow, ...]:
-        """What this host, or something behind it, began: those first that are new, or are not answered."""
-        opened = opened_since(self._before, self._found, self._sent)
-        return tuple(dict.fromkeys((*opened, *(flow for flow in self._found if flow.outgoing))))
+        """What this host, or something behind it, began meanwhile, or had no answer to; behind that what it went on
+        with and is no TCP: a tunnel is older than the trial, and all packets through it are lost in it."""
+        found = sorted(self._found, key=Flow.rank)
+        opened = opened_since(self._before, found, self._sent)
+        older = (flow for flow in found if flow.outgoing and flow.protocol != TCP)
+        return tuple(dict.fromkeys((*opened, *older)))
 
     def _look(self) -> None:
-        # A look goes on in its thread when its task is cancelled: what it reads must not be closed under it.
+        # What it reads must not be closed under it.
         with self._lock:
-            if self._closed:
+            if self._ended:
                 return
-            self._found.update((flow, None) for flow in self._connections.flows(self.covers))
+            self._found |= frozenset(self._connections.flows(self.covers))
             if self._packets is not None:
                 sent = self._packets.seen()
-                self._sent.update((flow, None) for flow in sent if self.covers(flow.family, flow.peer))
+                self._sent |= {flow for flow in sent if self.covers(flow.family, flow.peer)}
 
     def _close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._ended = True
             self._stack.close()
 
 

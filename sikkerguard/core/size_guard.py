@@ -159,7 +159,8 @@ def check_change(offer: Offer, history: SourceHistory, limits: Limits, now: floa
         raise HeldBackError(
             f"{', and '.join(dict.fromkeys(signs.values()))}; it is taken if the next pull says the same, or now with "
             "'sikkerguard pull --accept'",
-            frozenset(signs),
+            # What was seen before stays so: of reasons that take turns, each holds a list back once.
+            history.held_back | signs.keys(),
         )
 
 

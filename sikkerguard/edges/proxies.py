@@ -87,6 +87,10 @@ def _parsed(text: str) -> Proxy:
         raise ValueError("it must begin with http://, https:// or socks5://")
     if not parts.hostname or port == 0 or not parts.hostname.isprintable() or " " in parts.hostname:
         raise ValueError("it is no address of a proxy")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError("it is no address of a proxy") from None
     auth = None
     if parts.username or parts.password:
         auth = unquote(parts.username or ""), unquote(parts.password or "")

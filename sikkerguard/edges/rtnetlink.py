@@ -31,7 +31,7 @@ _TYPE_MASK = 0x3FFF
 # The kernel fills at most 32 KiB at a time.
 _RECEIVE = 1 << 16
 # The kernel answers at once; without a limit a lost answer would hang its reader for good.
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 5.0
 # A listing while the listed changes may lack an entry. On a host where something changes all the time each may be
 # such a one; what was in any of so many is there.
 _TRIES = 5

@@ -147,8 +147,9 @@ def _is_told(root: Path) -> bool:
     """Whether logind is told of SSH sessions, by way of PAM. In a container neither PAM's nor sshd's files are within
     reach, and then it is, as on nearly every host that has a logind."""
     pam = [root / "etc/pam.d" / service for service in _PAM_SERVICES]
-    if (root / "etc/pam.d/sshd").exists() and not any(_mentions(path, "pam_systemd.so") for path in pam):
-        return False
+    with suppress(OSError):  # a directory that this user may not enter is out of reach too
+        if (root / "etc/pam.d/sshd").exists() and not any(_mentions(path, "pam_systemd.so") for path in pam):
+            return False
     # The first word on it counts, and sshd's own default is no (sshd_config(5)).
     lines = list(_sshd_lines(root))
     words = (_SSHD_PAM.match(line) for line in lines)
@@ -157,8 +158,11 @@ def _is_told(root: Path) -> bool:
 
 def _sshd_lines(root: Path) -> Iterator[str]:
     config = root / _SSHD_CONFIG.relative_to("/")
+    included: list[Path] = []
+    with suppress(OSError):  # a directory that this user may not enter
+        included = sorted(config.with_name("sshd_config.d").glob("*.conf"))
     # Debian's file begins with the line that includes the others.
-    for path in [*sorted(config.with_name("sshd_config.d").glob("*.conf")), config]:
+    for path in [*included, config]:
         with suppress(OSError):
             yield from path.read_text("utf-8", errors="replace").splitlines()
 

@@ -16,6 +16,7 @@ from sikkerguard.edges.resolvers import RESOLVER_FILES, resolvers
 from sikkerguard.edges.routes import Routes
 from sikkerguard.edges.sessions import SESSIONS, SshPeers
 from sikkerguard.edges.watch import ChangeWatch
+from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,8 +45,20 @@ class Observer:
         whether an address is on the list in force.
 
         Raises:
-            KernelError: routes or addresses can't be read; then nothing new may be blocked.
+            KernelError: routes, addresses or SSH sessions can't be read; then nothing new may be blocked.
         """
+        try:
+            return self._detected(whitelist, ways, ssh_ports, listed)
+        except OSError as error:
+            raise KernelError(f"where this host stands can't be found out: {error}") from error
+
+    def _detected(
+        self,
+        whitelist: Iterable[AllowEntry],
+        ways: Iterable[AllowEntry],
+        ssh_ports: Iterable[int],
+        listed: Callable[[Family, int], bool],
+    ) -> Surroundings:
         routes = self._routes.look()
         on_links = addresses()
         texts = [

@@ -27,7 +27,12 @@ BLOCKED = len(LIST) - 1  # the gateway's address is cut out
 
 
 def test_listed_sources_stay_out_and_innocent_ones_are_served_whatever_comes(guard: Guard, resolver: Resolver) -> None:
-    guard.expected_errors += [" ERROR SikkerAPI", " ERROR 22[0-9] of 27", " ERROR .*SIKKER_CUSTOM_BLACKLIST", " ERROR .*mine.txt"]
+    guard.expected_errors += [
+        " ERROR SikkerAPI",
+        " ERROR 22[0-9] of 27",
+        " ERROR .*SIKKER_CUSTOM_BLACKLIST",
+        " ERROR .*mine.txt",
+    ]
     lab = guard.lab
     # With a rule of somebody's in it, the table is there before and after.
     lab.host.run("iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-d", "192.0.2.250", "-j", "ACCEPT")

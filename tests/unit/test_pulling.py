@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from sikkerguard.config import Config
 from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, State, Surroundings, parse_prefix
 from sikkerguard.cycle import Owner
@@ -19,17 +21,18 @@ from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
 from sikkerguard.needs import Edges
 from sikkerguard.pulling import Puller
+from tests.unit.test_connections import flow, own
 from tests.unit.test_trial_steps import Host, Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    import pytest
-
+    from sikkerguard.core.flows import Flow
     from sikkerguard.core.model import VerifiedList
     from sikkerguard.cycle import InForce
 
 CROWD = [f"198.51.{number >> 8}.{number & 255}" for number in range(100 << 8, (100 << 8) + 2000)]
+CROWD_LINES = "".join(f"{line}\n" for line in CROWD).encode()
 FILE = Path("/nowhere/mine.txt")
 
 
@@ -106,14 +109,22 @@ class File:
     content: bytes | None = None
     version: int = 0
     error: BaseException | None = None
+    restless: bool = False
+    readings: int = 0
+    marks: set[int] = field(default_factory=set)
+    store: Store | None = None
 
     def write(self, content: bytes | None) -> None:
         self.content, self.version = content, self.version + 1
 
     def stamp(self, path: str) -> object:
+        self.version += self.restless
         return self.version
 
     def read(self, path: str) -> bytes:
+        self.readings += 1
+        if self.store is not None and self.store.pulls:
+            self.marks.add(self.store.pulls["unfinished"])
         if self.error is not None:
             raise self.error
         if self.content is None:
@@ -138,8 +149,8 @@ class Desk:
     def state(self) -> State:
         return self.states[-1]
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+    async def until(self, condition: Callable[[], object], seconds: float = 5) -> None:
+        async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.005)
 
@@ -164,11 +175,11 @@ class Desk:
 
 
 @contextmanager
-def desk(store: Store | None = None, **settings: Any) -> Iterator[Desk]:
+def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any) -> Iterator[Desk]:
     with ThreadPoolExecutor(1) as pool:
         owner, kernel, api, file = Owner(pool), Kernel(), Api(CROWD), File()
-        host = Host(kernel, ())
-        known = store or Store()
+        host = Host(kernel, flows)
+        known = file.store = store or Store()
         states = [State(started_at=time.time(), dry_run=False)]
 
         def change(**changes: Any) -> None:
@@ -327,6 +338,68 @@ def test_what_is_held_back_is_asked_for_again_after_a_quarter_of_an_hour() -> No
         assert 600 < pauses[0] <= 900
         assert pauses[1] > 3600
         assert [len(each.admitted.blocklist) for each in made.live] == [2000, 600]
+
+
+@pytest.mark.parametrize("first", ["SikkerAPI", "the file"])
+def test_a_source_s_first_version_is_never_held_back_for_what_it_cuts(first: str) -> None:
+    async def run(made: Desk) -> None:
+        made.file.write(b"203.0.113.7\n" if first == "SikkerAPI" else CROWD_LINES)
+        made.api.lines = CROWD if first == "SikkerAPI" else ["203.0.113.7"]
+        if first == "the file":
+            made.config = replace(made.config, custom_blacklist=None)
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.config = replace(made.config, custom_blacklist=FILE)
+            await made.until(lambda: len(made.live) == 2)
+            # A later version is, once.
+            if first == "SikkerAPI":
+                made.api.lines = [*CROWD, *(f"198.51.200.{number}" for number in range(9))]
+                made.puller.pull_now()
+                await made.until(lambda: made.state.pulls == 2)
+                assert "cuts connections" in last_failure(made)
+                made.puller.pull_now()
+                await made.until(lambda: len(made.live) == 3)
+
+    with desk(custom_blacklist=FILE, flows=[*own(6), *(flow(f"198.51.200.{number}") for number in range(9))]) as made:
+        asyncio.run(run(made))
+
+
+def last_failure(made: Desk) -> str:
+    assert made.state.last_pull is not None
+    return made.state.last_pull.failure
+
+
+def test_the_file_is_read_again_only_where_it_may_have_changed() -> None:
+    async def run(made: Desk) -> None:
+        made.file.write(b"<html>\n")
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            readings.append(made.file.readings)
+            made.puller.pull_now()
+            await made.until(partial(made.has_pulled, 2))
+            readings.append(made.file.readings)
+            made.file.write(b"203.0.113.7\n")
+            await made.until(lambda: len(made.live) == 3)
+
+    readings: list[int] = []
+    with desk(custom_blacklist=FILE) as made:
+        asyncio.run(run(made))
+        assert readings[0] == readings[1]
+        # A process that dies while it reads leaves a mark too.
+        assert made.file.marks == {1}
+
+
+def test_a_file_that_never_rests_is_read_in_the_end() -> None:
+    async def run(made: Desk) -> None:
+        made.file.write(b"203.0.113.7\n")
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            made.file.restless = True
+            made.file.write(b"203.0.113.8\n")
+            await made.until(lambda: len(made.live) == 3, 20)
+
+    with desk(custom_blacklist=FILE) as made:
+        asyncio.run(run(made))
 
 
 def test_the_file_is_in_force_while_sikkerapi_does_not_answer() -> None:

@@ -235,6 +235,12 @@ def test_under_a_tenth_is_believed_when_it_is_said_again() -> None:
     check(offer(300), history(1000, held=frozenset({HALVED, SHRUNK})))
 
 
+def test_reasons_that_take_turns_hold_a_list_back_once_each() -> None:
+    error = refusal(offer(499), history(1000, held=frozenset({"connections"})))
+    assert isinstance(error, HeldBackError)
+    assert error.signs == {HALVED, "connections"}
+
+
 def test_shrinkage_is_measured_against_the_version_before() -> None:
     check(offer(600), history(2502, 1000))
     check(offer(400), history(2502, 600))

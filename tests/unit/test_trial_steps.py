@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,6 +142,21 @@ def test_what_cuts_off_an_upstream_is_tried_again_without_it() -> None:
     assert kernel.committed == listing(INNOCENT, "203.0.113.1")
 
 
+def test_what_the_host_called_before_is_left_out_only_where_it_may_carry_what_failed() -> None:
+    kernel = Kernel()
+    # Answered, and older than the trial: a connection of TCP, and a tunnel.
+    tunnel = replace(flow("198.51.100.20", port=51820), protocol=17)
+    host = Host(kernel, [flow("198.51.100.21"), tunnel, flow(UPSTREAM, unanswered=True)])
+
+    async def work(trial: Trial) -> None:
+        candidate = listing(UPSTREAM, "198.51.100.20", "198.51.100.21")
+        explanation = await trial.run(candidate, Blocklist(), ())
+        assert explanation is not None
+        assert explanation.shown() == f"{UPSTREAM}, 198.51.100.20"
+
+    perform(kernel, host, work)
+
+
 def test_what_only_packets_tell_of_is_left_out_too() -> None:
     kernel = Kernel()
     host = Host(kernel, (), sent=[flow(UPSTREAM, port=53, established=False), flow("192.0.2.9")])
@@ -173,7 +189,7 @@ def test_whoever_only_sends_packets_is_named_and_not_left_out() -> None:
 
 def test_a_second_failure_is_final() -> None:
     kernel = Kernel()
-    host = Host(kernel, [flow(INNOCENT)])
+    host = Host(kernel, [flow(INNOCENT, unanswered=True)])
 
     async def work(trial: Trial) -> None:
         explanation = await trial.run(listing(UPSTREAM, INNOCENT), Blocklist(), ())
@@ -188,7 +204,7 @@ def test_a_second_failure_is_final() -> None:
 
 def test_what_goes_on_failing_without_the_list_proves_nothing_of_it() -> None:
     kernel = Kernel()
-    host = Host(kernel, [flow(UPSTREAM)], recovers=False)
+    host = Host(kernel, [flow(UPSTREAM, unanswered=True)], recovers=False)
 
     async def work(trial: Trial) -> None:
         explanation = await trial.run(listing(UPSTREAM, INNOCENT), Blocklist(), ())
