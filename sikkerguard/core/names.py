@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 OURS = "sikkerguard"
 CHAIN = "SIKKERGUARD"
+COUNT_CHAIN = "SIKKERGUARD-COUNT"
 NEWS_CHAIN = "SIKKERGUARD-NEW"
 REPLIES_CHAIN = "SIKKERGUARD-REPLIES"
-# In the order in which they can be taken away: the first jumps to the others.
-CHAINS = (CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
+# In the order in which they can be taken away: each jumps to such as come behind it.
+CHAINS = (CHAIN, COUNT_CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
 TABLE = "raw"
 HOOK = "PREROUTING"
 LOG_PREFIX = "SIKKERGUARD "

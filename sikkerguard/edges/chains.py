@@ -226,10 +226,11 @@ class Chains:
         for rule in self._chain(table, name).rules:
             matches = [_extension(match) for match in rule.matches]
             # Addresses, interfaces and protocol: ours name none, so whatever is there makes it another rule.
-            header = bytes(rule.get_ip())
+            goto = bool(rule.target.goto)
+            header = _without_goto(rule.get_ip())
             if any(header):
                 matches.append(Extension("header", (("bytes", (header.hex(),)),)))
-            found.append(Rule(tuple(matches), _extension(rule.target), name))
+            found.append(Rule(tuple(matches), _extension(rule.target), name, goto))
         return found
 
 
@@ -281,8 +282,15 @@ def _built(family: Family, rule: Rule) -> Any:
     built = _new_rule(family)
     for match in rule.matches:
         _set_options(built.create_match(match.name), match)
-    _set_options(built.create_target(rule.target.name), rule.target)
+    _set_options(built.create_target(rule.target.name, goto=rule.goto), rule.target)
     return built
+
+
+def _without_goto(header: Any) -> bytes:
+    """The header of a rule, less the flag that says how its target is reached."""
+    copied = type(header).from_buffer_copy(header)
+    copied.flags &= ~(header.IPT_F_GOTO if hasattr(header, "IPT_F_GOTO") else header.IP6T_F_GOTO)
+    return bytes(copied)
 
 
 def _set_options(built: Any, extension: Extension) -> None:

@@ -186,8 +186,10 @@ _EARLIER = """\
 :SIKKERGUARD - [0:0]
 :SIKKERGUARD-NEW - [0:0]
 -F SIKKERGUARD
+-F SIKKERGUARD-COUNT
 -F SIKKERGUARD-NEW
 -F SIKKERGUARD-REPLIES
+-X SIKKERGUARD-COUNT
 -X SIKKERGUARD-REPLIES
 [0:0] -A SIKKERGUARD -m set ! --match-set sikkerguard-v4 src -m set ! --match-set sikkerguard-v4-net src \
 -m set ! --match-set sikkerguard-trial-v4 src -j RETURN

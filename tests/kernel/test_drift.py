@@ -82,7 +82,7 @@ def replace_address(lab: Laboratory, twin: Twin) -> None:
 
 def remove_everything(lab: Laboratory, twin: Twin) -> None:
     remove_jump(lab, twin)
-    for chain in ("SIKKERGUARD", "SIKKERGUARD-NEW", "SIKKERGUARD-REPLIES"):
+    for chain in ("SIKKERGUARD", "SIKKERGUARD-COUNT", "SIKKERGUARD-NEW", "SIKKERGUARD-REPLIES"):
         twin.iptables(lab, "-F", chain)
         twin.iptables(lab, "-X", chain)
     for name in lab.host.run("ipset", "list", "-n").split():
@@ -127,12 +127,16 @@ DRIFTS: dict[str, tuple[Drift, Drift]] = {
     ),
     "more is let through from the link": (widen_link, widen_link),
     "replies are counted as attacks, what the link needs is not let through": (
-        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD", "7", "-j", "SIKKERGUARD-NEW"),
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD-COUNT", "3", "-g", "SIKKERGUARD-NEW"),
         lambda lab, twin: twin.iptables(lab, "-D", "SIKKERGUARD", "4"),
     ),
-    "what counts replies is flushed": (
+    "what counts replies is flushed, they are accepted": (
         lambda lab, twin: twin.iptables(lab, "-F", "SIKKERGUARD-REPLIES"),
         lambda lab, twin: twin.iptables(lab, "-A", "SIKKERGUARD-REPLIES", "-j", "ACCEPT"),
+    ),
+    "replies come back and are counted twice, only TCP is counted as replies": (
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD-COUNT", "3", "-j", "SIKKERGUARD-REPLIES"),
+        lambda lab, twin: twin.iptables(lab, "-R", "SIKKERGUARD-COUNT", "3", "-p", "tcp", "-g", "SIKKERGUARD-REPLIES"),
     ),
     "all of ours is removed": (remove_everything, remove_everything),
 }

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, Family, Prefix, parse_prefix
-from sikkerguard.core.names import CHAIN, CHAINS, LOG_PREFIX, NEWS_CHAIN, REPLIES_CHAIN, loading, set_names
+from sikkerguard.core.names import (
+    CHAIN,
+    CHAINS,
+    COUNT_CHAIN,
+    LOG_PREFIX,
+    NEWS_CHAIN,
+    REPLIES_CHAIN,
+    loading,
+    set_names,
+)
 from sikkerguard.core.plan import (
     CreateSets,
     DesiredFamily,
@@ -119,7 +128,7 @@ class Netfilter:
                 verdict = self._target(rule.target, packet)
                 if rule.target.name in self.chains:
                     verdict = yield from self.steps(packet, within_limit=within_limit, chain=rule.target.name)
-                if verdict == "RETURN" and chain != CHAIN:
+                if (verdict == "RETURN" and chain != CHAIN) or (rule.goto and not verdict):
                     break
                 if verdict:
                     return verdict
@@ -250,7 +259,8 @@ def test_only_what_would_be_dropped_is_looked_at_for_its_headers(family: Family)
     rules = [rule for rule in chain_rules(family) if rule.chain == CHAIN]
     read = [any(match.name == "u32" for match in rule.matches) for rule in rules]
     (allows,) = [at for at, rule in enumerate(rules) if set_names(family).allow in str(rule)]
-    assert read == [False] * (allows + 1) + [True] * (len(rules) - allows - 2) + [False]
+    assert not any(read[: allows + 1])
+    assert [rule.target.name for rule in rules[allows + 1 :]] == ["RETURN"] * sum(read) + [COUNT_CHAIN, "DROP"]
 
 
 @pytest.mark.parametrize("family", Family)
@@ -361,7 +371,11 @@ def test_no_rule_drops_but_the_last_one_whose_counter_is_read(family: Family) ->
     # A hashlimit whose table is full drops the packet by itself, past that counter; so do tcp, udp and icmp6 where a
     # header is cut off.
     assert {match.name for rule in rules for match in rule.matches} == {"set", "limit", "u32"}
-    assert tuple(dict.fromkeys(rule.chain for rule in rules)) == CHAINS == (CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
+    assert tuple(dict.fromkeys(rule.chain for rule in rules)) == CHAINS
+    assert CHAINS == (CHAIN, COUNT_CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
+    # A chain can be taken away once none before it is there that jumps to it.
+    for rule in rules:
+        assert rule.target.name not in CHAINS[: CHAINS.index(rule.chain) + 1]
     (drop,) = [rule for rule in rules if rule.target.name == "DROP"]
     assert drop == [rule for rule in rules if rule.chain == CHAIN][-1]
     assert drop.matches == ()
@@ -456,7 +470,10 @@ def test_a_chain_of_other_rules_is_written(family: Family) -> None:
     wider = tuple(
         replace(rule, matches=tuple(match for match in rule.matches if match.name != "u32")) for rule in right
     )
-    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other, moved, news, wider):
+    comes_back = tuple(replace(rule, goto=False) for rule in right)
+    for rules in ((), right[:-1], right[1:], right[::-1], (*right, hole), (hole, *right), other, moved, news):
+        assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
+    for rules in (wider, comes_back):
         assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
     for rules in ((*right, side_door), tuple(rule for rule in right if rule.chain == CHAIN)):
         assert plan(family, replace(sound(family), rules=rules)) == (WriteChain(family, right),)
@@ -593,7 +610,8 @@ def test_a_plan_can_be_read(family: Family, tool: str) -> None:
     assert "2 ranges" in fill
     assert tool in write
     assert write.count("\n") == len(chain_rules(family))
-    assert f"    {CHAIN}: always -> DROP\n    {NEWS_CHAIN}: " in write
+    assert f"    {CHAIN}: always -> DROP\n    {COUNT_CHAIN}: " in write
+    assert f"    {COUNT_CHAIN}: always => {REPLIES_CHAIN}\n" in write
     assert all(f"    {rule.chain}: {rule}" in write for rule in chain_rules(family))
     assert f"set match-set {names.allow} src -> RETURN" in write
     assert (CHAIN in jump, tool in jump) == (True, True)
