@@ -12,6 +12,7 @@ import pytest
 
 from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, Surroundings, parse_prefix
 from sikkerguard.cycle import Owner
+from sikkerguard.errors import KernelError
 from sikkerguard.keeping import Keeper
 
 if TYPE_CHECKING:
@@ -26,13 +27,19 @@ class Kernel:
 
     def __init__(self) -> None:
         self.allowed: list[Allowlist] = []
+        self.settled: list[Allowlist] = []
+        self.refuses = 0
 
     def allow(self, allowlist: Allowlist) -> None:
-        """Another allowlist."""
+        """Another allowlist, unless it is refused."""
+        if self.refuses:
+            self.refuses -= 1
+            raise KernelError("the kernel is busy")
         self.allowed.append(allowlist)
 
     def settle(self, allowlist: Allowlist) -> tuple[()]:
         """Nothing to repair."""
+        self.settled.append(allowlist)
         return ()
 
 
@@ -156,3 +163,44 @@ def test_a_way_out_without_an_address_is_one(host: Host) -> None:
         assert ALLOWED not in host.keeper.allowlist.entries
 
     asyncio.run(follow())
+
+
+def test_what_the_kernel_refused_is_right_again_though_the_host_is_as_it_was(host: Host) -> None:
+    gateway = AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY)
+    here = Surroundings((gateway,), frozenset({Gateway(Family.V4, "192.0.2.1", 1)}))
+
+    async def flap() -> None:
+        # The gateway goes, the kernel refuses to hear of it, and the gateway is back.
+        host.kernel.refuses = 1
+        host.found = Surroundings((), frozenset())
+        with pytest.raises(KernelError):
+            await host.keeper.follow_host()
+        host.found = here
+        await host.keeper.follow_host()
+
+    async def work() -> None:
+        await host.keeper.begin(Allowlist())
+        await flap()
+        assert gateway in host.keeper.allowlist.entries
+        assert gateway in host.kernel.allowed[-1].entries
+
+    host.found = here
+    asyncio.run(work())
+
+
+def test_what_is_allowed_for_seconds_is_taken_out_though_the_kernel_refused_it(host: Host) -> None:
+    stranger = AllowEntry(*parse_prefix("203.0.113.66"), "SikkerAPI")
+
+    async def work() -> None:
+        host.kernel.refuses = 1
+        with pytest.raises(KernelError):
+            async with host.keeper.tentatively([stranger]):
+                pytest.fail("it was refused")
+        settled = len(host.kernel.settled)
+        host.keeper.notice()
+        async with asyncio.timeout(8):
+            while len(host.kernel.settled) == settled:
+                await asyncio.sleep(0.01)
+
+    run(host, work)
+    assert all(stranger not in allowed.entries for allowed in (*host.kernel.allowed, *host.kernel.settled[-1:]))

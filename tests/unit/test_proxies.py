@@ -114,6 +114,7 @@ def test_a_range_excepts_what_it_covers(
         f"http://someone:{SECRET}@192.0.2.1:0",
         f"http://someone:{SECRET}@[192.0.2.1",
         f"http://someone:{SECRET}@192.0.2.1:port",
+        f"http://someone:{SECRET}@{'long' * 16}.example.net",
     ],
 )
 def test_what_can_be_no_proxy_is_an_error_that_does_not_show_it(text: str) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import struct
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from sikkerguard.edges.sessions import SshPeers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
 ESTABLISHED, TIME_WAIT, LISTEN = "01", "06", "0A"
 PAM, NO_PAM = "session optional pam_systemd.so\n", "session required pam_unix.so\n"
@@ -371,3 +372,26 @@ def test_those_who_stand_longest_are_named_first() -> None:
     early, late = Connection(Family.V4, 1, "a"), Connection(Family.V4, 2, "b")
     known = Standing({late: 5.0, early: 4.0}, frozenset({early, late}))
     assert peers(known) == ((Family.V4, 1), (Family.V4, 2))
+
+
+def test_directories_that_may_not_be_entered_are_out_of_reach() -> None:
+    # Not below pytest's own directory, which is another user's than the one that looks.
+    with tempfile.TemporaryDirectory() as directory:
+        root = Root(Path(directory))
+        root.path.chmod(0o755)
+        root.have_logind()
+        root.log_in("203.0.113.1")
+        root.connect(22, "203.0.113.1")
+        root.write("etc/pam.d/sshd", PAM)
+        root.write("etc/ssh/sshd_config", "UsePAM yes\n")
+        shut = [root.path / "etc/pam.d", root.path / "etc/ssh"]
+        for place in shut:
+            place.chmod(0)
+        try:
+            if os.getuid() == 0:
+                os.seteuid(65534)
+            assert root.look() == ("203.0.113.1",)
+        finally:
+            os.seteuid(os.getuid())
+            for place in shut:
+                place.chmod(0o700)

@@ -1,0 +1,20 @@
+"""The wiring, as far as it can be seen without a service."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from sikkerguard.running import _client
+
+
+def test_whoever_asks_at_the_same_moment_gets_the_same_client() -> None:
+    together = threading.Barrier(8)
+
+    def ask() -> object:
+        together.wait(5)
+        return _client("http://192.0.2.80", "sk_free_same_moment")
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [job.result() for job in [pool.submit(ask) for _ in range(8)]]
+    assert len({id(each) for each in found}) == 1
