@@ -6,6 +6,7 @@ acts on every set of the host where it gets no name, so a name is mandatory here
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ __all__ = ["Entry", "SetHeader", "SetKind", "Sets"]
 
 _SMALLEST_HASH = 64
 _NAME_LIMIT = 31
+# While somebody lists a set, the kernel refuses to swap it (EBUSY) and to destroy it (IPSET_ERR_BUSY of
+# linux/netfilter/ipset/ip_set.h): a listing is over in a moment. What a rule of somebody's refers to stays refused.
+_BUSY = frozenset({16, 4100})
+_PATIENCE_SECONDS, _PAUSE_SECONDS = {"swap": 1.0, "destroy": 0.3}, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +150,18 @@ class Sets:
         from pyroute2.ipset import IPSet, IPSetError
         from pyroute2.netlink.exceptions import NetlinkError
 
-        try:
-            if self._pyroute2 is None:
-                self._pyroute2 = IPSet()
-            action(self._pyroute2)
-        except (IPSetError, NetlinkError, OSError) as error:
-            raise KernelError(f"the kernel refused to {what} the set {name}: {error}") from error
+        deadline = time.monotonic() + _PATIENCE_SECONDS.get(what, 0.0)
+        while True:
+            try:
+                if self._pyroute2 is None:
+                    self._pyroute2 = IPSet()
+                action(self._pyroute2)
+            except (IPSetError, NetlinkError, OSError) as error:
+                if getattr(error, "code", None) in _BUSY and time.monotonic() < deadline:
+                    time.sleep(_PAUSE_SECONDS)
+                    continue
+                raise KernelError(f"the kernel refused to {what} the set {name}: {error}") from error
+            return
 
 
 def _check_name(name: str) -> None:

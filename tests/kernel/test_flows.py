@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.core.flows import TCP, UDP, Direction, Flow, NewlyCovered, newly_dropped, opened_since
-from sikkerguard.core.model import Blocklist, Family, Networks, parse_prefix
+from sikkerguard.core.model import Blocklist, Family, Networks, Prefix, Ranges, parse_prefix
 from sikkerguard.edges import flows as edge
 from sikkerguard.edges.flows import read_flows
 from sikkerguard.edges.outgoing import OutgoingWatch
@@ -143,14 +143,17 @@ def incoming(
 def listed(*texts: str) -> Blocklist:
     """A list of these addresses and ranges."""
     singles: dict[Family, list[bytes]] = {family: [] for family in Family}
-    ranges: dict[Family, list[tuple[int, int]]] = {family: [] for family in Family}
+    ranges: dict[Family, list[Prefix]] = {family: [] for family in Family}
     for text in texts:
         family, prefix = parse_prefix(text)
         if prefix.length == family.bits:
             singles[family].append(prefix.first.to_bytes(family.size, "big"))
         else:
             ranges[family].append(prefix)
-    made = [Networks(family, b"".join(sorted(singles[family])), tuple(sorted(ranges[family]))) for family in Family]  # type: ignore[arg-type]
+    made = [
+        Networks(family, b"".join(sorted(singles[family])), Ranges.of(family, sorted(ranges[family])))
+        for family in Family
+    ]
     return Blocklist(*made)
 
 

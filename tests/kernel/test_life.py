@@ -301,10 +301,13 @@ def test_no_packet_gets_through_when_an_update_dies_at_any_of_its_steps(guard: G
         # One after the other, each start finds what the death before it left.
         with Traffic(guard.lab, innocent=[INNOCENT, INNOCENT_V6], listed=listed) as traffic:
             process = guard.start(*MORTAL, DIE_BEFORE=death)
+            # A start that finds an unfinished update would wait with the next one, unless it is asked.
+            guard.logged(r"Blocking 24004 IPs \(", times=1 + DEATHS.index(death))
+            process.send_signal(signal.SIGHUP)
             assert process.wait(10) == -signal.SIGKILL, death
             traffic.check()
     with Traffic(guard.lab, innocent=[INNOCENT, INNOCENT_V6], listed=listed) as traffic:
-        guard.start()
+        guard.start().send_signal(signal.SIGHUP)
         guard.logged("Blocking 24004 IPs$", times=2)
         traffic.check()
     assert guard.blocked() == after

@@ -307,7 +307,7 @@ def test_who_logind_records_stays_allowed_until_the_session_ends_and_nobody_else
     guessing = "203.0.113.66"
     files.have_logind()
     guard.serve("203.0.113.7")
-    files.start(guard)
+    files.start(guard, SIKKER_MAX_GROWTH="10")
     guard.logged("Blocking 1 IPs")
     # On a port that sshd's configuration does not name.
     with connected(lab, guessing), connected(lab, peer, 60022) as session:
@@ -346,7 +346,7 @@ def test_without_logind_who_stands_long_is_let_in_and_who_is_listed_or_comes_ane
     lab.own(guessing)
     with connected(lab, listed, port):
         guard.serve(listed)
-        files.start(guard, *TRUSTING, SIKKER_SSH_PORTS=str(port))
+        files.start(guard, *TRUSTING, SIKKER_SSH_PORTS=str(port), SIKKER_MAX_GROWTH="10")
         guard.logged(f"a connection to port 22, {port} counts as one once it has stood for 3 s")
         guard.logged("Blocking 1 IPs")
         with connected(lab, standing, port) as session:
