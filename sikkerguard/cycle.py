@@ -13,12 +13,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from sikkerguard.core.connections import MOST_LEFT_OUT
 from sikkerguard.core.coverage import Extent, extent_of
 from sikkerguard.core.history import carried
 from sikkerguard.core.model import LOCAL_FILE, SIKKERAPI, SSH, Admission, Blocklist, ListedSource, VerifiedList
 from sikkerguard.core.parse import ApiParser, check_together, merge_content, read_custom
 from sikkerguard.core.policy import admit, allowed_though_listed, describe_removed, without_special
-from sikkerguard.core.size_guard import Offer, Version, check_change, check_coverage, nothing_left
+from sikkerguard.core.size_guard import Offer, Version, check_change, nothing_left
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace, ListFileFace
     from sikkerguard.core.model import Allowlist, LeftOut
+    from sikkerguard.core.parse import Parsed
     from sikkerguard.core.pull_memory import PullMemory
     from sikkerguard.core.size_guard import Limits
     from sikkerguard.trial import Trial
@@ -94,7 +96,7 @@ async def fetch(config: Config, api: ApiFace, progress: Callable[[], None]) -> t
         log.warning("SikkerAPI's list: %s skipped (%s).", describe_removed(parsed.rejected), "; ".join(parsed.samples))
     offer = Offer(
         _IN_WORDS[SIKKERAPI],
-        await asyncio.to_thread(_extent_of, parsed.content),
+        await asyncio.to_thread(_extent_of, parsed),
         lines=parsed.lines + parsed.short,
         short=parsed.short,
         query=_digest(config.api_url, str(config.score_min), config.api_key),
@@ -117,7 +119,7 @@ async def read_file(path: Path, files: ListFileFace) -> Change:
         log.warning("SIKKER_CUSTOM_BLACKLIST: %d more lines of %s are skipped.", len(skipped) - _SHOWN, path)
     if not parsed.lines and not parsed.short:
         return Change(LOCAL_FILE, parsed.content)  # comments alone: nothing is to be blocked by it
-    extent = await asyncio.to_thread(_extent_of, parsed.content)
+    extent = await asyncio.to_thread(_extent_of, parsed)
     lines = parsed.lines + parsed.short
     offer = Offer(_IN_WORDS[LOCAL_FILE], extent, lines, parsed.short, query=_digest(str(path)), local=True)
     return Change(LOCAL_FILE, parsed.content, offer)
@@ -170,8 +172,6 @@ class Cycle:
             verified_at, spared = before.verified.verified_at, before.verified.left_out
         admission = await asyncio.to_thread(admit, listed, allowlist, spared)
         extent = await asyncio.to_thread(extent_of, admission.blocklist)
-        if not accept:
-            check_coverage("All of what is listed together", extent, self.limits)
         await self._say_what_is_left_out(admission, listed, allowlist)
         held_back = frozenset[str]().union(*(memory.of(change.name).held_back for change in changes))
         # A source's first version is never held back for this: there is no earlier one to go on with.
@@ -226,7 +226,8 @@ class Cycle:
         api_addresses: tuple[str, ...],
     ) -> tuple[Admission, tuple[LeftOut, ...]]:
         """Commit the admission, or what is left of it without what explains a failed self-test."""
-        explaining = await self.trial.run(admission.blocklist, committed, api_addresses)
+        more = MOST_LEFT_OUT - len(left_out)
+        explaining = await self.trial.run(admission.blocklist, committed, api_addresses, most_left_out=more)
         if explaining is None:
             return admission, left_out
         narrowed = (*left_out, *explaining.left_out)
@@ -270,8 +271,9 @@ def _sources_after(before: InForce | None, changes: Iterable[Change], now: float
     return tuple(source for name in sorted(generations, reverse=True) for source in generations[name])
 
 
-def _extent_of(content: Blocklist) -> Extent:
-    return extent_of(without_special(content))
+def _extent_of(parsed: Parsed) -> Extent:
+    """The size of a list by its entries as they were read: those that touch become one, and many wide ranges few."""
+    return extent_of(without_special(parsed.content))._replace(entries=parsed.lines)
 
 
 def _digest(*parts: str) -> str:

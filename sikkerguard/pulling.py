@@ -17,7 +17,7 @@ from sikkerguard.core.parse import merge_content
 from sikkerguard.core.policy import admit, without_special
 from sikkerguard.core.pull_memory import PullMemory, from_json
 from sikkerguard.core.schedule import after_unfinished, duration_text, next_pull, next_try
-from sikkerguard.core.size_guard import Limits, SourceHistory, Version
+from sikkerguard.core.size_guard import Limits, SourceHistory, Version, check_coverage
 from sikkerguard.cycle import Change, Cycle, InForce, fetch
 from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuardError, as_sentence
 from sikkerguard.localfile import LocalFile
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import ApiFace, ProbesFace
-    from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, State
+    from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, State, VerifiedList
     from sikkerguard.cycle import Owner
     from sikkerguard.door import Door
     from sikkerguard.keeping import Keeper
@@ -94,6 +94,9 @@ class Puller:
             self._file_changed,
         )
         self._probes: tuple[Config, ProbesFace] | None = None
+        self._fetching: asyncio.Task[tuple[Change, int | None]] | None = None
+        self._accept = False
+        self._under_way = 0
         self.in_force: InForce | None = None
 
     def pull_now(self) -> None:
@@ -137,18 +140,44 @@ class Puller:
             return
         if verified is None:
             return
+        verified = self._believable(verified)
         listed = merge_content([source.content for source in verified.sources])
         admission = admit(listed, self._keeper.allowlist, verified.left_out)
         self.in_force = InForce(verified, listed, admission, extent_of(admission.blocklist))
-        for name in {source.name for source in verified.sources} - self._memory.sources.keys():
-            # Of a version that did not keep this, or where it could not be kept.
-            content = merge_content([source.content for source in verified.content_of(name)])
-            version = Version(verified.verified_at, extent_of(without_special(content)))
-            self._memory = self._memory.with_source(name, SourceHistory((version,)))
         self._show_lists()
+
+    def _believable(self, verified: VerifiedList) -> VerifiedList:
+        """The list without sources of which no history is known and which cover too much: a version that had no such
+        guard took them. Every other source has a history from here on."""
+        left_out = set[str]()
+        for name in {source.name for source in verified.sources} - self._memory.sources.keys():
+            content = merge_content([source.content for source in verified.content_of(name)])
+            extent = extent_of(without_special(content))
+            try:
+                check_coverage(f"The list of {name} that is kept on disk", extent, self._limits())
+            except ListError as error:
+                log.error("%s. It is not used, and the next one is measured as a first one.", error)
+                left_out.add(name)
+            else:
+                history = SourceHistory((Version(verified.verified_at, extent),))
+                self._memory = self._memory.with_source(name, history)
+        return replace(verified, sources=tuple(source for source in verified.sources if source.name not in left_out))
+
+    def _limits(self) -> Limits:
+        return Limits(self._settings().max_growth, self._settings().max_coverage)
 
     async def pull_forever(self) -> None:
         """Pull at once and then in the rhythm of the settings, sooner where it failed or is asked for."""
+        try:
+            await self._work_forever()
+        finally:
+            if self._fetching is not None:
+                self._fetching.cancel()
+                await asyncio.gather(self._fetching, return_exceptions=True)
+
+    async def _work_forever(self) -> None:
+        """What is put in force is one after the other. What is fetched is beside it: a server that takes its time keeps
+        neither the local file nor a changed allowlist waiting."""
         readmit_at = math.inf
         self._next_at = self._file_at = time.monotonic() + self._first_pause()
         while True:
@@ -157,20 +186,28 @@ class Puller:
             if self._readmission_wanted or now >= readmit_at:
                 self._readmission_wanted = False
                 readmit_at = await _after(self._attempt_readmission())
-            pulling = self._pull_wanted or now >= self._next_at
-            # Whatever becomes of this round, the wish to accept what it brings is for no other.
-            accept = pulling and await self._take_acceptance()
-            if self._file_wanted or pulling or now >= self._file_at:
-                self._file_wanted = False
-                self._file_at = await _after(self._attempt_file(accept=accept))
+            pulling = self._fetching is None and (self._pull_wanted or now >= self._next_at)
             if pulling:
                 self._pull_wanted = False
+                # Whatever becomes of this round, the wish to accept what it brings is for no other.
+                self._accept = await self._take_acceptance()
+            if self._file_wanted or pulling or now >= self._file_at:
+                self._file_wanted = False
+                self._file_at = await _after(self._attempt_file(accept=pulling and self._accept))
+            if pulling:
                 self._change(pulling=True)
-                self._next_at = await _after(self._attempt_pull(accept=accept))
-            self._change(next_pull_at=time.time() + self._next_at - time.monotonic())
+                self._fetching = asyncio.create_task(self._fetch())
+                self._fetching.add_done_callback(lambda _: self._work_wanted.set())
+            elif self._fetching is not None and self._fetching.done():
+                fetched, self._fetching = self._fetching, None
+                self._next_at = await _after(self._attempt_pull(fetched, accept=self._accept))
+            next_at = math.inf
+            if self._fetching is None:
+                next_at = self._next_at
+                self._change(next_pull_at=time.time() + next_at - time.monotonic())
             self._tell()
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, min(self._next_at, self._file_at, readmit_at) - time.monotonic())):
+                async with asyncio.timeout(max(0.0, min(next_at, self._file_at, readmit_at) - time.monotonic())):
                     await self._work_wanted.wait()
 
     def _first_pause(self) -> float:
@@ -191,13 +228,17 @@ class Puller:
 
     # What is tried, and what a failure means
 
-    async def _attempt_pull(self, *, accept: bool) -> float:
-        """Pull; what goes wrong is said in one line, with what stays protected and when it is tried again. Gives the
-        seconds until the next one."""
+    async def _attempt_pull(self, fetched: asyncio.Task[tuple[Change, int | None]], *, accept: bool) -> float:
+        """Put in force what was fetched; what went wrong with either is said in one line, with what stays protected and
+        when it is tried again. Gives the seconds until the next pull."""
         self._unreachable = False
         try:
+            change, remaining = fetched.result()
+            first = self.in_force is None
             async with self._marked():
-                await self._pull(accept=accept)
+                await self._update([change], accept=accept, quota_remaining=remaining)
+            if first:
+                self._file_changed()  # where only the kernel knew what to block, the file had to wait
         except (SikkerGuardError, MemoryError) as caught:
             error = _told_apart(caught)
             self._failures += 1
@@ -262,19 +303,28 @@ class Puller:
     @asynccontextmanager
     async def _marked(self) -> AsyncIterator[None]:
         """Have it on disk that an update is under way. A process that dies of one is not to try it again at once."""
-        await self._remember(replace(self._memory, unfinished=self._memory.unfinished + 1))
+        self._under_way += 1
+        if self._under_way == 1:
+            await self._remember(replace(self._memory, unfinished=self._memory.unfinished + 1))
         try:
             yield
         except asyncio.CancelledError:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._remember(replace(self._memory, unfinished=0)), _LAST_SECONDS)
+                await asyncio.wait_for(self._remember(self._without_mark()), _LAST_SECONDS)
             raise
         except BaseException:
             # What failed is noted on disk behind this; after what is no error of ours, the mark stays there.
-            self._memory = replace(self._memory, unfinished=0)
+            self._memory = self._without_mark()
             raise
-        if self._memory.unfinished:
-            await self._remember(replace(self._memory, unfinished=0))
+        else:
+            if self._memory != (unmarked := self._without_mark()):
+                await self._remember(unmarked)
+        finally:
+            self._under_way -= 1
+
+    def _without_mark(self) -> PullMemory:
+        """What is remembered when the update at hand has ended: no mark, unless another one is under way."""
+        return self._memory if self._under_way > 1 else replace(self._memory, unfinished=0)
 
     async def _note_refusal(self, error: SikkerGuardError, name: str) -> None:
         """Remember for which signs a version was held back; any other refusal ends that. What could not be had at all
@@ -309,19 +359,17 @@ class Puller:
 
     # What is done
 
-    async def _pull(self, *, accept: bool) -> None:
+    async def _fetch(self) -> tuple[Change, int | None]:
+        """SikkerAPI's list, and what is left of the day's quota of pulls. Raises what `fetch` raises."""
         config = self._settings()
         if self._api is None or self._api[0] is not config:
             # In a thread, as are the probes: what they import takes a while to read.
             self._api = config, await asyncio.to_thread(self._edges.make_api, config)
         api = self._api[1]
-        await self._door.open(config)
-        await self._keeper.follow_host()
-        change, remaining = await fetch(config, api, self._progress)
-        changes = [change]
-        if self.in_force is None and (of_file := await self._file_change()) is not None:
-            changes.append(of_file)
-        await self._update(changes, accept=accept, quota_remaining=remaining)
+        async with self._marked():
+            await self._door.open(config)
+            await self._keeper.follow_host()
+            return await fetch(config, api, self._progress)
 
     async def _update(self, changes: list[Change], *, accept: bool, quota_remaining: int | None) -> None:
         config = self._settings()
@@ -346,14 +394,6 @@ class Puller:
         allowlist = self._keeper.allowlist
         await self._committed(await cycle.readmit(self.in_force, allowlist, self._keeper.api_addresses), allowlist)
 
-    async def _file_change(self) -> Change | None:
-        """The local file's new version, where SikkerAPI's list must not wait for it."""
-        try:
-            return await self._file.change()
-        except (ListError, MemoryError) as caught:
-            await self._judge_file(_told_apart(caught))
-            return None
-
     def _content_of(self, name: str) -> list[Blocklist]:
         """The generations of a source in force; empty without."""
         if self.in_force is None:
@@ -372,7 +412,7 @@ class Puller:
             on_trial=lambda running: self._change(on_trial=running),
             progress=self._progress,
         )
-        return Cycle(trial, Limits(config.max_growth, config.max_coverage), self._said_of_connections)
+        return Cycle(trial, self._limits(), self._said_of_connections)
 
     async def _committed(self, in_force: InForce, allowlist: Allowlist) -> None:
         self.in_force = in_force
@@ -389,7 +429,7 @@ class Puller:
                     error,
                 )
             # Before it is said: whoever ends the process then does not end it in the middle of an update.
-            await self._remember(replace(self._memory, unfinished=0))
+            await self._remember(self._without_mark())
         self._show_lists()
         self._live(in_force)
 

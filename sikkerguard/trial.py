@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.connections import CONNECTIONS, cut_connections, explain, hold_back
+from sikkerguard.core.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connections, explain, hold_back
 from sikkerguard.core.flows import TCP, Flow, NewlyCovered, opened_since
 from sikkerguard.core.model import Blocklist, Prefix, family_of, to_text
 from sikkerguard.core.selftest import already_failing, lost
@@ -102,7 +102,12 @@ class Trial:
             hold_back(cut, sessions, held_back)
 
     async def run(
-        self, candidate: Blocklist, committed: Blocklist, api_addresses: tuple[str, ...]
+        self,
+        candidate: Blocklist,
+        committed: Blocklist,
+        api_addresses: tuple[str, ...],
+        *,
+        most_left_out: int = MOST_LEFT_OUT,
     ) -> Explanation | None:
         """Commit the candidate if the host stays connected with it. If not, and the host had opened connections to
         addresses that only the candidate has, these are the answer, for another try without them.
@@ -114,7 +119,7 @@ class Trial:
         try:
             await self._try(candidate, committed, None, api_addresses)
         except _LostError as error:
-            explanation = explain(error.flows, error.tests, error.before)
+            explanation = explain(error.flows, error.tests, error.before, most_left_out)
             if explanation is None:
                 raise
             log.warning("The new list is tried once more without %s: %s.", explanation.shown(), error)

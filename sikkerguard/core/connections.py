@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.flows import newly_dropped
+from sikkerguard.core.flows import TCP, UDP, newly_dropped
 from sikkerguard.core.model import LeftOut
 from sikkerguard.errors import HeldBackError
 
@@ -22,6 +22,8 @@ _LEAST, _SHARE = 5, 0.1
 _NAMED = 10
 # More than so many addresses are no single mistake of a list.
 MOST_LEFT_OUT = 8
+# DNS, over TLS, and over HTTPS.
+_DNS_PORTS = frozenset({53, 853, 443})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +86,30 @@ class Explanation:
 
 
 def explain(
-    flows: Sequence[Flow], failed: Sequence[ProbeResult], before: tuple[ProbeResult, ...]
+    flows: Sequence[Flow], failed: Sequence[ProbeResult], before: tuple[ProbeResult, ...], most: int = MOST_LEFT_OUT
 ) -> Explanation | None:
     """The far ends of connections that this host opened, or tried to open, to addresses of the candidate while a
-    self-test failed; None without any. At most eight, the first of `flows` first."""
-    ends = dict.fromkeys((flow.family, flow.peer) for flow in flows if flow.outgoing)
-    if not ends:
+    self-test failed; None without any. At most eight, or `most` if that is less: first those at ports that go with what
+    failed, then as they come in `flows`."""
+    outgoing = sorted((flow for flow in flows if flow.outgoing), key=lambda flow: not _goes_with(flow, failed))
+    ends = dict.fromkeys((flow.family, flow.peer) for flow in outgoing)
+    if not ends or most <= 0:
         return None
     test = failed[0].name
-    left_out = tuple(LeftOut(family, peer, test) for family, peer in list(ends)[:MOST_LEFT_OUT])
+    left_out = tuple(LeftOut(family, peer, test) for family, peer in list(ends)[:most])
     return Explanation(left_out, before)
+
+
+def _goes_with(flow: Flow, failed: Sequence[ProbeResult]) -> bool:
+    """Whether the flow may be what a self-test lacked: other programs of the host call listed addresses too."""
+    return any(
+        flow.port in _DNS_PORTS
+        if result.name.startswith("DNS")
+        else flow.protocol not in (TCP, UDP)
+        if result.name.startswith("gateway")
+        else flow.protocol == TCP
+        for result in failed
+    )
 
 
 def _is_own(flow: Flow) -> bool:

@@ -17,6 +17,10 @@ RESOLVER_FILES = (
     Path("/run/systemd/resolve/resolv.conf"),
 )
 
+# The C library asks the first three of its file (resolv.conf(5), MAXNS), and systemd-resolved one at a time of what the
+# links have brought it: whoever answers a host's DHCP must not get all the Internet allowed by it.
+_MOST_SERVERS = 16
+
 
 def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
     """The name servers that these files name, without zone, each once (resolv.conf(5)).
@@ -26,6 +30,7 @@ def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     for path in files:
+        named = 0
         with suppress(OSError):
             for line in path.read_text("utf-8", errors="replace").splitlines():
                 words = line.split()
@@ -33,6 +38,7 @@ def resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
                     text = words[1].partition("%")[0]
                     with suppress(ValueError):
                         _, number = parse_address(text)
-                        if number:
+                        if number and named < _MOST_SERVERS:
+                            named += 1
                             found[text] = None
     return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import struct
 import time
@@ -150,7 +151,12 @@ def _is_told(root: Path) -> bool:
     with suppress(OSError):  # a directory that this user may not enter is out of reach too
         if (root / "etc/pam.d/sshd").exists() and not any(_mentions(path, "pam_systemd.so") for path in pam):
             return False
-    # The first word on it counts, and sshd's own default is no (sshd_config(5)).
+    # The first word on it counts, and sshd's own default is no (sshd_config(5)). Of files that this user may not read
+    # nothing can be said.
+    config = root / _SSHD_CONFIG.relative_to("/")
+    with suppress(OSError):
+        if config.exists() and not os.access(config, os.R_OK, effective_ids=True):
+            return True
     lines = list(_sshd_lines(root))
     words = (_SSHD_PAM.match(line) for line in lines)
     return not lines or next((match[1].lower() == "yes" for match in words if match), False)

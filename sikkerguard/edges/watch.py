@@ -96,8 +96,9 @@ class ChangeWatch:
         """Watch the directories in which the files lie, links followed too, since a file that is replaced is a new
         file; and the files themselves, since one that is mounted by itself changes in another directory. A second
         watch of the same thing changes nothing."""
-        places = {file.parent for file in self._files} | {file.resolve().parent for file in self._files}
-        self._names = {file.name for file in self._files} | {file.resolve().name for file in self._files}
+        ends = [end for file in self._files if (end := _end_of(file)) is not None]
+        places = {file.parent for file in (*self._files, *ends)}
+        self._names = {file.name for file in (*self._files, *ends)}
         for place in (*places, *self._files, *self._folders):
             # Of what is not there yet, the nearest directory that is: systemd-resolved may start after us.
             existing = place
@@ -229,3 +230,11 @@ def _checked(answer: int, what: str) -> int:
     if answer < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
     return answer
+
+
+def _end_of(file: Path) -> Path | None:
+    """Where the links lead, if to anywhere: Python before 3.13 calls a circle of them a RuntimeError."""
+    try:
+        return file.resolve()
+    except (OSError, RuntimeError):
+        return None

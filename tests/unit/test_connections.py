@@ -94,6 +94,18 @@ def test_only_what_the_host_sent_first_explains_a_failure() -> None:
     assert found.before == FAILED
 
 
+def test_what_goes_with_the_failed_test_comes_before_other_callers() -> None:
+    upstream = flow("203.0.113.200", port=53)
+    found = explain([*(flow(f"198.51.100.{number}", port=6667) for number in range(1, 13)), upstream], FAILED, ())
+    assert found is not None
+    assert str(found.left_out[0]) == "203.0.113.200"
+    assert len(found.left_out) == MOST_LEFT_OUT
+    few = explain([flow("198.51.100.1", port=6667), upstream], FAILED, (), 1)
+    assert few is not None
+    assert few.shown() == "203.0.113.200"
+    assert explain([upstream], FAILED, (), 0) is None
+
+
 def test_at_most_eight_addresses_are_left_out_the_first_ones() -> None:
     found = explain(own(12), FAILED, ())
     assert found is not None

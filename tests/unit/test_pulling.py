@@ -15,20 +15,31 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sikkerguard.config import Config
-from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, State, Surroundings, parse_prefix
+from sikkerguard.core.model import (
+    GATEWAY,
+    AllowEntry,
+    Allowlist,
+    Family,
+    Gateway,
+    ListedSource,
+    State,
+    Surroundings,
+    VerifiedList,
+    parse_prefix,
+)
 from sikkerguard.cycle import Owner
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
 from sikkerguard.needs import Edges
 from sikkerguard.pulling import Puller
 from tests.unit.test_connections import flow, own
+from tests.unit.test_policy import listing
 from tests.unit.test_trial_steps import Host, Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from sikkerguard.core.flows import Flow
-    from sikkerguard.core.model import VerifiedList
     from sikkerguard.cycle import InForce
 
 CROWD = [f"198.51.{number >> 8}.{number & 255}" for number in range(100 << 8, (100 << 8) + 2000)]
@@ -367,6 +378,62 @@ def test_a_source_s_first_version_is_never_held_back_for_what_it_cuts(first: str
 def last_failure(made: Desk) -> str:
     assert made.state.last_pull is not None
     return made.state.last_pull.failure
+
+
+def test_a_server_that_takes_its_time_keeps_the_file_from_nothing() -> None:
+    async def run(made: Desk) -> None:
+        made.api.hangs = True
+        async with made.running():
+            await made.until(lambda: made.api.asked)
+            made.file.write(b"203.0.113.7\n")
+            await made.until(lambda: made.live)
+            assert made.state.pulling
+            # Another update has ended, and the pull is still under way.
+            assert made.store.pulls["unfinished"] == 1
+
+    with desk(custom_blacklist=FILE) as made:
+        asyncio.run(run(made))
+        assert made.store.pulls["unfinished"] == 0
+
+
+def test_a_bad_file_keeps_sikkerapi_s_first_list_from_nothing() -> None:
+    async def run(made: Desk) -> None:
+        made.file.write(b"203.0.113.7\n" * 20 + b"2.0.0.0/7\n")
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+
+    for protecting in (False, True):
+        with desk(custom_blacklist=FILE) as made:
+            # With True, as after a start that found a list in the kernel and none on the disk.
+            made.states[-1] = replace(made.states[-1], protecting=protecting)
+            asyncio.run(run(made))
+
+
+def test_a_list_that_an_earlier_version_took_though_it_covers_too_much_is_not_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wide = listing(*(f"{first}.0.0.0/8" for first in range(1, 224)))
+    mine = listing("203.0.113.7")
+    store = Store()
+    store.list = VerifiedList(
+        (ListedSource("SikkerAPI", wide, 0.0), ListedSource("SIKKER_CUSTOM_BLACKLIST", mine, 0.0)), time.time()
+    )
+    with desk(store, custom_blacklist=FILE) as made:
+        made.file.write(b"203.0.113.7\n")
+        made.puller.load_cached()
+        assert made.puller.in_force is not None
+        assert made.puller.in_force.admitted.blocklist == mine
+        # What is pulled then is a first version.
+        made.store.list = None
+        asyncio.run(pull_once(made))
+        assert len(made.live[-1].admitted.blocklist) == 2000 + 1
+    assert "The list of SikkerAPI that is kept on disk covers 86.2% of IPv4" in caplog.text
+
+
+async def pull_once(made: Desk) -> None:
+    async with made.running():
+        await made.until(lambda: made.state.pulls)
 
 
 def test_the_file_is_read_again_only_where_it_may_have_changed() -> None:

@@ -374,6 +374,25 @@ def test_those_who_stand_longest_are_named_first() -> None:
     assert peers(known) == ((Family.V4, 1), (Family.V4, 2))
 
 
+def test_of_a_configuration_that_may_not_be_read_nothing_is_said() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Root(Path(directory))
+        root.path.chmod(0o755)
+        root.have_logind()
+        root.connect(22, "203.0.113.66")
+        root.write("etc/pam.d/sshd", PAM)
+        root.write("etc/ssh/sshd_config.d/50.conf", "PermitRootLogin no\n")
+        root.write("etc/ssh/sshd_config", "UsePAM yes\n")
+        (root.path / "etc/ssh/sshd_config").chmod(0)
+        try:
+            if os.getuid() == 0:
+                os.seteuid(65534)
+            # Nobody is logged in by the records, which are believed.
+            assert root.look_when_all_stand() == ()
+        finally:
+            os.seteuid(os.getuid())
+
+
 def test_directories_that_may_not_be_entered_are_out_of_reach() -> None:
     # Not below pytest's own directory, which is another user's than the one that looks.
     with tempfile.TemporaryDirectory() as directory:

@@ -47,6 +47,12 @@ def test_a_resolver_is_one_address(line: str, found: tuple[str, ...], tmp_path: 
     assert resolvers([file, tmp_path / "missing"]) == found
 
 
+def test_of_many_resolvers_the_first_ones_count(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("".join(f"nameserver 198.51.{number >> 8}.{number & 255}\n" for number in range(2400)))
+    assert resolvers([path]) == tuple(f"198.51.0.{number}" for number in range(16))
+
+
 def test_a_resolver_that_two_files_name_is_one(tmp_path: Path) -> None:
     for name, address in (("one", "203.0.113.1"), ("other", "203.0.113.2")):
         (tmp_path / name).write_text(f"nameserver 203.0.113.9\nnameserver {address}\n")
