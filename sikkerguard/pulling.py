@@ -202,6 +202,8 @@ class Puller:
                 fetched, self._fetching = self._fetching, None
                 self._next_at = await _after(self._attempt_pull(fetched, accept=self._accept))
             next_at = math.inf
+            if self._fetching is None and self._pull_wanted:
+                continue  # wanted while the one before was under way
             if self._fetching is None:
                 next_at = self._next_at
                 self._change(next_pull_at=time.time() + next_at - time.monotonic())

@@ -307,7 +307,9 @@ def test_no_packet_gets_through_when_an_update_dies_at_any_of_its_steps(guard: G
             assert process.wait(10) == -signal.SIGKILL, death
             traffic.check()
     with Traffic(guard.lab, innocent=[INNOCENT, INNOCENT_V6], listed=listed) as traffic:
-        guard.start().send_signal(signal.SIGHUP)
+        process = guard.start()
+        guard.logged(r"Blocking 24004 IPs \(", times=1 + len(DEATHS))
+        process.send_signal(signal.SIGHUP)
         guard.logged("Blocking 24004 IPs$", times=2)
         traffic.check()
     assert guard.blocked() == after

@@ -95,11 +95,14 @@ class Api:
     remaining: int | None = None
     asked: int = 0
     hangs: bool = False
+    held: asyncio.Event | None = None
 
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Api:
         self.asked += 1
         if self.hangs:
             await asyncio.Event().wait()
+        if self.held is not None:
+            await self.held.wait()
         if self.error is not None:
             raise self.error
         await sink("".join(f"{line}\n" for line in self.lines).encode())
@@ -394,6 +397,21 @@ def test_a_server_that_takes_its_time_keeps_the_file_from_nothing() -> None:
     with desk(custom_blacklist=FILE) as made:
         asyncio.run(run(made))
         assert made.store.pulls["unfinished"] == 0
+
+
+def test_a_pull_that_is_asked_for_while_one_is_under_way_is_made_behind_it() -> None:
+    async def run(made: Desk) -> None:
+        made.api.held = asyncio.Event()
+        async with made.running():
+            await made.until(lambda: made.api.asked)
+            made.puller.pull_now()
+            await asyncio.sleep(0.05)
+            made.api.held.set()
+            await made.until(lambda: made.state.pulls == 2)
+
+    with desk() as made:
+        asyncio.run(run(made))
+        assert made.api.asked == 2
 
 
 def test_a_bad_file_keeps_sikkerapi_s_first_list_from_nothing() -> None:
