@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core import conntrack, routes, sockets
-from sikkerguard.core.flows import TCP, UDP, Direction, Flow
+from sikkerguard.core.flows import Direction, Flow
 from sikkerguard.core.model import Family, family_of
 from sikkerguard.core.netlink import DONE, DUMP, DUMP_INTERRUPTED, ERROR, error_code, messages, request
 from sikkerguard.core.policy import always_allowed
+from sikkerguard.core.protocols import TCP, UDP
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:

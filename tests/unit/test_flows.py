@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from sikkerguard.core import conntrack, routes, sockets
 from sikkerguard.core.conntrack import Entry, flows_of, read_entry
-from sikkerguard.core.flows import TCP, UDP, Direction, Flow, NewlyCovered, newly_dropped, opened_since
+from sikkerguard.core.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
 from sikkerguard.core.model import Blocklist, Family, Networks, Prefix, Ranges
 from sikkerguard.core.netlink import DONE, attribute, attributes, messages, request
+from sikkerguard.core.protocols import TCP, UDP
 from sikkerguard.core.sockets import Socket, read_socket, socket_flow
 from sikkerguard.edges import flows as edge
 from sikkerguard.errors import KernelError
