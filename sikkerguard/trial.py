@@ -13,13 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
 from sikkerguard.core.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connections, explain, hold_back
-from sikkerguard.core.flows import TCP, Flow, NewlyCovered, opened_since
-=======
-from sikkerguard.core.connections import CONNECTIONS, cut_connections, explain, hold_back
 from sikkerguard.core.flows import Flow, NewlyCovered, opened_since
->>>>>>> 4de649f (Numbers of protocols and the bounds of global unicast IPv6 stand in one place each)
 from sikkerguard.core.model import Blocklist, Prefix, family_of, to_text
 from sikkerguard.core.protocols import TCP
 from sikkerguard.core.selftest import already_failing, lost
