@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ListedBy:
     """One list's entry that covers the address; `since` is in Unix seconds."""
 
     source: str
@@ -34,7 +34,7 @@ class Finding:
 
     address: str
     blocked: bool
-    listings: tuple[Listing, ...]
+    listings: tuple[ListedBy, ...]
     allowed_by: str | None
     packets: int
     left_out: str | None = None
@@ -104,12 +104,12 @@ def _verified(store: Store) -> VerifiedList | None:
         raise SikkerGuardError(str(error)) from error
 
 
-def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[Listing, ...]:
+def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[ListedBy, ...]:
     if verified is None:
         return ()
     found = []
     for source in verified.sources:
         entry: Prefix | None = source.content.of(family).find(address)
         if entry is not None:
-            found.append(Listing(source.name, to_text(family, entry), source.since))
+            found.append(ListedBy(source.name, to_text(family, entry), source.since))
     return tuple(found)

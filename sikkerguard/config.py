@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from sikkerguard.core.model import AllowEntry, Family, Interval, parse_prefix
 from sikkerguard.core.ranges import merge
+from sikkerguard.core.special import GLOBAL_UNICAST_V6
 from sikkerguard.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_INTERVAL = 10.0
 # More of them are a list, and should be ranges.
 _LONGEST_WHITELIST = 4096
-# All that is assigned of IPv6 lies in it (RFC 4291, section 2.4).
-_GLOBAL_UNICAST_V6 = Interval(0x2 << 124, (0x4 << 124) - 1)
 _LONGEST_INTERVAL = 366 * 86400.0
 _PERCENTAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%?")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -339,7 +338,7 @@ def _whitelist(text: str) -> tuple[AllowEntry, ...]:
 
 def _covers_half(family: Family, entries: list[AllowEntry]) -> bool:
     """Whether these leave less than half of the family's addresses to be blocked."""
-    whole = _GLOBAL_UNICAST_V6 if family is Family.V6 else Interval(0, (1 << family.bits) - 1)
+    whole = GLOBAL_UNICAST_V6 if family is Family.V6 else Interval(0, (1 << family.bits) - 1)
     covered = sum(
         max(0, min(last, whole.last) - max(first, whole.first) + 1)
         for first, last in merge(

@@ -33,7 +33,7 @@ class Screening:
 
     async def now(self) -> Screen | None:
         """Who may be reported by what is known now. None where no list is known to be in force: what blocks may then be
-        the custom list's, and nothing is reported until it is known."""
+        the local file's, and nothing is reported until it is known."""
         lists = self._lists()
         if lists is None:
             return None

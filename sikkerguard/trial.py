@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connections, explain, hold_back
-from sikkerguard.core.flows import TCP, Flow, NewlyCovered, opened_since
+from sikkerguard.core.flows import Flow, NewlyCovered, opened_since
 from sikkerguard.core.model import Blocklist, Prefix, family_of, to_text
+from sikkerguard.core.protocols import TCP
 from sikkerguard.core.selftest import already_failing, lost
 from sikkerguard.errors import KernelError, SelfTestError, as_sentence
 

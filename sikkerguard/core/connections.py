@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.flows import TCP, UDP, newly_dropped
+from sikkerguard.core.flows import newly_dropped
 from sikkerguard.core.model import LeftOut
+from sikkerguard.core.protocols import TCP, UDP
 from sikkerguard.errors import HeldBackError
 
 if TYPE_CHECKING:

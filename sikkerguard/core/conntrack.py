@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.flows import TCP, Direction, Flow
+from sikkerguard.core.flows import Direction, Flow
 from sikkerguard.core.model import Family, family_of
 from sikkerguard.core.netlink import attributes
+from sikkerguard.core.protocols import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.model import Blocklist, Networks
 
-TCP, UDP = 6, 17
-
 
 class Direction(Enum):
     """Who sent the first packet: this host or something behind it, or anybody else."""

@@ -18,7 +18,8 @@ ERROR, DONE = 2, 3
 REQUEST, DUMP = 1, 0x300
 DUMP_INTERRUPTED = 0x10
 
-_HEADER = struct.Struct("=IHHII")
+# struct nlmsghdr: length, kind, flags, sequence number, port.
+HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 # Behind the two flags (nested, network byte order) of an attribute's kind.
 _KIND = 0x3FFF
@@ -27,7 +28,7 @@ _CODE = struct.Struct("=i")
 
 def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     """A message that asks for something."""
-    return _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | flags, sequence, 0) + body
+    return HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, sequence, 0) + body
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -42,13 +43,13 @@ def messages(block: bytes, sequence: int) -> Iterator[tuple[int, int, int, int]]
     Raises:
         KernelError: a message is longer than what there is of it.
     """
-    at, size, unpack = 0, len(block), _HEADER.unpack_from
-    while at + 16 <= size:
+    at, size, head, unpack = 0, len(block), HEADER.size, HEADER.unpack_from
+    while at + head <= size:
         length, kind, flags, answered, _port = unpack(block, at)
-        if length < 16 or at + length > size:
+        if length < head or at + length > size:
             raise KernelError("the kernel's answer over netlink came in pieces; it is asked again the next time")
         if answered == sequence:
-            yield kind, flags, at + 16, at + length
+            yield kind, flags, at + head, at + length
         at += (length + 3) & ~3
 
 
@@ -68,3 +69,8 @@ def attributes(block: bytes, start: int, end: int) -> dict[int, tuple[int, int]]
         found[kind & _KIND] = (start + 4, start + length)
         start += (length + 3) & ~3
     return found
+
+
+def payloads(message: bytes, start: int) -> dict[int, bytes]:
+    """The attributes' payloads by kind, from this place on to the message's end; see `attributes`."""
+    return {kind: message[slice(*place)] for kind, place in attributes(message, start, len(message)).items()}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.flows import TCP, UDP, Direction, Flow
+from sikkerguard.core.flows import Direction, Flow
 from sikkerguard.core.model import Family, family_of
-from sikkerguard.core.socket_filter import ECHO_REQUEST, TUNNELS
+from sikkerguard.core.protocols import ICMP, TCP, TUNNELS, UDP
+from sikkerguard.core.socket_filter import ECHO_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
-_ICMP = {Family.V4: 1, Family.V6: 58}
 _V6_HEADER = 40
 _SYN, _FIN_SYN_RST_ACK = 0x02, 0x17
 # Peers that are remembered: those that were called, and those that sent UDP to us.
@@ -51,7 +51,7 @@ def read_packet(octets: bytes) -> Packet | None:
         source_port, target_port = struct.unpack_from(">HH", octets, behind)
         opens = protocol == TCP and octets[behind + 13] & _FIN_SYN_RST_ACK == _SYN
         return Packet(family, source, target, protocol, source_port, target_port, opens)
-    if protocol == _ICMP[family]:
+    if protocol == ICMP[family]:
         opens = len(octets) > behind and octets[behind] == ECHO_REQUEST[family]
     else:
         # Only what is set up as the far end of a tunnel is sent such packets.

@@ -239,7 +239,7 @@ class ApiParser:
 
 
 def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
-    """Read a list that a person keeps: the networks, and one sentence for each line that was skipped.
+    """Read a local file, a list that a person keeps: the networks, and one sentence for each line that was skipped.
 
     Carriage returns, a UTF-8 byte order mark and comments behind `#` or `;` are forgiven. `name` is the file's,
     for the sentences. A file of comments alone is an empty list on purpose.

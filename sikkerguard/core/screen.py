@@ -30,7 +30,7 @@ _OWN_LISTS = frozenset({LOCAL_FILE})
 @dataclass(frozen=True, slots=True)
 class Cover:
     """The entry of a list that covers an address, as in `Listing`, and whether it is this host's `own`: no other list
-    than the custom one is known to cover the address."""
+    than the local file is known to cover the address."""
 
     entry: str
     own: bool
@@ -60,7 +60,7 @@ class Fate:
 
 class Screen:
     """Who may be reported at one moment, by what was allowed, listed and set then. `custom` says whether addresses are
-    reported that the custom list alone has."""
+    reported that the local file alone has."""
 
     def __init__(
         self, allowed: Iterable[AllowEntry], listing: Callable[[bytes], Listing | None], *, custom: bool
@@ -117,7 +117,7 @@ def fate_of(
         if screen.spares(address):
             allowed, beside = allowed + 1, beside + sum(packets.values())
             continue
-        # A list that is no longer in force may have been the custom one, or one that did not pass its trial.
+        # A list that is no longer in force may have been the local file, or one that did not pass its trial.
         cover = screen.cover(address) or known(address) or Cover(_entry_of_its_own(address), True)
         if screen.withholds(cover):
             withheld += sum(packets.values())

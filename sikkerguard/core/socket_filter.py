@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Family
+from sikkerguard.core.protocols import ICMP, TCP, TUNNELS, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,9 +28,6 @@ _PROTOCOL, _KIND, _INTERFACE = 0xFFFFF000, 0xFFFFF004, 0xFFFFF008
 TO_US, FROM_US = 0, 4  # PACKET_HOST and PACKET_OUTGOING of linux/if_packet.h
 _ETHERTYPE = {Family.V4: 0x0800, Family.V6: 0x86DD}
 _LOOPBACK_INTERFACE = 1  # it is the first of every network namespace
-_ICMP, _TCP, _UDP, _ICMP_V6 = 1, 6, 17, 58
-# IP in IP, IPv6 in IP, GRE, ESP, AH: what goes out by these goes to the far end of a tunnel.
-TUNNELS = (4, 41, 47, 50, 51)
 ECHO_REQUEST = {Family.V4: 8, Family.V6: 128}
 # The longest IPv4 header, and what of TCP's is looked at.
 SNAP = 60 + 20
@@ -118,7 +116,8 @@ def _transport(ports: list[_Instruction]) -> list[_Instruction]:
         _answer(SNAP),
     ]
     icmp = [
-        [*outgoing, _load(_BYTE_BEHIND, 0), *_refuse_unless(ECHO_REQUEST[family]), _answer(SNAP)] for family in Family
+        (ICMP[family], [*outgoing, _load(_BYTE_BEHIND, 0), *_refuse_unless(ECHO_REQUEST[family]), _answer(SNAP)])
+        for family in Family
     ]
     tunnel = [*outgoing, _answer(SNAP)]
     # Our port: the source of what goes out, the destination of what comes in.
@@ -131,11 +130,11 @@ def _transport(ports: list[_Instruction]) -> list[_Instruction]:
         *ports,
         _answer(SNAP),
     ]
-    cases = [(_TCP, tcp), (_ICMP, icmp[0]), (_ICMP_V6, icmp[1]), *((number, tunnel) for number in TUNNELS)]
+    cases = [(TCP, tcp), *icmp, *((number, tunnel) for number in TUNNELS)]
     program: list[_Instruction] = []
     for protocol, steps in cases:
         program += [_jump(_EQUAL, protocol, 0, len(steps)), *steps]
-    return [*program, *_refuse_unless(_UDP), *udp]
+    return [*program, *_refuse_unless(UDP), *udp]
 
 
 def _refuse_if(value: int) -> list[_Instruction]:

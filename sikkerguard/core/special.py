@@ -35,7 +35,7 @@ multicast    ff00::/8
 # Outside 2000::/3 no IPv6 address is global unicast (RFC 4291, section 2.4, and the IANA IPv6 address space), but
 # for the translation prefixes of RFC 6052 and RFC 8215, which stand for the whole of IPv4 and so can't be blocked
 # either. What the table above does not name there is "reserved".
-_GLOBAL_UNICAST_V6 = Interval(0x2 << 124, (0x4 << 124) - 1)
+GLOBAL_UNICAST_V6 = Interval(0x2 << 124, (0x4 << 124) - 1)
 
 
 def _holes() -> dict[Family, dict[str, list[Interval]]]:
@@ -50,7 +50,7 @@ def _holes() -> dict[Family, dict[str, list[Interval]]]:
     last_v6 = (1 << Family.V6.bits) - 1
     holes[Family.V6]["reserved"] = [
         part
-        for outside in (Interval(0, _GLOBAL_UNICAST_V6.first - 1), Interval(_GLOBAL_UNICAST_V6.last + 1, last_v6))
+        for outside in (Interval(0, GLOBAL_UNICAST_V6.first - 1), Interval(GLOBAL_UNICAST_V6.last + 1, last_v6))
         for part in subtract(outside, named)
     ]
     return {family: {reason: merge(group) for reason, group in groups.items()} for family, groups in holes.items()}

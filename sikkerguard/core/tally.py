@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import ANY, Family, family_of
 from sikkerguard.core.ports import service_of
-from sikkerguard.core.protocols import ICMP, PROTOCOLS, REPLY, WITH_PORTS
+from sikkerguard.core.protocols import PROTOCOLS, REPLY, WITH_PORTS, WITH_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -169,7 +169,7 @@ def in_words(key: Key, packets: int, port_map: Mapping[int, str]) -> str:
     elif protocol in WITH_PORTS:
         place = f"[{place}]:{port}" if family_of(address) is Family.V6 else f"{place}:{port}"
         what = f" ({service_of(name, port, port_map).name})"
-    elif protocol in ICMP:
+    elif protocol in WITH_TYPES:
         what = f" (type {port >> 8} code {port & 255})"
     return f"BLOCKED {place}{what} proto={name} x{packets}"
 

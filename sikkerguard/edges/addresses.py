@@ -7,7 +7,9 @@ import struct
 from dataclasses import dataclass
 
 from sikkerguard.core.model import Family
-from sikkerguard.edges.rtnetlink import GET_ADDRESS, attributes, listing
+from sikkerguard.core.netlink import payloads
+from sikkerguard.core.routes import GET_ADDRESS
+from sikkerguard.edges.netlink import route_listing
 
 # struct ifaddrmsg: family, prefix length, flags, scope, interface.
 ADDRESS = struct.Struct("=4BI")
@@ -34,7 +36,8 @@ def addresses() -> Addresses:
     peers: dict[bytes, None] = {}
     for family in Family:
         # A kernel without IPv6 answers with what it has of IPv4.
-        for message in listing(GET_ADDRESS, ADDRESS.pack(family.number, 0, 0, 0, 0), 0, family.number):
+        request = ADDRESS.pack(family.number, 0, 0, 0, 0)
+        for message in route_listing("addresses", GET_ADDRESS, request, only=(0, family.number)):
             local, peer = ends(message)
             if local:
                 own[local] = None
@@ -45,18 +48,9 @@ def addresses() -> Addresses:
 
 def ends(message: bytes) -> tuple[bytes, bytes]:
     """Our end and the other one, packed, of a message about an address; equal where there is no other one."""
-    parts = dict(attributes(message, ADDRESS.size))
+    parts = payloads(message, ADDRESS.size)
     other = parts.get(_ADDRESS, b"")
     return parts.get(_LOCAL, other), other
-
-
-def own_addresses() -> tuple[str, ...]:
-    """The addresses of this host, as text.
-
-    Raises:
-        KernelError: they can't be read.
-    """
-    return tuple(as_text(packed) for packed in addresses().own)
 
 
 def as_text(packed: bytes) -> str:

@@ -35,7 +35,7 @@ _CACHE_PAGES = 256
 # `outbox`: one row for each source (an IPv4 address, or an IPv6 /64) and category of a day, `state` being waiting,
 # sending, sent, rejected, unanswered or withheld (see the outbox), and `seen` the day on which packets last came. It is
 # in the name of one `address` of the source, which sent so many of its packets itself (`leading`, kept up for IPv6
-# only); `entry` is that of a list that covers this address, and `own` is 1 where none but the custom list is known to.
+# only); `entry` is that of a list that covers this address, and `own` is 1 where none but the local file is known to.
 # Addresses are packed, days are counted since 1970-01-01 in UTC.
 _OUTBOX = """
 CREATE TABLE {name} (
@@ -64,7 +64,7 @@ _MIGRATIONS = {
     1: "ALTER TABLE outbox ADD COLUMN seen INTEGER NOT NULL DEFAULT 0; UPDATE outbox SET seen = day;",
     # Until then each address of an IPv6 /64 had rows of its own. They become one row, which has the fate of the one
     # that got farthest: what was sent for one of them is not sent again for another. Which lists cover them is not
-    # known, so they count as the custom list's until a list in force is asked.
+    # known, so they count as the local file's until a list in force is asked.
     2: f"""
 {_OUTBOX.format(name="merged")}
 INSERT INTO merged

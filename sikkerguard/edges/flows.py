@@ -6,42 +6,38 @@ use is not asked for, since the question alone would load it.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core import conntrack, routes, sockets
-from sikkerguard.core.flows import TCP, UDP, Direction, Flow
+from sikkerguard.core.flows import Direction, Flow
 from sikkerguard.core.model import Family, family_of
-from sikkerguard.core.netlink import DONE, DUMP, DUMP_INTERRUPTED, ERROR, error_code, messages, request
 from sikkerguard.core.policy import always_allowed
+from sikkerguard.core.protocols import TCP, UDP
+from sikkerguard.edges.addresses import addresses
+from sikkerguard.edges.netlink import NetlinkReader
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
 log = logging.getLogger(__name__)
 
-_ROUTE, _SOCK_DIAG, _NETFILTER = socket.NETLINK_ROUTE, 4, 12
+_SOCK_DIAG, _NETFILTER = 4, 12
 # How many entries connection tracking has in this network namespace; not there where it is not loaded.
 _TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _EPHEMERAL_DEFAULT = range(32768, 61000)  # net/ipv4/af_inet.c
 _LOOPBACK = 127
-# What one answer holds at most is 32 KiB, whatever fits into one message more (net/netlink/af_netlink.c).
-_RECEIVE = 1 << 18
 # A table of 262,144 entries takes about a second of a slow core; of one that has millions, as much as this allows.
 _SECONDS = 5.0
 # Flows of each direction, each some 200 bytes: whoever opens many to us does not push out our own.
 _MOST = 10_000
 # Routes that are asked for, one for each caller that something was passed on for.
 _MOST_LOOKUPS = 1_000
-_TRIES = 3
 # The addresses to which the internet knows no way.
 _PRIVATE = {
     family: [(entry.prefix.first, entry.prefix.last(family)) for entry in always_allowed() if entry.family is family]
@@ -60,7 +56,7 @@ def read_flows(covers: Callable[[Family, int], bool] | None = None) -> tuple[Flo
     Raises:
         KernelError: neither connection tracking nor sockets can be read, or this host's addresses can't.
     """
-    reading = _Reading(own_addresses(), covers)
+    reading = _Reading(frozenset(addresses().own), covers)
     failures: list[KernelError] = []
     # Sockets come first: where both know a connection, connection tracking knows who opened it.
     try:
@@ -79,34 +75,13 @@ def read_flows(covers: Callable[[Family, int], bool] | None = None) -> tuple[Flo
     return reading.flows()
 
 
-def own_addresses() -> frozenset[bytes]:
-    """This host's addresses on all interfaces, packed.
-
-    Raises:
-        KernelError: they can't be read.
-    """
-    found: set[bytes] = set()
-    with NetlinkReader(_ROUTE, "addresses") as reader:
-        for family in Family:
-            for _ in range(_TRIES):
-                reader.interrupted = False
-                found.update(
-                    address
-                    for body in reader.dump(routes.GET_ADDRESSES, routes.addresses_wish(family))
-                    if (address := routes.read_address(*body)) is not None
-                )
-                if not reader.interrupted:
-                    break
-    return frozenset(found)
-
-
 def bound_udp_ports() -> frozenset[int]:
     """The local ports of all UDP sockets, also of those that talk to one peer only.
 
     Raises:
         KernelError: they can't be read.
     """
-    with NetlinkReader(_SOCK_DIAG, "sockets") as reader:
+    with NetlinkReader(_SOCK_DIAG, "sockets", time.monotonic() + _SECONDS) as reader:
         return frozenset(each.local_port for family in Family for each in _sockets(reader, family, UDP, 0xFFF))
 
 
@@ -232,76 +207,7 @@ class _Reading:
         if any(first <= number <= last for first, last in _PRIVATE[family]):
             return True
         if address not in self._attached and len(self._attached) < _MOST_LOOKUPS:
-            with NetlinkReader(_ROUTE, "routes", self._deadline) as reader:
-                body = reader.ask(routes.GET_ROUTE, routes.route_wish(family, address))
-                self._attached[address] = body is not None and routes.is_attached(family, *body)
+            with NetlinkReader(socket.NETLINK_ROUTE, "routes", self._deadline) as reader:
+                route = reader.ask(routes.GET_ROUTE, routes.route_wish(family, address))
+                self._attached[address] = route is not None and routes.is_attached(family, route)
         return self._attached.get(address, False)
-
-
-class NetlinkReader:
-    """A netlink socket that asks and reads. Not for use by two threads at once; a context manager that closes it.
-
-    Every method raises `KernelError` when the kernel refuses, or is not done at the `deadline` (of the monotonic
-    clock); `what` says in a word what is read. `interrupted` becomes true when what is listed changed meanwhile, so
-    that something may be missing.
-    """
-
-    def __init__(self, protocol: int, what: str, deadline: float | None = None) -> None:
-        self._what = what
-        self._deadline = time.monotonic() + _SECONDS if deadline is None else deadline
-        self._sequence = 0
-        self.interrupted = False
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        except OSError as error:
-            raise self._failure(error.strerror) from error
-
-    def __enter__(self) -> NetlinkReader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._socket.close()
-
-    def dump(self, kind: int, body: bytes) -> Iterator[tuple[bytes, int, int]]:
-        """The place of each body of a listing, as (block, first byte, byte behind the last)."""
-        sequence = self._send(kind, DUMP, body)
-        while True:
-            block = self._receive()
-            for kind_of, flags, start, end in messages(block, sequence):
-                if flags & DUMP_INTERRUPTED:
-                    self.interrupted = True
-                if kind_of in (ERROR, DONE):
-                    code = error_code(block, start, end)
-                    if code:
-                        raise self._failure(os.strerror(code))
-                    return
-                yield block, start, end
-
-    def ask(self, kind: int, body: bytes) -> tuple[bytes, int, int] | None:
-        """The place of the body of the one answer; None where the kernel has only an error."""
-        sequence = self._send(kind, 0, body)
-        while True:
-            block = self._receive()
-            for kind_of, _flags, start, end in messages(block, sequence):
-                return None if kind_of == ERROR else (block, start, end)
-
-    def _send(self, kind: int, flags: int, body: bytes) -> int:
-        self._sequence += 1
-        try:
-            self._socket.send(request(kind, flags, self._sequence, body))
-        except OSError as error:
-            raise self._failure(error.strerror) from error
-        return self._sequence
-
-    def _receive(self) -> bytes:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise self._failure(os.strerror(errno.ETIMEDOUT))
-        self._socket.settimeout(left)
-        try:
-            return self._socket.recv(_RECEIVE)
-        except OSError as error:
-            raise self._failure(error.strerror or str(error)) from error
-
-    def _failure(self, reason: str | None) -> KernelError:
-        return KernelError(f"{self._what} can't be read over netlink ({reason})")

@@ -6,7 +6,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges.rtnetlink import GET_NEIGHBOUR, attributes, listing
+from sikkerguard.core.netlink import payloads
+from sikkerguard.core.routes import GET_NEIGHBOUR
+from sikkerguard.edges.netlink import route_listing
 
 if TYPE_CHECKING:
     from sikkerguard.core.model import Gateway
@@ -30,13 +32,13 @@ def states(gateway: Gateway) -> tuple[int, ...]:
     packed = socket.inet_pton(gateway.family.number, gateway.address)
     request = _NEIGHBOUR.pack(gateway.family.number, 0, 0, 0, 0)
     found = []
-    for message in listing(GET_NEIGHBOUR, request, 0, gateway.family.number):
+    for message in route_listing("neighbours", GET_NEIGHBOUR, request, only=(0, gateway.family.number)):
         _, interface, state, _, _ = _NEIGHBOUR.unpack_from(message)
         # Asked before the attributes are decoded: a busy link has a thousand neighbours.
         if (
             packed in message
             and interface == (gateway.interface or interface)
-            and dict(attributes(message, _NEIGHBOUR.size)).get(_DESTINATION) == packed
+            and payloads(message, _NEIGHBOUR.size).get(_DESTINATION) == packed
         ):
             found.append(state)
     return tuple(found)

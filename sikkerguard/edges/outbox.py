@@ -4,7 +4,7 @@ SikkerAPI counts what is sent twice as two, so a row leaves here once. It is mar
 request begins, and the request is marked as on the wire before its last byte leaves; by these two marks a process that
 finds them knows what the one before it, killed at any point, may have brought to its end. Rows are waiting, sending,
 sent, rejected, unanswered (they may have been accepted), or withheld (a source that anyone can forge, or that only the
-custom list has; no category).
+local file has; no category).
 
 Whoever is covered by one entry of a list, however many sources that are, takes turns with all that other entries cover:
 each entry's largest row goes before any second one, and what has gone today has had its turn. What would go last is

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.openings import Openings, read_packet
 from sikkerguard.core.socket_filter import FROM_US, SNAP, TO_US, first_packets
-from sikkerguard.edges.flows import bound_udp_ports, own_addresses, read_flows
+from sikkerguard.edges.addresses import addresses
+from sikkerguard.edges.flows import bound_udp_ports, read_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ class OutgoingWatch:
         """Raises:
         KernelError: this host's addresses or sockets can't be read.
         """
-        own = own_addresses()
+        own = frozenset(addresses().own)
         known = bound_udp_ports()
         try:
             self._socket = _open(first_packets(own, known))

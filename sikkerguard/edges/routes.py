@@ -9,23 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sikkerguard.core import routes
 from sikkerguard.core.model import Family, Gateway
-from sikkerguard.edges.rtnetlink import GET_NEXTHOP, GET_ROUTE, attributes, listing, one
+from sikkerguard.core.netlink import attribute, payloads
+from sikkerguard.edges.netlink import NetlinkReader, route_listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# struct rtmsg: family, destination's length, source's length, TOS, table, protocol, scope, type; flags.
-_ROUTE = struct.Struct("=8BI")
-_DESTINATION_LENGTH = 1
-_UNICAST = 1
 _CLONED, _DEAD = 0x200, 0x1
-_OIF, _GATEWAY, _MULTIPATH, _VIA, _NEXTHOP_ID = 4, 5, 9, 18, 30
 # struct rtnexthop: length, flags, hops, interface.
 _HOP = struct.Struct("=HBBi")
-# struct nhmsg: family, scope, protocol, reserved; flags. And its attributes (linux/nexthop.h).
-_NEXTHOP = struct.Struct("=4BI")
-_NHA_ID, _NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 1, 2, 5, 6
+# Attributes of a nexthop object (linux/nexthop.h).
+_NHA_GROUP, _NHA_OIF, _NHA_GATEWAY = 2, 5, 6
 # struct nexthop_grp: id, weight, and reserved bytes.
 _MEMBER = struct.Struct("=IBBH")
 _LOOPBACK = 1  # its index in every network namespace (linux/net.h)
@@ -53,8 +49,8 @@ def default_routes() -> DefaultRoutes:
     found: dict[Gateway, None] = {}
     nexthops: set[int] = set()
     for family in Family:
-        request = _ROUTE.pack(family.number, *[0] * 8)
-        for message in listing(GET_ROUTE, request, _DESTINATION_LENGTH, 0):
+        request = routes.ROUTE.pack(family.number, *[0] * 8)
+        for message in route_listing("routes", routes.GET_ROUTE, request, only=(routes.DESTINATION_LENGTH, 0)):
             found.update(dict.fromkeys(_ways_out(family, message, nexthops)))
     return DefaultRoutes(tuple(found), frozenset(nexthops))
 
@@ -124,29 +120,29 @@ class Routes:
 
 def _ways_out(family: Family, message: bytes, nexthops: set[int]) -> Iterator[Gateway]:
     """Where a default route leads; the nexthop objects on which it depends are added to `nexthops`."""
-    numbers = _ROUTE.unpack_from(message)
+    numbers = routes.ROUTE.unpack_from(message)
     kind, flags = numbers[7], numbers[8]
     # An unreachable or blackhole route leads nowhere, and a cached one is of another route.
-    if numbers[0] != family.number or kind != _UNICAST or flags & _CLONED:
+    if numbers[0] != family.number or kind != routes.UNICAST or flags & _CLONED:
         return
-    parts = dict(attributes(message, _ROUTE.size))
-    if _NEXTHOP_ID in parts:
+    parts = payloads(message, routes.ROUTE.size)
+    if routes.NEXTHOP_ID in parts:
         # With net.ipv4.nexthop_compat_mode=0 it is all that there is.
-        yield from _through(_number(parts[_NEXTHOP_ID]), nexthops)
-    elif _MULTIPATH in parts:
-        for interface, hop_flags, hop in _hops(parts[_MULTIPATH]):
+        yield from _through(_number(parts[routes.NEXTHOP_ID]), nexthops)
+    elif routes.MULTIPATH in parts:
+        for interface, hop_flags, hop in _hops(parts[routes.MULTIPATH]):
             yield from _way_out(family, interface, hop_flags, hop.items())
     else:
-        yield from _way_out(family, _number(parts.get(_OIF, bytes(4))), flags, parts.items())
+        yield from _way_out(family, _number(parts.get(routes.INTERFACE, bytes(4))), flags, parts.items())
 
 
 def _way_out(family: Family, interface: int, flags: int, parts: Iterable[tuple[int, bytes]]) -> Iterator[Gateway]:
     found = False
     for kind, value in parts:
-        if kind == _GATEWAY:
+        if kind == routes.GATEWAY:
             found = True
             yield _gateway(value, interface)
-        elif kind == _VIA:
+        elif kind == routes.VIA:
             # struct rtvia: an IPv4 route by way of an IPv6 neighbour, or the reverse (RFC 5549).
             found = True
             yield _gateway(value[2:], interface)
@@ -161,26 +157,27 @@ def _hops(multipath: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
         length, flags, _, interface = _HOP.unpack_from(multipath, offset)
         if length < _HOP.size:
             return
-        yield interface, flags, dict(attributes(multipath[offset : offset + length], _HOP.size))
+        yield interface, flags, payloads(multipath[offset : offset + length], _HOP.size)
         offset += (length + 3) & ~3
 
 
 def _through(nexthop: int, seen: set[int]) -> Iterator[Gateway]:
     """Where a nexthop object leads: itself, or each member of the group that it is."""
     seen.add(nexthop)
-    request = _NEXTHOP.pack(0, 0, 0, 0, 0) + struct.pack("=HHI", 8, _NHA_ID, nexthop)
-    message = one(GET_NEXTHOP, request)
+    request = routes.NEXTHOP.pack(0, 0, 0, 0, 0) + attribute(routes.NHA_ID, struct.pack("=I", nexthop))
+    with NetlinkReader(socket.NETLINK_ROUTE, "nexthop objects") as reader:
+        message = reader.ask(routes.GET_NEXTHOP, request)
     if message is None:
         return  # gone since, as its routes are
-    family_number, *_, flags = _NEXTHOP.unpack_from(message)
-    parts = dict(attributes(message, _NEXTHOP.size))
+    family_number, *_, flags = routes.NEXTHOP.unpack_from(message)
+    parts = payloads(message, routes.NEXTHOP.size)
     if _NHA_GROUP in parts:
         for member, *_ in _MEMBER.iter_unpack(parts[_NHA_GROUP]):
             yield from _through(member, seen)
         return
     # One by way of an interface alone serves both families; it is of the one by which it was made.
     family = Family.V6 if family_number == Family.V6.number else Family.V4
-    hop = [(_GATEWAY, parts[_NHA_GATEWAY])] if _NHA_GATEWAY in parts else []
+    hop = [(routes.GATEWAY, parts[_NHA_GATEWAY])] if _NHA_GATEWAY in parts else []
     yield from _way_out(family, _number(parts.get(_NHA_OIF, bytes(4))), flags, hop)
 
 

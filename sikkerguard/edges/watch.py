@@ -11,7 +11,8 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges import rtnetlink
+from sikkerguard.core import routes
+from sikkerguard.core.netlink import HEADER, payloads
 from sikkerguard.edges.addresses import ADDRESS, ends
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ _EVENTS_BYTES = 1 << 20
 _AT_ONCE = 200
 # Addresses whose last event is remembered.
 _REMEMBERED = 65536
-# struct rtmsg: the destination's length is its second byte.
-_DESTINATION_LENGTH = rtnetlink.HEADER.size + 1
 # linux/filter.h: load a half-word, load a byte, jump if equal, return.
 _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x28, 0x30, 0x15, 0x06
 # inotify(7): changed, written and closed, moved away, moved in, made, removed.
@@ -129,22 +128,21 @@ class ChangeWatch:
     def _matters(self, events: bytes) -> bool:
         """Whether any of these messages is of something that we follow."""
         offset, found = 0, False
-        while offset + rtnetlink.HEADER.size <= len(events):
-            length, kind, *_ = rtnetlink.HEADER.unpack_from(events, offset)
-            if length < rtnetlink.HEADER.size:
+        while offset + HEADER.size <= len(events):
+            length, kind, *_ = HEADER.unpack_from(events, offset)
+            if length < HEADER.size:
                 break
-            found |= self._event_matters(kind, events[offset + rtnetlink.HEADER.size : offset + length])
+            found |= self._event_matters(kind, events[offset + HEADER.size : offset + length])
             offset += (length + 3) & ~3
         return found
 
     def _event_matters(self, kind: int, message: bytes) -> bool:
-        if kind in (rtnetlink.NEW_ROUTE, rtnetlink.DELETED_ROUTE):
-            return not message[1]  # the length of the destination
-        if kind in (rtnetlink.NEW_NEXTHOP, rtnetlink.DELETED_NEXTHOP):
-            # linux/nexthop.h: struct nhmsg has 8 bytes, and NHA_ID is 1.
-            number = dict(rtnetlink.attributes(message, 8)).get(1, bytes(4))
+        if kind in (routes.NEW_ROUTE, routes.DELETED_ROUTE):
+            return not message[routes.DESTINATION_LENGTH]
+        if kind in (routes.NEW_NEXTHOP, routes.DELETED_NEXTHOP):
+            number = payloads(message, routes.NEXTHOP.size).get(routes.NHA_ID, bytes(4))
             return self._uses(int(struct.unpack("=I", number)[0]))
-        if kind in (rtnetlink.NEW_ADDRESS, rtnetlink.DELETED_ADDRESS):
+        if kind in (routes.NEW_ADDRESS, routes.DELETED_ADDRESS):
             return self._is_news(kind, message)
         return False
 
@@ -201,12 +199,12 @@ def _attach_filter(netlink: socket.socket) -> None:
     """Have the kernel keep events of other routes than default routes to itself: on a router there may be thousands in
     a second. Without it, they are passed over when they are read."""
     # The filter reads numbers in network byte order; the message has them in the host's.
-    kinds = [socket.htons(kind) for kind in (rtnetlink.NEW_ROUTE, rtnetlink.DELETED_ROUTE)]
+    kinds = [socket.htons(kind) for kind in (routes.NEW_ROUTE, routes.DELETED_ROUTE)]
     program = (
         (_LOAD_HALF, 0, 0, 4),  # the message's type
         (_JUMP_EQUAL, 1, 0, kinds[0]),
         (_JUMP_EQUAL, 0, 2, kinds[1]),
-        (_LOAD_BYTE, 0, 0, _DESTINATION_LENGTH),
+        (_LOAD_BYTE, 0, 0, HEADER.size + routes.DESTINATION_LENGTH),
         (_JUMP_EQUAL, 0, 1, 0),
         (_RETURN, 0, 0, 0xFFFFFFFF),
         (_RETURN, 0, 0, 0),

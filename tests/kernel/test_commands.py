@@ -133,7 +133,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard]:
         try:
             with Resolver(lab.internet):
                 made.start()
-                # The local list alone first, then both.
+                # The local file alone first, then both.
                 made.logged("Blocking ", times=2)
                 yield made
                 made.stop()
@@ -187,7 +187,7 @@ def test_health_of_a_healthy_service_is_ok(running: Guard) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "OK\n", "")
 
 
-# The custom list lies where a plain user may not look; set to nothing it counts as not set.
+# The local file lies where a plain user may not look; set to nothing it counts as not set.
 UNREAD = {"SIKKER_CUSTOM_BLACKLIST": ""}
 
 

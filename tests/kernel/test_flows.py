@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.flows import TCP, UDP, Direction, Flow, NewlyCovered, newly_dropped, opened_since
+from sikkerguard.core.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
 from sikkerguard.core.model import Blocklist, Family, Networks, Prefix, Ranges, parse_prefix
+from sikkerguard.core.protocols import TCP, UDP
 from sikkerguard.edges import flows as edge
 from sikkerguard.edges.flows import read_flows
 from sikkerguard.edges.outgoing import OutgoingWatch

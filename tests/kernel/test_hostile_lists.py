@@ -119,7 +119,7 @@ def test_after_one_short_list_the_real_one_is_taken(guard: Guard) -> None:
     assert_protected(guard)
 
 
-# The owner's own list
+# The local file
 
 
 @pytest.fixture

@@ -42,12 +42,13 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "kernlog": ("journal", "kmsg"),
-    "outgoing": ("flows",),
+    "flows": ("addresses", "netlink"),
+    "outgoing": ("flows", "addresses"),
     "surroundings": ("addresses", "resolvers", "routes", "sessions", "watch"),
-    "addresses": ("rtnetlink",),
-    "neighbours": ("rtnetlink",),
-    "routes": ("rtnetlink",),
-    "watch": ("addresses", "rtnetlink"),
+    "addresses": ("netlink",),
+    "neighbours": ("netlink",),
+    "routes": ("netlink",),
+    "watch": ("addresses",),
     "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.

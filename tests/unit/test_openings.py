@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.flows import TCP, UDP
 from sikkerguard.core.model import Family
 from sikkerguard.core.openings import Openings, Packet, read_packet
+from sikkerguard.core.protocols import TCP, UDP
 from sikkerguard.core.socket_filter import FROM_US, SNAP, TO_US, first_packets
 
 OWN = {Family.V4: socket.inet_aton("198.51.100.10"), Family.V6: socket.inet_pton(socket.AF_INET6, "2001:db8:1::10")}

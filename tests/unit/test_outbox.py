@@ -510,7 +510,7 @@ def test_rows_are_grouped_by_the_lists_that_are_in_force_now(database: Database,
 
 
 def custom_for(*numbers: int) -> Callable[[bytes], Listing | None]:
-    """These sources are on the custom list alone."""
+    """These sources are in the local file alone."""
 
     def listing(address: bytes) -> Listing | None:
         own = int.from_bytes(address[4:8], "big") in numbers
@@ -876,7 +876,7 @@ def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
 
 
 def mixed(numbers: frozenset[int]) -> tuple[Screen, set[bytes]]:
-    """A screen that stops the first two hosts of these sources, allowed or on the custom list alone, and has half of
+    """A screen that stops the first two hosts of these sources, allowed or in the local file alone, and has half of
     all others in one range; and whom it stops."""
     stopped = {source(number, host) for number in numbers for host in (0, 1)}
     allowed = {address for address in stopped if address[7] % 2}

@@ -3,7 +3,7 @@
 A process runs the real reporter, counts, outbox and client against a stand-in that drops, delays, refuses and
 half-answers, while more and more is blocked. It is killed at a random moment and begun anew on the same database, 50
 times; each life meets several of these faults and goes on after them. Sources are IPv6 networks with several hosts, and
-some of them are allowed, or left to the custom list alone, each time that rows are about to be sent.
+some of them are allowed, or left to the local file alone, each time that rows are about to be sent.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sikkerguard.core.model import Family, Gateway
-from sikkerguard.edges import rtnetlink
+from sikkerguard.core.netlink import attribute
+from sikkerguard.edges.addresses import ADDRESS, ends
 from sikkerguard.edges.resolvers import resolvers
 from sikkerguard.edges.routes import DefaultRoutes, Routes
 from sikkerguard.errors import KernelError
@@ -59,101 +58,16 @@ def test_a_resolver_that_two_files_name_is_one(tmp_path: Path) -> None:
     assert resolvers([tmp_path / "one", tmp_path / "other"]) == ("203.0.113.9", "203.0.113.1", "203.0.113.2")
 
 
-# A listing
+# An address
 
 
-def message(body: bytes, kind: int = rtnetlink.NEW_ADDRESS, *, interrupted: bool = False) -> bytes:
-    """A message of the kernel's."""
-    head = rtnetlink.HEADER.pack(rtnetlink.HEADER.size + len(body), kind, 0x10 if interrupted else 0x2, 1, 0)
-    return head + body + bytes(-len(body) % 4)
-
-
-def done(code: int = 0, *, interrupted: bool = False) -> bytes:
-    """The end of a listing."""
-    return message(struct.pack("=i", -code), 3, interrupted=interrupted)
-
-
-class Kernel:
-    """Gives prepared answers, one listing after the other; each is what `recv` gives, bytes and who sent them."""
-
-    def __init__(self, *listings: list[tuple[bytes, int] | OSError]) -> None:
-        self.listings = list(listings)
-        self.blocks: list[tuple[bytes, int] | OSError] = []
-        self.asked = 0
-
-    def ask(self, kind: int, flags: int, request: bytes) -> Kernel:
-        """The next listing."""
-        assert (kind, flags, request) == (rtnetlink.GET_ADDRESS, 0x301, b"request")
-        self.asked += 1
-        self.blocks = self.listings.pop(0)
-        return self
-
-    def recvfrom_into(self, buffer: bytearray) -> tuple[int, tuple[int, int]]:
-        """The next block."""
-        block = self.blocks.pop(0)
-        if isinstance(block, OSError):
-            raise block
-        buffer[: len(block[0])] = block[0]
-        return len(block[0]), (block[1], 0)
-
-    def __enter__(self) -> Kernel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert not self.blocks
-
-    def list(self) -> list[bytes]:
-        """What is read of it where the second byte is 7."""
-        return rtnetlink.listing(rtnetlink.GET_ADDRESS, b"request", 1, 7, self.ask)
-
-
-A, B, C, OTHER = (bytes([2, value, 0, number]) for number, value in enumerate((7, 7, 7, 9)))
-
-
-def test_of_a_listing_only_the_wanted_messages_are_given() -> None:
-    kernel = Kernel([(message(A) + message(OTHER), 0), (message(B), 0), (done(), 0)])
-    assert kernel.list() == [A, B]
-
-
-def test_what_another_program_sends_is_not_the_kernels() -> None:
-    kernel = Kernel([(message(A), 0), (message(C) + done(), 4711), (message(B) + done(), 0)])
-    assert kernel.list() == [A, B]
-
-
-@pytest.mark.parametrize(
-    "first",
-    [
-        [(message(A, interrupted=True) + done(), 0)],
-        [(message(OTHER, interrupted=True) + message(A) + done(), 0)],
-        [(message(A) + done(interrupted=True), 0)],
-        [(message(A), 0), (done(errno.EINTR), 0)],
-        [(message(A), 0), OSError(errno.ENOBUFS, "no buffer space")],
-    ],
-)
-def test_a_listing_that_was_interrupted_is_read_again(first: list[tuple[bytes, int] | OSError]) -> None:
-    kernel = Kernel(first, [(message(B) + done(), 0)])
-    assert kernel.list() == [B]
-
-
-def test_where_something_changes_all_the_time_what_was_in_any_listing_counts() -> None:
-    interrupted: list[list[tuple[bytes, int] | OSError]] = [
-        [(message(each) + done(interrupted=True), 0)] for each in (A, B, A, C, B)
-    ]
-    kernel = Kernel(*interrupted)
-    assert kernel.list() == [A, B, C]
-    assert kernel.asked == 5
-
-
-@pytest.mark.parametrize("end", [(done(errno.EPERM), 0), OSError(errno.ENOMEM, "no memory"), TimeoutError("timed out")])
-def test_a_listing_that_fails_is_an_error(end: tuple[bytes, int] | OSError) -> None:
-    with pytest.raises(KernelError, match="routes and addresses can't be read: "):
-        Kernel([(message(A), 0), end]).list()
-
-
-def test_attributes_that_are_cut_off_or_have_no_length_end_the_reading() -> None:
-    whole = struct.pack("=HHI", 8, 5, 1)
-    assert list(rtnetlink.attributes(b"head" + whole + struct.pack("=HH", 0, 9), 4)) == [(5, whole[4:])]
-    assert list(rtnetlink.attributes(whole + b"\0\0", 0)) == [(5, whole[4:])]
+def test_of_a_point_to_point_link_our_end_is_ours_and_the_other_the_peers() -> None:
+    ours, theirs = bytes([198, 51, 100, 10]), bytes([203, 0, 113, 7])
+    head = ADDRESS.pack(Family.V4.number, 32, 0, 0, 5)
+    assert ends(head + attribute(1, theirs) + attribute(2, ours) + attribute(3, b"ppp0\0")) == (ours, theirs)
+    alone = bytes(15) + b"\1"
+    assert ends(ADDRESS.pack(Family.V6.number, 64, 0, 0, 5) + attribute(1, alone)) == (alone, alone)
+    assert ends(head) == (b"", b"")
 
 
 # What is kept between two looks
