@@ -20,8 +20,8 @@ SLOW_SECONDS = 15.0  # ... this long
 MOST_PIECES = 300_000
 SMALLEST_PIECES = 64  # bytes on average, beyond that many
 # After so many pieces that were small on average, a rest lets the next ones gather in the socket. So a server that
-# dribbles keeps us busy for a tenth of the time or two.
-CRUMBS = 256
+# dribbles keeps us busy for a fifth of the time.
+CRUMBS = 128
 CRUMB = 512  # bytes
 REST_SECONDS = 0.01
 # A member of its own for each 64 KiB, as bgzip makes, are some thousand. Each costs as much as some thousand bytes.
