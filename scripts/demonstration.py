@@ -126,13 +126,15 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     assert not connects(lab, attackers[0], 22), "a bad answer let an attacker in"
     print(f"  {attackers[0]} is still blocked.", flush=True)
 
-    say("6. A list that would lock us out, with the allowlist switched off on purpose: the trial finds out.")
+    say(
+        "6. A list that would cut us off from SikkerAPI, with the allowlist switched off on purpose: the trial sees it."
+    )
     service.kill()
     print("  (The service was killed with SIGKILL; what it committed goes on blocking, and the next start adopts it.)")
     service = Shown(lab.host, (sys.executable, "-m", "tests.kernel.unprotected"), environment)
     stack.callback(service.kill)
     service.wait_for("Blocking", times=2)
-    lines = "".join(f"{entry.ip}\n" for entry in entries) + f"{GATEWAY}\n"
+    lines = "".join(f"{entry.ip}\n" for entry in entries) + f"{GATEWAY}\n{API}\n"
     standin.fault("blacklist", Canned(body=lines.encode(), content_type="text/plain"))
     lab.host.run(*sikkerguard, "pull", check=False, env=environment)
     service.wait_for("self-test failed")

@@ -347,7 +347,7 @@ class Puller:
         if self.in_force is not None:
             entries = len(self.in_force.admitted.blocklist)
             age = duration_text(time.time() - self.in_force.verified.verified_at)
-            stays = f"the list verified {age} ago ({entries} entries) stays in force"
+            stays = f"the list verified {age} ago ({_entries(entries)}) stays in force"
         else:
             stays = "no list is in force yet" if not self._state().protecting else "what the kernel blocks stays"
         log.error("%s; %s; next try in %s.", as_sentence(error), stays, duration_text(pause))
@@ -357,7 +357,7 @@ class Puller:
         if not known:
             return "nothing is blocked by it, and everything else stays"
         age = duration_text(time.time() - known[-1].taken_at)
-        return f"its version of {age} ago ({known[-1].extent.entries} entries) stays in force"
+        return f"its version of {age} ago ({_entries(known[-1].extent.entries)}) stays in force"
 
     # What is done
 
@@ -499,3 +499,7 @@ def _told_apart(caught: SikkerGuardError | MemoryError) -> SikkerGuardError:
     if isinstance(caught, SikkerGuardError):
         return caught
     return ListError("there is not enough memory for the list; give the service more, or block fewer addresses")
+
+
+def _entries(number: int) -> str:
+    return f"{number} entr{'y' if number == 1 else 'ies'}"

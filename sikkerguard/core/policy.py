@@ -78,8 +78,12 @@ def allowed_though_listed(listed: Blocklist, allowlist: Allowlist) -> tuple[str,
     """A sentence for each of this host's own connections that the list would have cut."""
     always = {(family, prefix) for family, prefix in map(parse_prefix, (text for _, text in ALWAYS_ALLOWED))}
     return tuple(
-        f"{entry} is on the list and stays allowed."
+        f"{entry} {_listed_as(entry)} and stays allowed."
         for entry in allowlist.entries
         if (entry.family, entry.prefix) not in always
         and listed.of(entry.family).overlaps(entry.prefix.first, entry.prefix.last(entry.family))
     )
+
+
+def _listed_as(entry: AllowEntry) -> str:
+    return "is on the list" if entry.prefix.length == entry.family.bits else "has addresses that are on the list"

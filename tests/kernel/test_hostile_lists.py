@@ -194,7 +194,7 @@ def test_a_file_that_went_wrong_keeps_its_last_good_version(
     write(custom, content)
     line = guard.logged(f" ERROR .*{words}")
     assert "its version of" in line
-    assert "(1 entries) stays in force; it is read again when it has changed" in line
+    assert "(1 entry) stays in force; it is read again when it has changed" in line
     found = {source["name"]: source for source in guard.status()["lists"]}
     assert found["SIKKER_CUSTOM_BLACKLIST"]["entries"] == 1
     assert found["SIKKER_CUSTOM_BLACKLIST"]["trouble"]

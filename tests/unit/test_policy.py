@@ -248,3 +248,6 @@ def test_an_own_connection_on_the_list_is_told(listed: str, allowed: str, told: 
     sentences = allowed_though_listed(listing(listed), allowlist)
     assert len(sentences) == told
     assert all(allowed in sentence and "resolver" in sentence for sentence in sentences)
+    # Of a range it may be one address only.
+    single = "/" not in allowed
+    assert all(("is on the list" in sentence) is single for sentence in sentences)
