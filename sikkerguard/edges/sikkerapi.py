@@ -168,6 +168,16 @@ async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
     return await asyncio.wait_for(asyncio.create_task(work), seconds)
 
 
+# These come without a text of their own.
+_WITHOUT_WORDS: dict[type[Exception], str] = {
+    httpx.ReadError: "the connection was closed",
+    httpx.WriteError: "the connection was closed",
+    httpx.ConnectTimeout: "no connection",
+    httpx.ReadTimeout: "nothing came",
+    httpx.WriteTimeout: "nothing was taken",
+}
+
+
 def broken(error: Exception) -> str:
     """A sentence for one of `BROKEN`."""
     if isinstance(error, httpx.TimeoutException):
@@ -238,4 +248,4 @@ def quota_of(headers: Mapping[str, str], *kinds: str) -> Quota:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return str(error) or _WITHOUT_WORDS.get(type(error), type(error).__name__)

@@ -16,7 +16,7 @@ import pytest
 
 from sikkerguard.core.body import CRUMBS, LARGEST_BODY, REST_SECONDS
 from sikkerguard.core.parse import ApiParser
-from sikkerguard.edges.sikkerapi import SikkerApi
+from sikkerguard.edges.sikkerapi import SikkerApi, broken
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.standin.entries import Entry
 from sikkerguard.standin.faults import (
@@ -720,3 +720,15 @@ def test_a_pull_can_be_cancelled_and_leaves_no_connection(standin: Standin) -> N
     asyncio.run(cancelled())
     standin.stop()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (httpx.ReadError(""), "SikkerAPI can't be reached (the connection was closed)"),
+        (httpx.ReadTimeout(""), "SikkerAPI did not answer in time (nothing came)"),
+        (httpx.ConnectError("Connection refused"), "SikkerAPI can't be reached (Connection refused)"),
+    ],
+)
+def test_what_comes_without_words_is_said_in_words(error: Exception, said: str) -> None:
+    assert broken(error) == said
