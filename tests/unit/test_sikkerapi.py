@@ -513,10 +513,10 @@ def test_whatever_breaks_is_said_as_our_error_and_tried_again(kind: type[httpx.T
 
 def test_an_error_without_words_is_named_by_its_kind() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectTimeout("")
+        raise httpx.PoolTimeout("")
 
     error = refused(SikkerApi("http://api.example.net", DEMO_KEY, transport=httpx.MockTransport(answer)))
-    assert "ConnectTimeout" in str(error)
+    assert "PoolTimeout" in str(error)
 
 
 def test_a_port_that_nobody_listens_on_is_unreachable(standin: Standin) -> None:
