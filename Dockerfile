@@ -37,7 +37,7 @@ RUN apt-get update \
     && find /usr/lib/python3* -name __pycache__ -prune -exec rm -r {} + \
     && python3 -c "import importlib, pkgutil, sikkerguard; \
 [importlib.import_module(found.name) for found in pkgutil.walk_packages(sikkerguard.__path__, 'sikkerguard.')]; \
-import anyio._backends._asyncio, encodings.idna, h11, httpcore, httpx, iptc, pyroute2, sdnotify, systemd.journal" \
+import anyio._backends._asyncio, encodings.ascii, encodings.idna, h11, httpcore, httpx, iptc, pyroute2, sdnotify, systemd.journal" \
     && install -d -m 700 /var/lib/sikkerguard
 
 # Nothing of its own can be written but the state, so nothing is to try.
