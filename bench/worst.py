@@ -287,7 +287,7 @@ async def pull(kind: str, directory: Path) -> None:
 def inside(kind: str) -> None:
     """One kind, in a namespace with nothing but a loopback."""
     logging.disable(logging.WARNING)
-    # All that a service has read by the time it pulls.
+    # All that a service has read by the time it pulls: the imports are made for what they load, and are not used here.
     import iptc  # noqa: F401
     import pyroute2  # noqa: F401
 

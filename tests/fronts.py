@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class Authority:
         return made
 
 
-class Server:
+class Server(ABC):
     """Serves connections, each in a thread, until it is stopped. `inside` calls something where its sockets are to be,
     such as `Namespace.inside`."""
 
@@ -90,9 +91,9 @@ class Server:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
+    @abstractmethod
     def serve(self, connection: socket.socket) -> None:
         """One connection, until it ends."""
-        raise NotImplementedError
 
     def relay(self, connection: socket.socket, target: tuple[str, int], first: bytes = b"") -> None:
         """Pass on what either end says, until one is through."""

@@ -104,6 +104,7 @@ class Routes:
             try:
                 self._known = self._read()
             except BaseException:
+                # Whatever ended it, nothing was read: the next look asks the kernel again.
                 self._forgotten = True
                 raise
             self._again_at = self._clock() + min((self._cost() - began) * _PAUSE_PER_COST, _LONGEST_PAUSE)
