@@ -17,7 +17,7 @@ from sikkerguard.core.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connect
 from sikkerguard.core.flows import Flow, NewlyCovered, opened_since
 from sikkerguard.core.model import Blocklist, Prefix, family_of, to_text
 from sikkerguard.core.protocols import TCP
-from sikkerguard.core.selftest import already_failing, lost
+from sikkerguard.core.selftest import already_failing, lost, only_gone
 from sikkerguard.errors import KernelError, SelfTestError, as_sentence
 
 if TYPE_CHECKING:
@@ -38,11 +38,14 @@ _FLOW_SECONDS = 0.4
 _NAMED = 8
 # After a trial a forwarder may need a moment until it asks its upstream again: so often the self-test is repeated.
 _RECOVERIES = 5
+# How often a trial is made anew in a row because the host changed in the middle of it.
+_CHANGES = 3
 
 
 class _LostError(SelfTestError):
     """The host lost connections in the trial: `tests` of those that passed `before`, while it had these `flows` to
-    addresses of the candidate, of which packets of these sources were `dropped`."""
+    addresses of the candidate, of which packets of these sources were `dropped`. `gone` says that they were none of
+    the host's any more."""
 
     def __init__(
         self,
@@ -50,6 +53,8 @@ class _LostError(SelfTestError):
         before: tuple[ProbeResult, ...],
         flows: tuple[Flow, ...],
         dropped: tuple[str, ...],
+        *,
+        gone: bool,
     ) -> None:
         shown = "; ".join(map(str, tests))
         sources = f"; it dropped packets of {', '.join(dropped)}" if dropped else ""
@@ -57,6 +62,7 @@ class _LostError(SelfTestError):
         self.tests = tests
         self.before = before
         self.flows = flows
+        self.gone = gone
 
 
 @dataclass(slots=True)
@@ -118,7 +124,7 @@ class Trial:
             KernelError: the kernel refused, likewise.
         """
         try:
-            await self._try(candidate, committed, None, api_addresses)
+            await self._try_until_settled(candidate, committed, api_addresses)
         except _LostError as error:
             explanation = explain(error.flows, error.tests, error.before, most_left_out)
             if explanation is None:
@@ -126,6 +132,21 @@ class Trial:
             log.warning("The new list is tried once more without %s: %s.", explanation.shown(), error)
             return explanation
         return None
+
+    async def _try_until_settled(
+        self, candidate: Blocklist, committed: Blocklist, api_addresses: tuple[str, ...]
+    ) -> None:
+        """Try it anew where the host became another one meanwhile, but not for ever."""
+        for _ in range(_CHANGES):
+            try:
+                await self._try(candidate, committed, None, api_addresses)
+            except _LostError as error:
+                if not error.gone:
+                    raise
+                log.info("Gateways or resolvers of this host became others during the trial; it is made once more.")
+            else:
+                return
+        await self._try(candidate, committed, None, api_addresses)
 
     async def run_again(
         self, candidate: Blocklist, committed: Blocklist, explanation: Explanation, api_addresses: tuple[str, ...]
@@ -175,9 +196,10 @@ class Trial:
             await self.owner.run(self.kernel.begin_trial)
             self.on_trial(True)
             with self.watch_drops() as dropped:
-                failed = lost(before, await self._probe_while_renewing(watch, api_addresses))
-            if failed:
-                raise _LostError(failed, before, watch.outgoing(), _named(dropped, watch.covers))
+                during = await self._probe_while_renewing(watch, api_addresses)
+            if failed := lost(before, during):
+                sources = _named(dropped, watch.covers)
+                raise _LostError(failed, before, watch.outgoing(), sources, gone=only_gone(failed, during))
             await self.owner.run(self.kernel.commit)
         except BaseException:
             # Whatever it was, a cancellation too: what was staged or is on trial must not outlive it.

@@ -26,6 +26,13 @@ def lost(before: Iterable[ProbeResult], during: Iterable[ProbeResult]) -> tuple[
     )
 
 
+def only_gone(failed: Iterable[ProbeResult], during: Iterable[ProbeResult]) -> bool:
+    """Whether nothing that was lost has failed: the host's gateways or resolvers became others while it was tested,
+    since whoever set them did so, and another one answers. No list takes a route away."""
+    asked = {result.name: result.outcome for result in during}
+    return all(result.name not in asked for result in failed) and Outcome.PASSED in asked.values()
+
+
 def already_failing(before: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
     """The tests that failed before the trial, where no other of the same subject passed; they say nothing about the
     list."""

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from sikkerguard.core.model import Outcome, ProbeResult
-from sikkerguard.core.selftest import already_failing, lost
+from sikkerguard.core.selftest import already_failing, lost, only_gone
 
 GATEWAY, DNS = "gateway 192.0.2.1", "resolver 192.0.2.53"
 PASSED, FAILED, ABSENT = Outcome.PASSED, Outcome.FAILED, Outcome.ABSENT
@@ -66,6 +66,14 @@ def test_findings_may_come_one_by_one() -> None:
 def test_what_failed_before_is_told() -> None:
     assert already_failing(found(gateway=FAILED, dns=PASSED)) == tuple(found(gateway=FAILED))
     assert already_failing(found(gateway=ABSENT, dns=PASSED)) == ()
+
+
+def test_a_gateway_that_is_none_any_more_was_not_cut_off() -> None:
+    before, other = found(gateway=PASSED, dns=PASSED), found(dns=PASSED)
+    assert only_gone(lost(before, other), other)
+    # Where nothing else answers, or where it is still asked, in vain or not, the list may be the reason.
+    for during in ([], found(dns=FAILED), found(dns=PASSED, gateway=ABSENT), found(dns=PASSED, gateway=FAILED)):
+        assert not only_gone(lost(before, during), during)
 
 
 # Two witnesses of one connection: a gateway may answer no pings, or only some, and its entry may be undecided.

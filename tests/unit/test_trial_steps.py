@@ -187,6 +187,31 @@ def test_whoever_only_sends_packets_is_named_and_not_left_out() -> None:
     assert kernel.committed is None
 
 
+class Moving(Host):
+    """A host whose gateway becomes another one in each of the first `moves` trials."""
+
+    def __init__(self, kernel: Kernel, moves: int) -> None:
+        super().__init__(kernel, ())
+        self._moves = moves
+        self._gateway = 1
+
+    async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
+        if self._kernel.steps[-1:] == ["begin"] and self._gateway <= self._moves:
+            self._gateway += 1
+        gateway = ProbeResult(f"gateway 192.0.2.{self._gateway} by ping", Outcome.PASSED, "answered")
+        return (*await super().run(api_addresses), gateway)
+
+
+def test_a_gateway_that_becomes_another_one_in_the_trial_does_not_speak_against_the_list() -> None:
+    kernel = Kernel()
+    candidate = listing(INNOCENT)
+    assert perform(kernel, Moving(kernel, 2), lambda trial: trial.run(candidate, Blocklist(), ())) is None
+    assert kernel.steps == [*["stage", "begin", "rollback"] * 2, "stage", "begin", "commit"]
+    with pytest.raises(SelfTestError, match=r"192\.0\.2\.4 by ping could no longer be tested"):
+        perform(kernel, Moving(kernel, 9), lambda trial: trial.run(candidate, Blocklist(), ()))
+    assert kernel.steps[-1] == "rollback"
+
+
 def test_a_second_failure_is_final() -> None:
     kernel = Kernel()
     host = Host(kernel, [flow(INNOCENT, unanswered=True)])
