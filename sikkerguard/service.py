@@ -123,13 +123,25 @@ class Service:
         if self._ready:
             self._edges.notifier.ready(self._said)
 
+    def trouble(self, name: str, sentence: str) -> None:
+        """Something besides the list does not work, or works again where the sentence is empty. The status is degraded
+        for as long, and the log says so once."""
+        others = {known: said for known, said in self.state.troubles if known != name}
+        if sentence and (name, sentence) not in self.state.troubles:
+            log.error("%s", sentence)
+        self._change(troubles=tuple(sorted({**others, **({name: sentence} if sentence else {})}.items())))
+
     def health(self) -> tuple[str, ...]:
-        """Why the service is not healthy; empty when it is."""
+        """Why it can't be said that the list blocks; empty where it does."""
+        return health.failures(self.state, time.monotonic())
+
+    def reasons(self) -> tuple[str, ...]:
+        """All that is not as it should be; empty when all is well."""
         return health.reasons(self.state, time.time(), time.monotonic(), self._config.pull_interval)
 
     def status(self) -> dict[str, Any]:
         """What `/status` shows."""
-        return health.status(self.state, time.time(), self.health(), self._config.port_map)
+        return health.status(self.state, time.time(), self.reasons(), self._config.port_map)
 
     async def run(self, web: WebFace) -> None:
         """Protect until `stop`, then take everything of ours away.

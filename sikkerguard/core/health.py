@@ -22,12 +22,25 @@ STALLED_SECONDS = 30.0
 _OLD_INTERVALS = 3
 
 
-def reasons(state: State, now: float, monotonic: float, pull_interval: float) -> tuple[str, ...]:
-    """Why the service is not healthy, a sentence each; empty when it is. Times in seconds, Unix and monotonic."""
+def failures(state: State, monotonic: float) -> tuple[str, ...]:
+    """Why it can't be said that the list blocks, a sentence each; empty where it does. `monotonic` in seconds."""
     found = []
     if not state.protecting:
         failure = state.last_pull.failure if state.last_pull else ""
         found.append("No list is in force yet" + (f": {failure}." if failure else "; the first pull is under way."))
+    if state.trouble:
+        found.append(state.trouble)
+    if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:
+        found.append(f"The kernel was last seen to be right {duration_text(monotonic - state.settled_at)} ago.")
+    return tuple(found)
+
+
+def reasons(state: State, now: float, monotonic: float, pull_interval: float) -> tuple[str, ...]:
+    """All that is not as it should be, whether the list blocks or not, a sentence each; empty when all is well. Times
+    in seconds, Unix and monotonic."""
+    found = list(failures(state, monotonic))
+    if not state.protecting:
+        pass
     elif state.verified_at is not None and now - state.verified_at > _OLD_INTERVALS * pull_interval:
         age = duration_text(now - state.verified_at)
         failure = state.last_pull.failure if state.last_pull else ""
@@ -35,10 +48,9 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
     elif state.lists and not any(source.name == SIKKERAPI and source.taken_at for source in state.lists):
         failure = state.last_pull.failure if state.last_pull else ""
         found.append("No list of SikkerAPI is in force yet" + (f": {failure}." if failure else "."))
-    if state.trouble:
-        found.append(state.trouble)
-    if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:
-        found.append(f"The kernel was last seen to be right {duration_text(monotonic - state.settled_at)} ago.")
+    elif state.last_pull is not None and state.last_pull.failure:
+        found.append(f"The last pull failed: {state.last_pull.failure}.")
+    found += [sentence for _, sentence in state.troubles]
     return tuple(found)
 
 

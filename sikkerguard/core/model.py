@@ -407,7 +407,8 @@ class ReportNumbers:
 @dataclass(frozen=True, slots=True)
 class State:
     """All that the outside may know of the service; replaced as a whole, never changed. Times are Unix seconds, but
-    `settled_at`, which is on the monotonic clock: when the kernel was last seen to hold what it should."""
+    `settled_at`, which is on the monotonic clock: when the kernel was last seen to hold what it should. `troubles` are
+    named sentences on what does not work though the list blocks: an operator has to hear of them."""
 
     started_at: float
     dry_run: bool
@@ -427,6 +428,7 @@ class State:
     left_out: tuple[str, ...] = ()
     settled_at: float | None = None
     trouble: str = ""
+    troubles: tuple[tuple[str, str], ...] = ()
     repairs: int = 0
     last_repair: str = ""
     counted: Counted = field(default_factory=Counted)

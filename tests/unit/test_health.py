@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sikkerguard import asking
 from sikkerguard.config import Config
-from sikkerguard.core.health import STALLED_SECONDS, reasons, sentence, status
+from sikkerguard.core.health import STALLED_SECONDS, failures, reasons, sentence, status
 from sikkerguard.core.model import ANY, Attempt, Count, Counted, ReportNumbers, State
 from sikkerguard.core.protocols import REPLY
 from sikkerguard.version import VERSION
@@ -68,7 +68,10 @@ def test_no_list_is_no_health() -> None:
 @pytest.mark.parametrize(("age", "old"), [(0, False), (DAY, False), (3 * DAY, False), (3 * DAY + 1, True)])
 def test_a_list_is_old_after_three_intervals(age: float, old: bool) -> None:
     state = replace(BLOCKING, verified_at=NOW - age, last_pull=FAILED)
-    assert why(state) == ((f"The list in force is 3d old: {FAILED.failure}.",) if old else ())
+    assert why(state) == (
+        (f"The list in force is 3d old: {FAILED.failure}.",) if old else (f"The last pull failed: {FAILED.failure}.",)
+    )
+    assert failures(state, UP) == ()
 
 
 def test_an_old_list_from_the_cache_says_that_no_pull_brought_another() -> None:
@@ -88,8 +91,10 @@ def test_a_reason_is_a_whole_sentence_where_the_last_pull_went_well() -> None:
     assert not reason.endswith(": .")
 
 
-def test_a_failed_pull_alone_is_no_illness() -> None:
-    assert why(replace(BLOCKING, last_pull=FAILED)) == ()
+def test_a_failed_pull_degrades_at_once_and_lets_the_list_block() -> None:
+    state = replace(BLOCKING, last_pull=FAILED, troubles=(("page", "The page can't be served."),))
+    assert why(state) == (f"The last pull failed: {FAILED.failure}.", "The page can't be served.")
+    assert failures(state, UP) == ()
 
 
 @pytest.mark.parametrize(("silence", "stalled"), [(0.0, False), (STALLED_SECONDS, False), (STALLED_SECONDS + 1, True)])

@@ -1,0 +1,12 @@
+"""What comes from elsewhere, fit to be shown: on a terminal, in a log, on a page."""
+
+from __future__ import annotations
+
+LONGEST = 200
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """A text of somebody else's: what is not printable ASCII is a question mark, and it has at most `longest`
+    characters. An escape sequence would act on the terminal, and a look-alike letter deceive its reader."""
+    shown = "".join(character if " " <= character <= "~" else "?" for character in text[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
