@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from sikkerguard.core.model import AllowEntry, Family, Interval, parse_prefix
 from sikkerguard.core.ranges import merge
+from sikkerguard.core.schedule import duration_text
 from sikkerguard.core.special import GLOBAL_UNICAST_V6
 from sikkerguard.errors import ConfigError
 
@@ -61,6 +62,11 @@ class Config:
     state_dir: Path = Path("/var/lib/sikkerguard")
     log_source: str = "auto"
     log_level: str = "info"
+
+    def summary(self) -> str:
+        """What is pulled and reported, in one line."""
+        reports = f"Reports every {duration_text(self.report_interval)}" if self.report_enabled else "Reports off"
+        return f"Score threshold: {self.score_min} | Pull every {duration_text(self.pull_interval)} | {reports}"
 
 
 # Each variable, the field that it fills, and what it is for. SIKKER_API_KEY_FILE fills the same field as the key.

@@ -82,6 +82,10 @@ class SelfTestError(SikkerGuardError):
     """The host lost a connection that it had before the trial."""
 
 
+class UnexpectedError(SikkerGuardError):
+    """Something that nobody thought of; what it was stands in the log with its trace."""
+
+
 class RecordError(SikkerGuardError):
     """Counts and reports can't be kept on disk, or not be read from it."""
 

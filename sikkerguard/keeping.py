@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.model import AllowEntry, Gateway, Surroundings
     from sikkerguard.core.plan import Operation
     from sikkerguard.cycle import Owner
+    from sikkerguard.supervision import Unknown
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Keeper:
     `detect` gets the addresses to which requests go and gives the host's surroundings; it has a thread of its own, so
     that a host that takes long to look at keeps nobody from the kernel. `changed` hears of entries that came or went,
     and `routed` of a way out that came; `change` takes changes of the service's state; `alive` is called after each
-    good look. Without a `store` nothing is kept on disk.
+    good look; `unknown` tells of what nobody thought of. Without a `store` nothing is kept on disk.
 
     `ways` are the addresses to which requests go, SikkerAPI's or a proxy's; whoever sets them has them followed.
     """
@@ -49,6 +50,7 @@ class Keeper:
         routed: Callable[[], None],
         change: Callable[..., None],
         alive: Callable[[], None],
+        unknown: Unknown,
     ) -> None:
         self._kernel = kernel
         self._owner = owner
@@ -58,6 +60,7 @@ class Keeper:
         self._routed = routed
         self._change = change
         self._alive = alive
+        self._unknown = unknown
         self._looking = ThreadPoolExecutor(1, thread_name_prefix="surroundings")
         self._surroundings_changed = asyncio.Event()
         self._following = asyncio.Lock()
@@ -103,11 +106,13 @@ class Keeper:
             operations: tuple[Operation, ...] = ()
             # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
             try:
-                await self.follow_host()
+                with self._unknown.told_as(KernelError):
+                    await self.follow_host()
             except KernelError as error:
                 trouble.append(as_sentence(error))
             try:
-                operations = await self._owner.run(self._kernel.settle, self._told)
+                with self._unknown.told_as(KernelError):
+                    operations = await self._owner.run(self._kernel.settle, self._told)
             except KernelError as error:
                 trouble.append(as_sentence(error))
             if trouble:

@@ -33,8 +33,9 @@ class Edges:
     ports of sshd and a look-up in the list in force, and gives what is allowed and the ways out; `way` says what
     requests connect to, and reads nothing for it; `make_door`, `make_api`, `make_reports` and `make_probes` are asked
     again when the configuration changes, and those of one configuration share one door; `make_watch` gets what to call
-    when the surroundings changed; `open_log` gets the setting of the log source. `counts` and `outbox` are None where
-    nothing is to be kept or reported."""
+    when the surroundings changed; `open_log` gets the setting of the log source; `lines_lost` says how many lines of
+    our own log were lost because nobody reads it. `counts` and `outbox` are None where nothing is to be kept or
+    reported."""
 
     kernel: KernelFace
     store: StoreFace
@@ -53,3 +54,4 @@ class Edges:
     make_probes: Callable[[Config], ProbesFace]
     make_watch: Callable[[Callable[[], None]], WatchFace]
     open_log: Callable[[str], LogFace | None]
+    lines_lost: Callable[[], int] = lambda: 0

@@ -19,7 +19,7 @@ from sikkerguard.core.pull_memory import PullMemory, from_json
 from sikkerguard.core.schedule import after_unfinished, duration_text, next_pull, next_try
 from sikkerguard.core.size_guard import Limits, SourceHistory, Version, check_coverage
 from sikkerguard.cycle import Change, Cycle, InForce, fetch
-from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuardError, as_sentence
+from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuardError, UnexpectedError, as_sentence
 from sikkerguard.localfile import LocalFile
 from sikkerguard.trial import Trial
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sikkerguard.door import Door
     from sikkerguard.keeping import Keeper
     from sikkerguard.needs import Edges
+    from sikkerguard.supervision import Unknown
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Puller:
 
     `settings` gives the configuration of the moment and `state` what is known; `change` takes changes of that; `live`
     gets the list that was put in force; `tell` says in a sentence how things are; `progress` is called as the work of a
-    pull gets on; `watch_drops` gives a set that collects the sources of dropped packets.
+    pull gets on; `watch_drops` gives a set that collects the sources of dropped packets; `unknown` tells of what nobody
+    thought of. `uncorrected` says whether the last pull failed for what only another setting or key can mend.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Puller:
         tell: Callable[[], None],
         progress: Callable[[], None],
         watch_drops: Callable[[], AbstractContextManager[Collection[bytes]]],
+        unknown: Unknown,
     ) -> None:
         self._edges = edges
         self._owner = owner
@@ -77,6 +80,7 @@ class Puller:
         self._tell = tell
         self._progress = progress
         self._watch_drops = watch_drops
+        self._unknown = unknown
         self._api: tuple[Config, ApiFace] | None = None
         self._memory = PullMemory()
         self._troubles: dict[str, str] = {}
@@ -98,11 +102,15 @@ class Puller:
         self._accept = False
         self._under_way = 0
         self.in_force: InForce | None = None
+        self.uncorrected = False
 
     def pull_now(self) -> None:
-        """Pull as soon as what is under way has ended; earlier failures are forgotten."""
+        """Pull now, by the settings of now; earlier failures are forgotten. A fetch that is under way is broken off for
+        it, a trial comes to its end first."""
         self._failures = self._file_failures = 0
         self._pull_wanted = self._file_wanted = True
+        if self._fetching is not None and self._fetching.cancel():
+            log.info("The pull that is under way is broken off, and begun anew with the settings as they are now.")
         self._work_wanted.set()
 
     def _file_changed(self) -> None:
@@ -171,9 +179,10 @@ class Puller:
         try:
             await self._work_forever()
         finally:
-            if self._fetching is not None:
-                self._fetching.cancel()
-                await asyncio.gather(self._fetching, return_exceptions=True)
+            fetching, self._fetching = self._fetching, None
+            if fetching is not None:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
 
     async def _work_forever(self) -> None:
         """What is put in force is one after the other. What is fetched is beside it: a server that takes its time keeps
@@ -190,7 +199,7 @@ class Puller:
             if pulling:
                 self._pull_wanted = False
                 # Whatever becomes of this round, the wish to accept what it brings is for no other.
-                self._accept = await self._take_acceptance()
+                self._accept = await self._take_acceptance() or self._accept
             if self._file_wanted or pulling or now >= self._file_at:
                 self._file_wanted = False
                 self._file_at = await _after(self._attempt_file(accept=pulling and self._accept))
@@ -200,7 +209,9 @@ class Puller:
                 self._fetching.add_done_callback(lambda _: self._work_wanted.set())
             elif self._fetching is not None and self._fetching.done():
                 fetched, self._fetching = self._fetching, None
-                self._next_at = await _after(self._attempt_pull(fetched, accept=self._accept))
+                if not fetched.cancelled():
+                    accept, self._accept = self._accept, False
+                    self._next_at = await _after(self._attempt_pull(fetched, accept=accept))
             next_at = math.inf
             if self._fetching is None and self._pull_wanted:
                 continue  # wanted while the one before was under way
@@ -235,16 +246,18 @@ class Puller:
         when it is tried again. Gives the seconds until the next pull."""
         self._unreachable = False
         try:
-            change, remaining = fetched.result()
-            first = self.in_force is None
-            async with self._marked():
-                await self._update([change], accept=accept, quota_remaining=remaining)
+            with self._unknown.told_as(UnexpectedError):
+                change, remaining = fetched.result()
+                first = self.in_force is None
+                async with self._marked():
+                    await self._update([change], accept=accept, quota_remaining=remaining)
             if first:
                 self._file_changed()  # where only the kernel knew what to block, the file had to wait
         except (SikkerGuardError, MemoryError) as caught:
             error = _told_apart(caught)
             self._failures += 1
             self._unreachable = isinstance(error, FetchError) and error.retryable and error.retry_after is None
+            self.uncorrected = isinstance(error, FetchError) and not error.retryable
             pause = next_try(error, self._failures, random.random)
             await self._note_refusal(error, SIKKERAPI)
             self._troubles[SIKKERAPI] = as_sentence(error)
@@ -252,6 +265,7 @@ class Puller:
             self._pulled(str(error))
             return pause
         self._failures = 0
+        self.uncorrected = False
         self._troubles.pop(SIKKERAPI, None)
         self._pulled("")
         return next_pull(self._settings().pull_interval, random.random)
@@ -260,7 +274,8 @@ class Puller:
         """Admit the list in force anew; gives the seconds until it has to be tried again, for ever where it went
         well. The rhythm of the pulls is not touched by it."""
         try:
-            await self._readmit()
+            with self._unknown.told_as(UnexpectedError):
+                await self._readmit()
         except (SikkerGuardError, MemoryError) as caught:
             error = _told_apart(caught)
             pause = next_try(error, 1, random.random)
@@ -277,10 +292,11 @@ class Puller:
         if not accept and not await self._file.is_new():
             return math.inf
         try:
-            async with self._marked():
-                change = await self._file.change()
-                if change is not None:
-                    await self._update([change], accept=accept, quota_remaining=self._state().quota_remaining)
+            with self._unknown.told_as(UnexpectedError):
+                async with self._marked():
+                    change = await self._file.change()
+                    if change is not None:
+                        await self._update([change], accept=accept, quota_remaining=self._state().quota_remaining)
         except (SikkerGuardError, MemoryError) as caught:
             error = _told_apart(caught)
             self._file_failures += 1

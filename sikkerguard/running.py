@@ -55,6 +55,7 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
         asyncio.run(_run(config, reread, store, adjust))
     finally:
         store.close()
+        logs.end()
     return 0
 
 
@@ -75,6 +76,7 @@ def restore(config: Config) -> int:
         asyncio.run(_restore(config, store))
     finally:
         store.close()
+        logs.end()
     return 0
 
 
@@ -106,6 +108,7 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
         make_probes=_probes,
         make_watch=observer.watch,
         open_log=_log_opener(),
+        lines_lost=logs.lost,
     )
 
 

@@ -12,11 +12,13 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core import health
 from sikkerguard.core.model import Blocklist, State
 from sikkerguard.core.schedule import duration_text
+from sikkerguard.corrections import Corrections
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
 from sikkerguard.door import Door
@@ -24,10 +26,13 @@ from sikkerguard.errors import ConfigError, KernelError
 from sikkerguard.keeping import Keeper
 from sikkerguard.pulling import Puller
 from sikkerguard.reporting import Reporter
+from sikkerguard.supervision import Supervisor, Unknown
+from sikkerguard.version import VERSION
 from sikkerguard.watching import watch_forever
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
+    from pathlib import Path
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import WebFace
@@ -46,21 +51,33 @@ _FIXED = {
     "log_level": "SIKKER_LOG_LEVEL",
     "log_source": "SIKKER_LOG_SOURCE",
 }
+# The trouble that wrong settings are.
+_SETTINGS = "settings"
 # Seconds that a start may still take when some of its work has just been done.
 _MORE_SECONDS = 60.0
+# So long a start waits for its first list before it is called ready without one.
+_READY_SECONDS = 20.0
 
 
 class Service:
     """`run` is its whole life, `restore` that of one which ends when it blocks; `stop` and `reload` may be called by
-    signal handlers of the loop."""
+    signal handlers of the loop. `reread` gives the settings as they are by then, `files` those that it reads."""
 
-    def __init__(self, config: Config, edges: Edges, reread: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        edges: Edges,
+        reread: Callable[[], Config],
+        files: Callable[[], Iterable[Path]] = tuple,
+    ) -> None:
         self._config = config
         self._edges = edges
         self._reread = reread
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="netfilter")
         self._owner = Owner(self._executor)
         self._stopped = asyncio.Event()
+        unknown = Unknown()
+        self._supervisor = Supervisor(self.trouble, unknown)
         self._keeper = Keeper(
             edges.kernel,
             self._owner,
@@ -70,6 +87,7 @@ class Service:
             lambda: self._puller.routed(),
             self._change,
             self._looked,
+            unknown,
         )
         self._door = Door(edges.way, edges.make_door, self._keeper, None if config.dry_run else edges.store)
         self._puller = Puller(
@@ -84,6 +102,7 @@ class Service:
             self._tell,
             self._get_on,
             lambda: self._counting.watch_sources(),
+            unknown,
         )
         self._counting = Counting(
             edges.kernel, self._owner, edges.counts, config.port_map, lambda counted: self._change(counted=counted)
@@ -100,6 +119,12 @@ class Service:
                 lambda numbers: self._change(reports=numbers),
                 reach=self._door.open,
             )
+        self._corrections = Corrections(
+            files,
+            edges.list_file.stamp,
+            lambda: self._puller.uncorrected or any(name == _SETTINGS for name, _ in self.state.troubles),
+            self.reload,
+        )
         self._ready = False
         self._said = ""
         self._found = Blocklist()
@@ -113,6 +138,7 @@ class Service:
         """Read the configuration again, and pull now."""
         if self._ready:
             self._edges.notifier.reloading()
+        self._corrections.note()
         try:
             fresh = self._reread()
         except ConfigError as error:
@@ -154,15 +180,22 @@ class Service:
         """
         tasks: set[asyncio.Task[None]] = set()
         watch = self._edges.make_watch(self._keeper.notice)
+        late: asyncio.TimerHandle | None = None
         try:
+            log.info("SikkerGuard %s", VERSION)
+            log.info("%s", self._config.summary())
             await web.start()
             await self._begin()
             watch.start()
-            tasks |= {asyncio.create_task(work) for work in self._works()}
+            late = asyncio.get_running_loop().call_later(_READY_SECONDS, self._be_ready)
+            log.info("Monitoring blocked connections")
+            tasks |= {asyncio.create_task(self._supervisor.keep(name, begin)) for name, begin in self._works().items()}
             await self._until_stopped(tasks)
         finally:
             self._edges.notifier.stopping()
             watch.stop()
+            if late is not None:
+                late.cancel()
             await web.stop()
             for task in tasks:
                 task.cancel()
@@ -189,23 +222,24 @@ class Service:
             self._executor.shutdown(wait=True)
             self._keeper.close()
 
-    def _works(self) -> list[Coroutine[Any, Any, None]]:
-        works = [
-            self._puller.pull_forever(),
-            self._puller.watch_file_forever(),
-            self._keeper.look_forever(),
-            self._counting.count_forever(),
-        ]
+    def _works(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """The loops, by what they do."""
+        works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "pulling lists": self._puller.pull_forever,
+            "watching the list file": self._puller.watch_file_forever,
+            "looking after the rules": self._keeper.look_forever,
+            "counting": self._counting.count_forever,
+            "watching for corrections": self._corrections.watch_forever,
+        }
         if self._reporter is not None:
-            works.append(self._reporter.report_forever())
+            works["reporting"] = self._reporter.report_forever
         if not self._config.dry_run:
             # Nothing of ours is in the kernel's log where nothing of ours is in the kernel.
-            works.append(
-                watch_forever(
-                    lambda: self._edges.open_log(self._config.log_source),
-                    self._counting.notice,
-                    lambda name, lost: self._change(log_source=name, log_lost=lost),
-                )
+            works["following the kernel's log"] = partial(
+                watch_forever,
+                lambda: self._edges.open_log(self._config.log_source),
+                self._counting.notice,
+                lambda name, lost: self._change(log_source=name, log_lost=lost),
             )
         return works
 
@@ -236,7 +270,7 @@ class Service:
         done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         for task in done & tasks:
-            task.result()  # none of them ends by itself: what ended one is a defect, and is raised here
+            task.result()  # the supervisor lets none of them end: what did is raised here
 
     async def _begin(self) -> tuple[Operation, ...]:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else. Gives
@@ -252,6 +286,7 @@ class Service:
             blocklist = self._found = await self._owner.run(self._edges.kernel.read_committed)
         operations = await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
         log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
+        log.info("Firewall ready")
         self._change(settled_at=time.monotonic(), allowlist=self._keeper.allowlist.summary())
         if len(blocklist):
             verified_at = in_force.verified.verified_at if in_force else None
@@ -281,7 +316,7 @@ class Service:
         return listed.of(family).find(address) is not None
 
     def _live(self, blocklist: Blocklist, verified_at: float | None, remark: str = "") -> None:
-        """This list is in force. READY means that rules are live: with the first list that is, and not before."""
+        """This list is in force."""
         self._change(
             blocked_v4=len(blocklist.v4),
             blocked_v6=len(blocklist.v6),
@@ -290,18 +325,27 @@ class Service:
         )
         doing = "Dry run: would be blocking" if self._config.dry_run else "Blocking"
         log.info("%s", f"{doing} {len(blocklist)} IPs" + (f" ({remark})" if remark else ""))
-        if not self._ready:
-            self._ready = True
-            self._said = health.sentence(self.state, time.time())
-            self._edges.notifier.ready(self._said)
         self._tell()
+
+    def _be_ready(self) -> None:
+        """READY means that all is done that can be: the chain stands, and a list blocks, or a pull was tried. Nothing
+        that waits for us, as a boot does, waits for a server that takes its time."""
+        if self._ready:
+            return
+        self._ready = True
+        self._said = health.sentence(self.state, time.time())
+        self._edges.notifier.ready(self._said)
 
     def _looked(self) -> None:
         """The kernel is as it should be: this feeds the watchdog."""
         self._edges.notifier.alive()
+        lost = self._edges.lines_lost()
+        self.trouble("log", f"Nobody reads the log: {lost:,} lines of it are lost so far." if lost else "")
         self._tell()
 
     def _tell(self) -> None:
+        if self.state.protecting or self.state.pulls:
+            self._be_ready()
         sentence = health.sentence(self.state, time.time())
         if sentence != self._said:
             self._said = sentence

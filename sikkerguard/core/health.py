@@ -142,7 +142,11 @@ def sentence(state: State, now: float) -> str:
     """The state in one sentence, for `systemctl status`."""
     if not state.protecting:
         failure = state.last_pull.failure if state.last_pull else ""
-        return f"No list yet: {failure}" if failure else "Starting: the first pull is under way"
+        if state.pulling or state.next_pull_at is None:
+            doing = "a pull is under way" if failure else "the first pull is under way"
+        else:
+            doing = f"next try in {duration_text(state.next_pull_at - now)}"
+        return f"No list yet: {failure}; {doing}" if failure else f"Starting: {doing}"
     parts = [f"Blocking {state.blocked_v4 + state.blocked_v6:,} addresses"]
     if state.last_pull and state.last_pull.failure:
         parts.append(f"last pull failed: {state.last_pull.failure}")

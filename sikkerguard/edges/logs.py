@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 from typing import IO, TYPE_CHECKING
+
+from sikkerguard.edges.log_queue import DescriptorHandler, LogQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 # syslog(3) priorities.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
+# A command that fails waits so long for whoever reads its errors.
+_COMPLAIN_SECONDS = 1.0
 _TALKATIVE = frozenset({"httpx", "httpcore", "asyncio", "pyroute2"})
 
 
@@ -72,21 +77,50 @@ def begin(
     """
     target = stream or sys.stderr
     handler: logging.Handler | None = None
+    queued = stream is None
     formatter = logging.Formatter("%(message)s")
     if not _is_journal(target):
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     elif (handler := open_journal()) is None:
         formatter = _PrefixFormatter("%(message)s")
-    handler = handler or logging.StreamHandler(target)
+    if handler is None:
+        handler = DescriptorHandler(target.fileno()) if queued else logging.StreamHandler(target)
     handler.setFormatter(formatter)
-    handler.addFilter(_is_news)
-    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler], force=True)
+    front: logging.Handler = handler
+    if queued:
+        front = LogQueue(handler.emit)
+        front.setFormatter(logging.Formatter("%(message)s"))  # the rest is added by the one behind it
+    front.addFilter(_is_news)
+    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[front], force=True)
+
+
+def lost() -> int:
+    """How many lines wait to be told of as lost, since nobody reads the log."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, LogQueue))
+
+
+def end(seconds: float = _COMPLAIN_SECONDS) -> None:
+    """Have what was logged written before the process ends, if somebody reads it in that time."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogQueue):
+            handler.drain(seconds)
 
 
 def complain(sentence: str) -> None:
     """Say on standard error why a command failed; the journal would take it for information if it were not told."""
+    end()
+    if not _is_read(sys.stderr):
+        return
     prefix = f"<{_PRIORITIES[logging.ERROR]}>" if _is_journal(sys.stderr) else "sikkerguard: "
     print(f"{prefix}{sentence}", file=sys.stderr)
+
+
+def _is_read(stream: IO[str]) -> bool:
+    """Whether somebody reads the stream: a process that is to end does not wait for him for ever."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], _COMPLAIN_SECONDS)[1])
+    except (OSError, ValueError):
+        return True  # no file: it is read by this very process
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,22 +34,30 @@ class Notifier:
         jobs: Sequence[str] = ("systemctl", "list-jobs", "--no-legend", "--plain"),
     ) -> None:
         self._notifier: Any = None
+        # What systemd had no room for, by its first word: said again before anything else.
+        self._unsaid: dict[str, str] = {}
         self._managed = bool(environment.get("INVOCATION_ID"))
         self._groups = groups
         self._jobs = tuple(jobs)
-        if environment.get("NOTIFY_SOCKET"):
-            from sdnotify import SystemdNotifier
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        if self._address:
+            self._connect()
 
-            # Not debug=True: that raises where the socket has gone.
-            self._notifier = SystemdNotifier()
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._notifier is not None:
+            self._notifier.socket.close()
+            self._notifier = None
 
     def ready(self, status: str) -> None:
-        """The rules of a verified list are live."""
-        self._send(f"READY=1\nSTATUS={status}")
+        """The rules are live, or all that can be done for it without a list is done."""
+        # Each by itself: what may be the matter with a sentence is not the matter with this.
+        self._send("READY=1")
+        self.status(status)
 
     def status(self, status: str) -> None:
         """A sentence for `systemctl status`."""
-        self._send(f"STATUS={status}")
+        self._send(f"STATUS={' '.join(status.split())}")
 
     def reloading(self) -> None:
         """The configuration is being read again; `ready` says that it was. systemd wants to know since when, by the
@@ -90,5 +99,36 @@ class Notifier:
         return "shutdown" if goes_down else jobs.get(unit[1], "")
 
     def _send(self, text: str) -> None:
-        if self._notifier is not None:
-            self._notifier.notify(text)
+        if self._notifier is None:
+            return
+        word = text.partition("=")[0]
+        # The newest of a kind, in the order in which they came.
+        self._unsaid.pop(word, None)
+        self._unsaid[word] = text
+        try:
+            for kind, unsaid in tuple(self._unsaid.items()):
+                self._notifier.notify(_in_utf8(unsaid))
+                del self._unsaid[kind]
+        except BlockingIOError:
+            log.debug("the service manager does not read; it is told later: %s", ", ".join(self._unsaid))
+        except OSError as error:
+            log.debug("the service manager is away; it is told later: %s", error)
+            with suppress(OSError):  # another one may listen there next time
+                self._notifier.socket.connect(re.sub("^@", "\0", self._address))
+
+    def _connect(self) -> None:
+        from sdnotify import SystemdNotifier
+
+        try:
+            # By itself it swallows whatever goes wrong, and READY with it.
+            self._notifier = SystemdNotifier(debug=True)
+        except OSError as error:
+            log.warning("The service manager can't be told how the service is (%s).", error.strerror)
+            return
+        # A manager that does not read must not have the service stand still.
+        self._notifier.socket.setblocking(False)
+
+
+def _in_utf8(text: str) -> str:
+    """What sdnotify, which knows Latin-1 only, sends as the text in UTF-8, as sd_notify(3) wants it."""
+    return text.encode("utf-8", "replace").decode("latin-1")

@@ -17,6 +17,7 @@ from sikkerguard.door import Door
 from sikkerguard.edges.store import Store
 from sikkerguard.errors import FetchError, KernelError
 from sikkerguard.keeping import Keeper
+from sikkerguard.supervision import Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -95,6 +96,7 @@ class Bench:
             lambda: None,
             lambda **changes: None,
             lambda: None,
+            Unknown(),
         )
         self.door = Door(
             lambda config: self.way, lambda config: self.edge, self.keeper, self.store, lambda: self.now, 0.1

@@ -262,7 +262,12 @@ def test_times_are_utc_to_the_second(at: float) -> None:
     ("state", "said"),
     [
         (STARTING, "Starting: the first pull is under way"),
-        (replace(STARTING, last_pull=FAILED), f"No list yet: {FAILED.failure}"),
+        (replace(STARTING, next_pull_at=NOW + 28), "Starting: next try in 28s"),
+        (replace(STARTING, last_pull=FAILED, pulling=True), f"No list yet: {FAILED.failure}; a pull is under way"),
+        (
+            replace(STARTING, last_pull=FAILED, next_pull_at=NOW + 3600),
+            f"No list yet: {FAILED.failure}; next try in 1h",
+        ),
         (BLOCKING, "Blocking 8,774 addresses; list of 2h ago; next pull in 22h; 1,234 packets dropped today"),
         (
             replace(BLOCKING, last_pull=FAILED),

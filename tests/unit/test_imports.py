@@ -41,6 +41,7 @@ FRIENDS = {
     "reportapi": ("sikkerapi",),
     "outbox": ("database",),
     "counts": ("database",),
+    "logs": ("log_queue",),
     "kernlog": ("journal", "kmsg"),
     "flows": ("addresses", "netlink"),
     "outgoing": ("flows", "addresses"),

@@ -14,6 +14,7 @@ from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gatew
 from sikkerguard.cycle import Owner
 from sikkerguard.errors import KernelError
 from sikkerguard.keeping import Keeper
+from sikkerguard.supervision import Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -55,7 +56,15 @@ class Host:
         self.kernel = Kernel()
         kernel: Any = self.kernel
         self.keeper = Keeper(
-            kernel, owner, None, self.detect, lambda changed: None, self.note_route, lambda **_: None, lambda: None
+            kernel,
+            owner,
+            None,
+            self.detect,
+            lambda changed: None,
+            self.note_route,
+            lambda **_: None,
+            lambda: None,
+            Unknown(),
         )
 
     def detect(self, ways: Iterable[AllowEntry]) -> Surroundings:

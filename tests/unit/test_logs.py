@@ -148,6 +148,7 @@ def test_libraries_are_heard_when_something_is_wrong(library: str, level: str, s
 def test_standard_error_is_where_it_goes(capfd: pytest.CaptureFixture[str]) -> None:
     logs.begin("info")
     log.info("hello")
+    logs.end(5)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.endswith(" INFO hello\n")

@@ -38,7 +38,7 @@ def _make(manager: socket.socket) -> Iterator[Callable[..., Notifier]]:
 
     yield make
     for notifier in made:
-        notifier._notifier.socket.close()
+        notifier.close()
 
 
 def heard(manager: socket.socket) -> list[str]:
@@ -48,7 +48,8 @@ def heard(manager: socket.socket) -> list[str]:
 def test_each_word_arrives_in_the_form_of_sd_notify(manager: socket.socket, make: Callable[..., Notifier]) -> None:
     notifier = make()
     notifier.ready("Blocking 2 addresses")
-    assert heard(manager) == ["READY=1", "STATUS=Blocking 2 addresses"]
+    assert heard(manager) == ["READY=1"]
+    assert heard(manager) == ["STATUS=Blocking 2 addresses"]
     notifier.status("Blocking 3 addresses")
     assert heard(manager) == ["STATUS=Blocking 3 addresses"]
     notifier.alive()
@@ -57,6 +58,64 @@ def test_each_word_arrives_in_the_form_of_sd_notify(manager: socket.socket, make
     assert heard(manager) == ["EXTEND_TIMEOUT_USEC=1500000"]
     notifier.stopping()
     assert heard(manager) == ["STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "arrives"),
+    [
+        (
+            "No list yet: /etc/gr\u00fcn/\u2026/\u043a\u043b\u044e\u0447",
+            "No list yet: /etc/gr\u00fcn/\u2026/\u043a\u043b\u044e\u0447",
+        ),
+        ("a surrogate \udc80 of a path", "a surrogate ? of a path"),
+        ("two\nWATCHDOG=trigger\r lines", "two WATCHDOG=trigger lines"),
+    ],
+    ids=["letters", "bytes", "lines"],
+)
+def test_no_sentence_keeps_ready_from_arriving(
+    sentence: str, arrives: str, manager: socket.socket, make: Callable[..., Notifier]
+) -> None:
+    make().ready(sentence)
+    assert heard(manager) == ["READY=1"]
+    assert heard(manager) == [f"STATUS={arrives}"]
+
+
+def test_a_manager_that_does_not_read_holds_nothing_up_and_misses_nothing_that_is_still_true(
+    manager: socket.socket, make: Callable[..., Notifier]
+) -> None:
+    notifier = make()
+    began = time.monotonic()
+    for number in range(2000):  # more than the kernel queues for a socket (net.unix.max_dgram_qlen)
+        notifier.status(f"{number}")
+        notifier.alive()
+    notifier.ready("ready")
+    assert time.monotonic() - began < 2
+    manager.setblocking(False)
+    said = []
+    while True:
+        try:
+            said.append(heard(manager)[0])
+        except BlockingIOError:
+            break
+    assert "READY=1" not in said
+    # The next word takes along what was left unsaid, each in its newest form.
+    notifier.alive()
+    assert sorted(heard(manager)[0] for _ in range(3)) == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
+
+
+def test_a_manager_that_is_away_for_a_moment_hears_it_later(
+    tmp_path: Path, manager: socket.socket, make: Callable[..., Notifier]
+) -> None:
+    notifier = make()
+    manager.close()
+    notifier.ready("ready")
+    (tmp_path / "notify").unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
+        again.bind(str(tmp_path / "notify"))
+        again.settimeout(5)
+        notifier.alive()  # finds that the one it knew has gone
+        notifier.alive()
+        assert [heard(again)[0] for _ in range(3)] == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
 
 
 def test_a_reload_has_its_moment_by_systemds_clock(manager: socket.socket, make: Callable[..., Notifier]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from sikkerguard.config import Config
 from sikkerguard.core.model import (
     GATEWAY,
+    SIKKERAPI,
     AllowEntry,
     Allowlist,
     Family,
@@ -32,6 +33,7 @@ from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
 from sikkerguard.needs import Edges
 from sikkerguard.pulling import Puller
+from sikkerguard.supervision import Unknown
 from tests.unit.test_connections import flow, own
 from tests.unit.test_policy import listing
 from tests.unit.test_trial_steps import Host, Kernel
@@ -95,10 +97,12 @@ class Api:
     remaining: int | None = None
     asked: int = 0
     hangs: bool = False
+    scores: list[int] = field(default_factory=list)
     held: asyncio.Event | None = None
 
     async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Api:
         self.asked += 1
+        self.scores.append(score_min)
         if self.hangs:
             await asyncio.Event().wait()
         if self.held is not None:
@@ -194,6 +198,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
         owner, kernel, api, file = Owner(pool), Kernel(), Api(CROWD), File()
         host = Host(kernel, flows)
         known = file.store = store or Store()
+        unknown = Unknown()
         states = [State(started_at=time.time(), dry_run=False)]
 
         def change(**changes: Any) -> None:
@@ -211,6 +216,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
             lambda: None,
             change,
             lambda: None,
+            unknown,
         )
         keeper.gateways = here.gateways
         edges = Edges(
@@ -247,6 +253,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
             lambda: None,
             lambda: None,
             lambda: nullcontext(frozenset()),
+            unknown,
         )
         made = Desk(puller, kernel, known, api, file, states)
         made.config = replace(made.config, **settings)
@@ -399,19 +406,100 @@ def test_a_server_that_takes_its_time_keeps_the_file_from_nothing() -> None:
         assert made.store.pulls["unfinished"] == 0
 
 
-def test_a_pull_that_is_asked_for_while_one_is_under_way_is_made_behind_it() -> None:
+def test_a_fetch_that_is_under_way_is_broken_off_for_newer_settings(caplog: pytest.LogCaptureFixture) -> None:
     async def run(made: Desk) -> None:
-        made.api.held = asyncio.Event()
+        made.api.hangs = True
+        made.store.accept = True
         async with made.running():
             await made.until(lambda: made.api.asked)
+            made.api.hangs = False
+            made.config = replace(made.config, score_min=90)
             made.puller.pull_now()
-            await asyncio.sleep(0.05)
-            made.api.held.set()
+            await made.until(lambda: made.state.pulls == 1)
+            assert (made.api.asked, made.api.scores) == (2, [50, 90])
+            assert not made.state.pulling
+            assert made.store.pulls["unfinished"] == 0
+
+    with desk() as made, caplog.at_level("INFO"):
+        made.store.list = VerifiedList((ListedSource(SIKKERAPI, listing("203.0.113.7"), time.time()),), time.time())
+        made.puller.load_cached()
+        asyncio.run(run(made))
+        # The wish to take a list of whatever size was for the one that was broken off, and is for the next.
+        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+    assert "broken off, and begun anew" in caplog.text
+
+
+def test_a_trial_that_is_under_way_comes_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: "begin" in made.kernel.steps)
+            made.puller.pull_now()
             await made.until(lambda: made.state.pulls == 2)
+
+    with desk() as made, caplog.at_level("INFO"):
+        asyncio.run(run(made))
+        assert made.api.asked == 2
+        assert "rollback" not in made.kernel.steps
+    assert "broken off" not in caplog.text
+
+
+@pytest.mark.parametrize("where", ["fetch", "file", "trial"])
+def test_what_nobody_expected_is_a_failed_pull_and_the_next_one_is_made(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ValueError("Invalid IPv6 URL \x1b[2J")
+
+    async def run(made: Desk) -> None:
+        async with made.running():
+            await made.until(lambda: made.state.pulls)
+            for pulls in (2, 3):
+                made.puller.pull_now()
+                await made.until(partial(made.has_pulled, pulls))
+            assert made.state.last_pull is not None
+            if where != "file":
+                assert (
+                    made.state.last_pull.failure == "an error that nobody expected (ValueError: Invalid IPv6 URL ?[2J)"
+                )
+                assert 200 < made.pauses() < 3600
+            else:
+                assert len(made.live) == 3
+            monkeypatch.undo()
+            made.api.error = made.file.error = None
+            made.puller.pull_now()
+            await made.until(partial(made.has_pulled, 4))
+            assert made.state.last_pull.failure == ""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with desk(custom_blacklist=FILE) as made:
+        if where == "fetch":
+            made.api.error = error
+        elif where == "file":
+            made.file.error = error
+        else:
+            monkeypatch.setattr(made.kernel, "stage", fail)
+        asyncio.run(run(made))
+    # Its trace is told once, however often it comes.
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    assert "\x1b" not in "".join(record.getMessage() for record in caplog.records)
+
+
+def test_only_a_person_can_mend_a_key() -> None:
+    async def run(made: Desk) -> None:
+        async with made.running():
+            for pulls, error, uncorrected in (
+                (1, FetchError("does not know this key (401)", retryable=False), True),
+                (2, FetchError("no answer", retryable=True), False),
+                (3, None, False),
+            ):
+                made.api.error = error
+                made.puller.pull_now()
+                await made.until(partial(made.has_pulled, pulls))
+                assert made.puller.uncorrected == uncorrected
 
     with desk() as made:
         asyncio.run(run(made))
-        assert made.api.asked == 2
 
 
 def test_a_bad_file_keeps_sikkerapi_s_first_list_from_nothing() -> None:
