@@ -131,6 +131,7 @@ async def _run(config: Config, reread: Callable[[], Config], store: Store, adjus
     try:
         await service.run(web)
     finally:
+        edges.notifier.close()
         if database is not None:
             database.close()
 

@@ -56,7 +56,7 @@ _SETTINGS = "settings"
 # Seconds that a start may still take when some of its work has just been done.
 _MORE_SECONDS = 60.0
 # So long a start waits for its first list before it is called ready without one.
-_READY_SECONDS = 20.0
+_READY_SECONDS = 10.0
 
 
 class Service:
