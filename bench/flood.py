@@ -80,6 +80,7 @@ def flood_the_service(
     printed."""
     frames = next(iter(kinds.values()))
     environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+    environment["SIKKER_ALLOW_HTTP"] = "true"
     environment["SIKKER_STATE_DIR"] = str(directory / "state")
     log = directory / "log"
     words = (sys.executable, "-m", "sikkerguard")

@@ -105,6 +105,7 @@ def _measure(lab: Laboratory, group: Group, directory: Path) -> None:
     custom, log = directory / "custom", directory / "log"
     custom.write_text("203.0.113.7\n")
     environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+    environment["SIKKER_ALLOW_HTTP"] = "true"
     environment |= {"SIKKER_STATE_DIR": str(directory / "state"), "SIKKER_CUSTOM_BLACKLIST": str(custom)}
     standin = Standin(API, 80)
     lab.internet.inside(standin.start)

@@ -232,6 +232,7 @@ def main() -> int:
     with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as directory:
         state = Path(directory) / "state"
         environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+        environment["SIKKER_ALLOW_HTTP"] = "true"
         environment["SIKKER_STATE_DIR"] = str(state)
         cached(state, lines[:_CACHED])
         standin = Standin(API, 80)

@@ -87,7 +87,7 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     sikkerguard = (sys.executable, "-m", "sikkerguard")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIKKER_")}
     environment |= {"SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY, "SIKKER_STATE_DIR": state}
-    environment["SIKKER_REPORT_INTERVAL"] = "10s"
+    environment |= {"SIKKER_REPORT_INTERVAL": "10s", "SIKKER_ALLOW_HTTP": "true"}
     entries = load_list(SAMPLE)
     standin.replace(entries)
     # A rule and a set that are not ours, to see that they stay.

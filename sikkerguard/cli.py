@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument(
         "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
     )
+    config.add_argument("--check", action="store_true", help="only say what is wrong (exit code 2 if anything is)")
     add("restore", _restore, "block by the list kept on disk, and end: at a boot, before the network is up")
     cleanup = add("cleanup", _cleanup, "remove everything of SikkerGuard from the kernel")
     cleanup.add_argument(
@@ -73,40 +74,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace, *, need_key: bool) -> Config:
-    return configuration.load(os.environ, options.config, need_key=need_key)
+def _settings(options: argparse.Namespace) -> Config:
+    """For a command that asks: a mistake is said, and does not keep it from asking."""
+    found = _tolerated(options, need_key=False, defaults=True)
+    for trouble in found.troubles:
+        print(f"sikkerguard: {trouble}", file=sys.stderr)
+    return found
+
+
+def _tolerated(options: argparse.Namespace, *, need_key: bool, defaults: bool = False) -> Config:
+    """The settings, with the last good value in the place of each that is wrong."""
+    from sikkerguard.edges import last_good
+
+    return configuration.load_or_last_good(
+        os.environ, options.config, last_good.load, need_key=need_key, defaults=defaults
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from sikkerguard import running
 
     def reread() -> Config:
-        return _settings(options, need_key=True)
+        return configuration.load(os.environ, options.config)
 
-    return running.run(reread(), reread)
+    return running.run(_tolerated(options, need_key=True), reread)
 
 
 def _restore(options: argparse.Namespace) -> int:
     from sikkerguard import running
 
-    return running.restore(_settings(options, need_key=True))
+    return running.restore(_tolerated(options, need_key=False))
 
 
 def _config(options: argparse.Namespace) -> int:
     if options.has_key:
         return _has_key(options)
+    if options.check:
+        found = configuration.load(os.environ, options.config)
+        for trouble in found.troubles:
+            print(f"sikkerguard: {trouble}", file=sys.stderr)
+        return 0
     problem: ConfigError | None = None
     try:
-        settings = _settings(options, need_key=True)
+        settings = configuration.load(os.environ, options.config)
     except ConfigError as error:
         # What is in force is worth seeing also where only the key is missing.
         problem = error
         try:
-            settings = _settings(options, need_key=False)
+            settings = configuration.load(os.environ, options.config, need_key=False)
         except ConfigError:
             raise problem from None
     for name, value in configuration.in_force(settings):
         print(f"{name}={value}")
+    for sentence in (*settings.troubles, *([f"{settings.refusal}."] if settings.refusal else [])):
+        print(f"sikkerguard: {sentence}", file=sys.stderr)
     if problem is not None:
         raise problem
     return 0
@@ -117,11 +138,22 @@ def _has_key(options: argparse.Namespace) -> int:
     from sikkerguard.edges.notify import Notifier
 
     missing = configuration.missing_key(os.environ, options.config)
+    if missing and _ran_before(options):
+        # It protects without, by its list, and follows the host; and it says what it lacks.
+        return 0
     if missing:
         sentence = f"Waiting for a key, and starting by itself once there is one: {missing}"
         print(sentence, file=sys.stderr)
         Notifier().status(sentence)
     return 1 if missing else 0
+
+
+def _ran_before(options: argparse.Namespace) -> bool:
+    """Whether good settings were kept: a service has run here."""
+    from sikkerguard.edges import last_good
+
+    settings = _tolerated(options, need_key=False, defaults=True)
+    return last_good.load(settings.state_dir) is not None
 
 
 def _cleanup(options: argparse.Namespace) -> int:
@@ -178,7 +210,7 @@ def _warn_of_service(options: argparse.Namespace) -> None:
     from sikkerguard.edges.store import Store
 
     try:
-        pid = Store(_settings(options, need_key=False).state_dir).service_pid()
+        pid = Store(_settings(options).state_dir).service_pid()
     except SikkerGuardError:
         return
     if pid is not None:
@@ -190,25 +222,25 @@ def _warn_of_service(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.status(_settings(options, need_key=False), as_json=options.json)
+    return asking.status(_settings(options), as_json=options.json)
 
 
 def _health(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.health(_settings(options, need_key=False))
+    return asking.health(_settings(options))
 
 
 def _pull(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.pull(_settings(options, need_key=False), accept=options.accept)
+    return asking.pull(_settings(options), accept=options.accept)
 
 
 def _check(options: argparse.Namespace) -> int:
     from sikkerguard import checking
 
-    found = checking.check(_settings(options, need_key=False), options.address)
+    found = checking.check(_settings(options), options.address)
     print(found.as_json() if options.json else found.as_text())
     return _BLOCKED if found.blocked else 0
 

@@ -62,8 +62,10 @@ class Door:
         """Find out where requests have to go, and have just that allowed; says whether that changed what is allowed.
 
         Raises:
-            FetchError: there is no way to SikkerAPI now.
+            FetchError: there is no way to SikkerAPI now, or the settings allow none.
         """
+        if config.refusal:
+            raise FetchError(config.refusal, retryable=False)
         # One at a time: pulls and reports would both ask all addresses.
         async with self._opening:
             before = self._keeper.ways

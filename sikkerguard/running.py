@@ -10,7 +10,7 @@ import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges import logs, modules
+from sikkerguard.edges import last_good, logs, modules
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
@@ -26,7 +26,8 @@ from sikkerguard.needs import Edges
 from sikkerguard.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from sikkerguard.config import Config
     from sikkerguard.core.faces import KernelFace, LogFace, ProbesFace
@@ -46,13 +47,21 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
     """
     logs.begin(config.log_level)
     modules.load_and_let_go()
-    if config.api_url.startswith("http:"):
+    if config.is_plain and config.allow_http:
         log.warning("SIKKER_API_URL does not begin with https: the key goes over the network as anyone can read it.")
     store = Store(config.state_dir)
     if not config.dry_run:
         store.prepare()
+    kept = _KeptSettings(config)
+    kept.keep(config)
+
+    def reread_and_keep() -> Config:
+        fresh = reread()
+        kept.keep(fresh)
+        return fresh
+
     try:
-        asyncio.run(_run(config, reread, store, adjust))
+        asyncio.run(_run(config, reread_and_keep, store, adjust))
     finally:
         store.close()
         logs.end()
@@ -78,6 +87,31 @@ def restore(config: Config) -> int:
         store.close()
         logs.end()
     return 0
+
+
+class _KeptSettings:
+    """Good settings go to the disk for a start that meets wrong ones, and nothing waits for the disk."""
+
+    def __init__(self, config: Config) -> None:
+        self._directory = None if config.dry_run else config.state_dir
+        self._newest: Mapping[str, str] = {}
+        self._writing = threading.Lock()
+
+    def keep(self, config: Config) -> None:
+        """Keep these, if all of them are good, soon."""
+        if self._directory is not None and config.texts is not None:
+            self._newest = config.texts
+            threading.Thread(target=self._write, args=(self._directory,), name="settings", daemon=True).start()
+
+    def _write(self, directory: Path) -> None:
+        with self._writing:
+            try:
+                last_good.save(directory, self._newest)
+            except OSError as error:
+                log.warning(
+                    "The settings could not be kept on disk (%s); a start that meets wrong ones knows older ones.",
+                    error.strerror,
+                )
 
 
 async def _restore(config: Config, store: Store) -> None:

@@ -5,6 +5,7 @@ The table of services and the reasoning behind its categories are in `port_table
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -43,6 +44,7 @@ CATEGORIES: Final[Mapping[str, int]] = MappingProxyType(
 # A source that scatters fewer is mostly called port_scan all the same, since most ports are unknown.
 PORT_SCAN_THRESHOLD: Final = 15
 
+_LABEL: Final = re.compile(r"[a-z0-9-]{1,32}")
 _NO_PORT_MAP: Final[Mapping[int, str]] = MappingProxyType({})
 # In all others what stands in the port's place (an ICMP type, zero) means no service.
 _WITH_PORTS: Final = frozenset(PROTOCOLS[number].upper() for number in WITH_PORTS)
@@ -50,15 +52,17 @@ _WITH_PORTS: Final = frozenset(PROTOCOLS[number].upper() for number in WITH_PORT
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is met at a port: `name` (lower case, at most 32 characters) and `category` (a key of CATEGORIES)."""
+    """What is met at a port: `name` (lower case, at most 32 characters), `category` (a key of CATEGORIES), and the name
+    under which it is reported: a label that the owner of the host made up stays with him."""
 
     name: str
     category: str
+    reported_as: str
 
 
-_UNKNOWN: Final = Service("unknown", "port_scan")
+_UNKNOWN: Final = Service("unknown", "port_scan", "unknown")
 _BY_NAME: Final = {
-    (protocol, name): Service(name, category)
+    (protocol, name): Service(name, category, name)
     for protocol, categories in SERVICES.items()
     for category, names in categories.items()
     for name in names
@@ -76,51 +80,71 @@ SERVICE_NAMES: Final = frozenset(name for _, name in _BY_NAME)
 def service_of(protocol: str, port: int, port_map: Mapping[int, str] = _NO_PORT_MAP) -> Service:
     """The service at `port` of `protocol` ("TCP", "udp", ...; case does not matter).
 
-    `port_map` (as `parse_port_map` returns it) goes before the table, and its name brings that service's category:
-    the one under the same protocol where the table has both. A port that neither knows is `unknown`, port_scan. A
-    protocol without ports is named by itself, one without a name is `unknown`, both port_scan. Never raises; a mapped
-    name that the table lacks is kept, as port_scan.
+    `port_map` (as `parse_port_map` returns it) goes before the table. A name there brings the category of the known
+    service that it is, or that is named behind it: the one under the same protocol where the table has both. Any other
+    name is a label: port_scan, and reported as unknown, as is a port that neither knows. A protocol without ports is
+    named by itself, one without a name is `unknown`, both port_scan. Never raises.
     """
     protocol = protocol.upper()
     if protocol not in _WITH_PORTS:
-        return _UNKNOWN if protocol.isdigit() else Service(protocol.lower(), _UNKNOWN.category)
-    name = port_map.get(port)
-    if name is None:
+        if protocol.isdigit():
+            return _UNKNOWN
+        name = protocol.lower()
+        return Service(name, _UNKNOWN.category, name)
+    mapped = port_map.get(port)
+    if mapped is None:
         return _BY_PORT.get((protocol, port), _UNKNOWN)
+    name, colon, known = mapped.partition(":")
     for transport in (protocol, "TCP", "UDP"):
-        service = _BY_NAME.get((transport, name))
+        service = _BY_NAME.get((transport, known if colon else name))
         if service is not None:
-            return service
-    return Service(name, _UNKNOWN.category)
+            return Service(name, service.category, service.name)
+    return Service(name, _UNKNOWN.category, _UNKNOWN.reported_as)
 
 
 def parse_port_map(text: str) -> dict[int, str]:
-    """Reads SIKKER_PORT_MAP, `8443=https,2222=ssh`, as {port: service name}.
+    """Reads SIKKER_PORT_MAP, `8443=https 8000-8010=myapp,2222=myssh:ssh`, as {port: name}, a label with a known service
+    behind it as `label:service`.
 
-    Spaces around ports and names are ignored, and so are empty entries and the case of a name. Raises ValueError
-    with one sentence for each fault, all of them joined by "; ".
+    Commas and spaces separate; spaces around `=` and `:`, empty entries and the case of a name do not matter.
+    Raises ValueError with one sentence for each fault, all of them joined by "; ".
     """
     port_map: dict[int, str] = {}
     faults: list[str] = []
-    for entry in filter(None, map(str.strip, text.split(","))):
-        number, _, name = (part.strip() for part in entry.partition("="))
-        if not (number and name):
-            faults.append(f"{entry!r} is not of the form PORT=SERVICE")
+    for entry in re.sub(r"\s*([=:])\s*", r"\1", text).replace(",", " ").split():
+        ports, _, name = entry.partition("=")
+        if not (ports and name):
+            faults.append(f"{entry!r} is not of the form PORT=NAME, such as 8443=https or 8000-8010=myapp")
             continue
-        name = name.lower()
-        if name not in SERVICE_NAMES:
-            faults.append(f"service {name!r} is unknown, the nearest known one is {_nearest(name)!r}")
+        label, colon, known = name.lower().partition(":")
+        if not _LABEL.fullmatch(label):
+            faults.append(f"{label!r} is no name: letters a-z, digits and hyphens, at most 32")
+        if colon and known not in SERVICE_NAMES:
+            faults.append(f"service {known!r} is unknown{_nearest(known)}")
         try:
-            port = _parse_port(number)
+            first, last = _parse_ports(ports)
         except ValueError as fault:
             faults.append(str(fault))
             continue
-        if port in port_map:
-            faults.append(f"port {port} is given twice")
-        port_map[port] = name
+        for port in range(first, last + 1):
+            if port in port_map:
+                faults.append(f"port {port} is given twice")
+                break
+            port_map[port] = f"{label}{colon}{known}"
     if faults:
         raise ValueError("; ".join(faults))
     return port_map
+
+
+def write_port_map(port_map: Mapping[int, str]) -> str:
+    """The text that `parse_port_map` reads as this, neighbours of one name in a range."""
+    entries: list[tuple[int, int, str]] = []
+    for port, name in sorted(port_map.items()):
+        if entries and entries[-1][1:] == (port - 1, name):
+            entries[-1] = (entries[-1][0], port, name)
+        else:
+            entries.append((port, port, name))
+    return ",".join(f"{first}={name}" if first == last else f"{first}-{last}={name}" for first, last, name in entries)
 
 
 def category_of_source(packets: Mapping[tuple[str, int], int], port_map: Mapping[int, str] = _NO_PORT_MAP) -> str:
@@ -150,8 +174,21 @@ def _parse_port(number: str) -> int:
     return int(digits)
 
 
+def _parse_ports(text: str) -> tuple[int, int]:
+    """The first and the last one of `8443` or `8000-8010`; raises ValueError with a sentence."""
+    low, hyphen, high = text.partition("-")
+    if not (low and hyphen):
+        return (port := _parse_port(text)), port
+    first, last = _parse_port(low), _parse_port(high)
+    if first > last:
+        raise ValueError(f"the ports {text} are in the wrong order")
+    return first, last
+
+
 def _nearest(name: str) -> str:
+    """A clause on the known service that this is near to, if it is to one."""
     from difflib import get_close_matches  # only a mistake needs it, and a start should not wait for it
 
-    # Sorted, so that the same mistake always has the same answer; no cutoff, so that there always is one.
-    return get_close_matches(name, sorted(SERVICE_NAMES), n=1, cutoff=0.0)[0]
+    # Sorted, so that the same mistake always has the same answer.
+    near = get_close_matches(name, sorted(SERVICE_NAMES), n=1)
+    return f", the nearest known one is {near[0]!r}" if near else ""

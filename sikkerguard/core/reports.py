@@ -94,7 +94,7 @@ def row_of(
     named = {(_name(protocol), port): count for (protocol, port), count in telling.items()}
     # The service is the one that decides the category, by the same rule: a row must not contradict itself.
     transport, port = min(named, key=lambda key: (-named[key], key[1], key[0].upper()))
-    service = service_of(transport, port, port_map).name
+    service = service_of(transport, port, port_map).reported_as
     return Row(
         address,
         category_of_source(named, port_map),

@@ -80,11 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _introduce(url: str, key: str, count: int, *, control: bool) -> None:
+    # The service asks no other machine in the clear unless it is told to.
+    local = url.startswith(("http://127.", "http://[::1]:"))
+    words = "SIKKER_DRY_RUN=true" if local else "SIKKER_ALLOW_HTTP=true SIKKER_DRY_RUN=true"
     lines = [
         f"A stand-in for SikkerAPI listens on {url} and serves {count} entries. Ctrl-C stops it.",
         "Point a SikkerGuard at it from another terminal; without SIKKER_DRY_RUN it blocks in earnest:",
         "",
-        f"  SIKKER_API_URL={url} SIKKER_API_KEY={key} SIKKER_DRY_RUN=true sikkerguard run",
+        f"  SIKKER_API_URL={url} SIKKER_API_KEY={key} {words} sikkerguard run",
         "",
     ]
     if control:

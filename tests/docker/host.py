@@ -71,7 +71,7 @@ class DockerHost:
 
     def configure(self, **settings: str) -> None:
         """Write the project's .env."""
-        lines = {"SIKKER_API_URL": f"http://{API}", **settings}
+        lines = {"SIKKER_API_URL": f"http://{API}", "SIKKER_ALLOW_HTTP": "true", **settings}
         (self.project / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def serve(self, *addresses: str) -> None:

@@ -30,7 +30,9 @@ class Service:
     host: Guest
     lab: Laboratory
     standin: Standin
-    settings: dict[str, str] = field(default_factory=lambda: {"SIKKER_API_URL": f"http://{API}"})
+    settings: dict[str, str] = field(
+        default_factory=lambda: {"SIKKER_API_URL": f"http://{API}", "SIKKER_ALLOW_HTTP": "true"}
+    )
     expected_errors: list[str] = field(default_factory=list)
     _shown: dict[str, dict[str, Any]] = field(default_factory=dict)
 

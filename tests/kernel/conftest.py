@@ -142,6 +142,7 @@ def guard(lab: Laboratory, standin: Standin, resolver: Resolver, tmp_path: Path)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIKKER_")}
     environment |= {
         "SIKKER_API_URL": f"http://{API}",
+        "SIKKER_ALLOW_HTTP": "true",
         "SIKKER_API_KEY": DEMO_KEY,
         "SIKKER_STATE_DIR": str(tmp_path / "state"),
         "PYTHONWARNINGS": "error::ResourceWarning",

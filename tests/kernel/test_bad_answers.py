@@ -156,6 +156,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIKKER_")}
     environment |= {
         "SIKKER_API_URL": f"http://{API}",
+        "SIKKER_ALLOW_HTTP": "true",
         "SIKKER_API_KEY": DEMO_KEY,
         "SIKKER_STATE_DIR": str(directory / "state"),
         "PYTHONWARNINGS": "error::ResourceWarning",

@@ -19,6 +19,7 @@ from sikkerguard.core.ports import (
     category_of_source,
     parse_port_map,
     service_of,
+    write_port_map,
 )
 
 # (protocol, category, name, ports) for each line of the table.
@@ -28,6 +29,11 @@ LINES = [
     for category, names in categories.items()
     for name, ports in names.items()
 ]
+
+
+def known(name: str, category: str) -> Service:
+    """A service that is reported by the name that it is shown with."""
+    return Service(name, category, name)
 
 
 def test_categories_are_those_of_the_api() -> None:
@@ -56,7 +62,7 @@ def test_table_is_sound() -> None:
 def test_every_port_of_the_table_is_found_with_its_name_and_category() -> None:
     for protocol, category, name, ports in LINES:
         for port in ports:
-            assert service_of(protocol, port) == Service(name, category)
+            assert service_of(protocol, port) == known(name, category)
 
 
 def test_only_udp_is_reflected() -> None:
@@ -140,7 +146,7 @@ def test_only_udp_is_reflected() -> None:
     ],
 )
 def test_service_of(protocol: str, port: int, name: str, category: str) -> None:
-    expected = Service(name, category)
+    expected = known(name, category)
     assert service_of(protocol, port) == expected
     assert service_of(protocol.lower(), port) == expected
     assert service_of(protocol.upper(), port) == expected
@@ -153,23 +159,23 @@ def test_a_service_stays_as_it_is() -> None:
 
 def test_port_map_goes_before_the_table() -> None:
     port_map = {8443: "ssh", 40000: "https", 22: "mysql"}
-    assert service_of("TCP", 8443, port_map) == Service("ssh", "brute_force")
-    assert service_of("TCP", 40000, port_map) == Service("https", "web_exploit")
-    assert service_of("TCP", 22, port_map) == Service("mysql", "brute_force")
-    assert service_of("TCP", 80, port_map) == Service("http", "web_exploit")
-    assert service_of("ICMP", 22, port_map) == Service("icmp", "port_scan")
+    assert service_of("TCP", 8443, port_map) == known("ssh", "brute_force")
+    assert service_of("TCP", 40000, port_map) == known("https", "web_exploit")
+    assert service_of("TCP", 22, port_map) == known("mysql", "brute_force")
+    assert service_of("TCP", 80, port_map) == known("http", "web_exploit")
+    assert service_of("ICMP", 22, port_map) == known("icmp", "port_scan")
 
 
 def test_a_mapped_name_has_the_category_of_its_protocol() -> None:
-    assert service_of("TCP", 3890, {3890: "ldap"}) == Service("ldap", "brute_force")
-    assert service_of("UDP", 3890, {3890: "ldap"}) == Service("ldap", "ddos")
-    assert service_of("UDP", 2222, {2222: "ssh"}) == Service("ssh", "brute_force")
-    assert service_of("TCP", 1230, {1230: "ntp"}) == Service("ntp", "ddos")
-    assert service_of("TCP", 8080, {8080: "jenkins"}) == Service("jenkins", "web_exploit")
+    assert service_of("TCP", 3890, {3890: "ldap"}) == known("ldap", "brute_force")
+    assert service_of("UDP", 3890, {3890: "ldap"}) == known("ldap", "ddos")
+    assert service_of("UDP", 2222, {2222: "ssh"}) == known("ssh", "brute_force")
+    assert service_of("TCP", 1230, {1230: "ntp"}) == known("ntp", "ddos")
+    assert service_of("TCP", 8080, {8080: "jenkins"}) == known("jenkins", "web_exploit")
 
 
 def test_a_mapped_name_that_the_table_lacks_is_kept() -> None:
-    assert service_of("TCP", 4711, {4711: "house-protocol"}) == Service("house-protocol", "port_scan")
+    assert service_of("TCP", 4711, {4711: "house-protocol"}) == Service("house-protocol", "port_scan", "unknown")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +186,21 @@ def test_a_mapped_name_that_the_table_lacks_is_kept() -> None:
         ("1=ssh,65535=ssh,0080=http", {1: "ssh", 65535: "ssh", 80: "http"}),
         ("", {}),
         (" , ,", {}),
+        # As SIKKER_WHITELIST has it.
+        ("2222=SSH 8443=https\t80 = web", {2222: "ssh", 8443: "https", 80: "web"}),
+        ("8000-8002=myapp", {8000: "myapp", 8001: "myapp", 8002: "myapp"}),
+        ("22-22=ssh", {22: "ssh"}),
+        ("2222=MySSH : SSH", {2222: "myssh:ssh"}),
+        ("8000-8001=web-1:https,1=unknown", {8000: "web-1:https", 8001: "web-1:https", 1: "unknown"}),
+        # Everyday labels that are no known service.
+        (
+            "1=myssh 2=my-app 3=syncthing 4=homeassistant 5=node-exporter 6=mumble 7=steam",
+            dict(
+                enumerate(
+                    ("myssh", "my-app", "syncthing", "homeassistant", "node-exporter", "mumble", "steam"), start=1
+                )
+            ),
+        ),
     ],
 )
 def test_parse_port_map(text: str, expected: dict[int, str]) -> None:
@@ -189,10 +210,10 @@ def test_parse_port_map(text: str, expected: dict[int, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("8443", "'8443' is not of the form PORT=SERVICE"),
-        ("8443:https", "'8443:https' is not of the form PORT=SERVICE"),
-        ("8443=", "'8443=' is not of the form PORT=SERVICE"),
-        ("=https", "'=https' is not of the form PORT=SERVICE"),
+        ("8443", "'8443' is not of the form PORT=NAME"),
+        ("8443:https", "'8443:https' is not of the form PORT=NAME"),
+        ("8443=", "'8443=' is not of the form PORT=NAME"),
+        ("=https", "'=https' is not of the form PORT=NAME"),
         ("0=https", "port 0 is outside 1-65535"),
         ("000=https", "port 000 is outside 1-65535"),
         ("65536=https", "port 65536 is outside 1-65535"),
@@ -201,13 +222,23 @@ def test_parse_port_map(text: str, expected: dict[int, str]) -> None:
         ("-1=https", "port '-1' is not a number in the digits 0-9"),
         ("+80=https", "port '+80' is not a number in the digits 0-9"),
         ("8_0=https", "port '8_0' is not a number in the digits 0-9"),
-        ("8 0=https", "port '8 0' is not a number in the digits 0-9"),
+        ("8 0=https", "'8' is not of the form PORT=NAME"),
+        ("8010-8000=myapp", "the ports 8010-8000 are in the wrong order"),
+        ("8000-=myapp", "port '' is not a number in the digits 0-9"),
+        ("8000-65536=myapp", "port 65536 is outside 1-65535"),
+        ("1-2-3=myapp", "port '2-3' is not a number in the digits 0-9"),
+        ("80-90=http,85=web", "port 85 is given twice"),
         ("\N{FULLWIDTH DIGIT EIGHT}0=https", "is not a number in the digits 0-9"),
         ("8\N{SUPERSCRIPT TWO}=https", "is not a number in the digits 0-9"),
-        ("8443=htps", "service 'htps' is unknown, the nearest known one is 'https'"),
-        ("22=shh", "service 'shh' is unknown, the nearest known one is 'ssh'"),
-        ("80=unknown", "service 'unknown' is unknown"),
-        ("80=http=https", "service 'http=https' is unknown"),
+        ("8443=web:htps", "service 'htps' is unknown, the nearest known one is 'https'"),
+        ("22=mine:shh", "service 'shh' is unknown, the nearest known one is 'ssh'"),
+        ("22=mine:brute_force", "service 'brute_force' is unknown"),
+        ("22=mine:", "service '' is unknown"),
+        ("22=:ssh", "'' is no name"),
+        ("80=my_app", "'my_app' is no name: letters a-z, digits and hyphens, at most 32"),
+        ("80=" + "a" * 33, "is no name"),
+        ("80=\N{LATIN SMALL LETTER E WITH ACUTE}", "is no name"),
+        ("80=http=https", "'http=https' is no name"),
         ("80=http,80=https", "port 80 is given twice"),
         ("80=http,080=http", "port 80 is given twice"),
         ("80=htpt,80=http", "port 80 is given twice"),
@@ -220,12 +251,12 @@ def test_a_fault_in_a_port_map_is_named(text: str, fault: str) -> None:
 
 def test_all_faults_of_a_port_map_are_named_at_once() -> None:
     with pytest.raises(ValueError, match=r".") as raised:
-        parse_port_map("22=ssh,x=htps,70000=http,8443,22=https,443=https")
+        parse_port_map("22=ssh,x=web:htps,70000=http,8443,22=https,443=https")
     assert str(raised.value).split("; ") == [
         "service 'htps' is unknown, the nearest known one is 'https'",
         "port 'x' is not a number in the digits 0-9",
         "port 70000 is outside 1-65535",
-        "'8443' is not of the form PORT=SERVICE",
+        "'8443' is not of the form PORT=NAME, such as 8443=https or 8000-8010=myapp",
         "port 22 is given twice",
     ]
 
@@ -235,32 +266,52 @@ def test_a_number_too_long_for_int_is_a_fault_like_any_other() -> None:
         parse_port_map("9" * 5000 + "=https")
 
 
-@given(st.dictionaries(st.integers(1, 65535), st.sampled_from(sorted(SERVICE_NAMES)), max_size=20))
+def test_a_label_stays_at_home_and_may_name_its_service() -> None:
+    port_map = {2222: "myssh:ssh", 3890: "books:ldap", 4711: "secret-project"}
+    assert service_of("TCP", 2222, port_map) == Service("myssh", "brute_force", "ssh")
+    assert service_of("TCP", 3890, port_map) == Service("books", "brute_force", "ldap")
+    assert service_of("UDP", 3890, port_map) == Service("books", "ddos", "ldap")
+    assert service_of("TCP", 4711, port_map) == Service("secret-project", "port_scan", "unknown")
+    assert category_of_source({("TCP", 2222): 1}, port_map) == "brute_force"
+
+
+names = st.one_of(
+    st.sampled_from(sorted(SERVICE_NAMES)),
+    st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True),
+    st.from_regex(r"[a-z0-9-]{1,32}:(ssh|https|ldap)", fullmatch=True),
+)
+
+
+@given(st.dictionaries(st.one_of(st.integers(1, 65535), st.integers(8000, 8010)), names, max_size=20))
 def test_what_is_written_as_a_port_map_is_read_back(port_map: dict[int, str]) -> None:
-    text = ",".join(f"{port}={name}" for port, name in port_map.items())
-    assert parse_port_map(text) == port_map
+    for text in (",".join(f"{port}={name}" for port, name in port_map.items()), write_port_map(port_map)):
+        assert parse_port_map(text) == port_map
     for port, name in port_map.items():
-        assert service_of("TCP", port, port_map).name == name
+        assert service_of("TCP", port, port_map).name == name.partition(":")[0]
+
+
+def test_neighbours_of_one_name_are_written_as_a_range() -> None:
+    port_map = {8443: "https", 8001: "myapp", 8000: "myapp", 8002: "myapp:https", 8003: "myapp"}
+    assert write_port_map(port_map) == "8000-8001=myapp,8002=myapp:https,8003=myapp,8443=https"
+    assert write_port_map({}) == ""
+    assert write_port_map(parse_port_map("1-65535=all")) == "1-65535=all"
 
 
 @given(
     st.one_of(
-        st.text(alphabet="0123456789=, -+_shtp\N{ARABIC-INDIC DIGIT TWO}\N{SUPERSCRIPT TWO}", max_size=30),
-        st.from_regex(r"( ?[0-9]{1,6} ?= ?(ssh|http|https) ?,){0,4}", fullmatch=True),
+        st.text(alphabet="0123456789=:, -+_shtp\N{ARABIC-INDIC DIGIT TWO}\N{SUPERSCRIPT TWO}", max_size=30),
+        st.from_regex(r"( ?[0-9]{1,6}(-[0-9]{1,6})? ?= ?(ssh|web:https|http) ?,){0,4}", fullmatch=True),
     )
 )
 def test_any_text_is_a_sound_port_map_or_a_fault(text: str) -> None:
-    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
-    if any(re.fullmatch(r"[0-9]+ *= *(ssh|http|https)", entry) is None for entry in entries):
-        with pytest.raises(ValueError, match=r"form PORT=SERVICE|digits 0-9|outside 1-65535|is unknown"):
-            parse_port_map(text)
+    try:
+        found = parse_port_map(text)
+    except ValueError as fault:
+        assert re.search("form PORT=NAME|digits 0-9|outside 1-65535|is unknown|no name|twice|wrong order", str(fault))
         return
-    ports = [int(entry.split("=")[0]) for entry in entries]
-    if len(set(ports)) < len(ports) or not all(1 <= port <= 65535 for port in ports):
-        with pytest.raises(ValueError, match=r"given twice|outside 1-65535"):
-            parse_port_map(text)
-        return
-    assert list(parse_port_map(text)) == ports
+    assert all(1 <= port <= 65535 for port in found)
+    assert all(re.fullmatch("[a-z0-9-]{1,32}(:[a-z0-9-]+)?", name) for name in found.values())
+    assert parse_port_map(write_port_map(found)) == found
 
 
 def test_a_source_is_reported_for_what_it_sent_most_to() -> None:

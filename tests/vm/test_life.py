@@ -76,7 +76,7 @@ def test_it_is_installed_and_waits_for_its_key(vm: Machine, package: Path) -> No
 
 
 def test_it_starts_by_itself_and_blocks(vm: Machine, lab: Laboratory, standin: Standin) -> None:
-    vm.write("/etc/sikkerguard/sikkerguard.env", f"SIKKER_API_URL=http://{API}\n")
+    vm.write("/etc/sikkerguard/sikkerguard.env", f"SIKKER_API_URL=http://{API}\nSIKKER_ALLOW_HTTP=true\n")
     with timed("it has started by itself, and blocks"):
         vm.write("/etc/sikkerguard/api-key", f"{DEMO_KEY}\n")
         wait_until_active(vm)
