@@ -81,6 +81,10 @@ def test_the_defaults_are_those_of_the_design() -> None:
     ("name", "text", "values"),
     [
         ("SIKKER_API_URL", "http://192.0.2.1:8080/", {"api_url": "http://192.0.2.1:8080"}),
+        # A scheme's case means nothing, and must not hide what is sent in the clear.
+        ("SIKKER_API_URL", "HTTP://192.0.2.1:8080", {"api_url": "http://192.0.2.1:8080"}),
+        ("SIKKER_API_URL", "Https://api.example", {"api_url": "https://api.example"}),
+        ("SIKKER_ALLOW_HTTP", "true", {"allow_http": True}),
         ("SIKKER_API_URL", "https://api.example/base/", {"api_url": "https://api.example/base"}),
         ("SIKKER_API_URL", "https://[2001:db8::1]:8443", {"api_url": "https://[2001:db8::1]:8443"}),
         ("SIKKER_SCORE_MIN", "1", {"score_min": 1}),
@@ -112,6 +116,11 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ("SIKKER_DRY_RUN", "on", {"dry_run": True}),
         ("SIKKER_DRY_RUN", "1", {"dry_run": True}),
         ("SIKKER_PORT_MAP", "8443=https,2222=ssh", {"port_map": {8443: "https", 2222: "ssh"}}),
+        (
+            "SIKKER_PORT_MAP",
+            "2222=SSH 8000-8001=myapp 23=door:telnet",
+            {"port_map": {2222: "ssh", 8000: "myapp", 8001: "myapp", 23: "door:telnet"}},
+        ),
         ("SIKKER_CUSTOM_BLACKLIST", __file__, {"custom_blacklist": Path(__file__)}),
         ("SIKKER_MAX_GROWTH", "1.5", {"max_growth": 1.5}),
         ("SIKKER_MAX_GROWTH", "1000", {"max_growth": 1000.0}),
@@ -164,6 +173,7 @@ BAD = {
         "https://api.example?",
         "https://api.example#",
     ],
+    "SIKKER_ALLOW_HTTP": ["please"],
     "SIKKER_SCORE_MIN": ["0", "101", "-1", "+50", "50.0", "5e1", "half", "\u0665\u0660", "000000050000"],
     "SIKKER_PULL_INTERVAL": [
         "24",
@@ -203,7 +213,7 @@ BAD = {
     ],
     "SIKKER_SSH_PORTS": ["ssh", "0", "65536", "22-23", "2222=ssh", "22;23", "-1"],
     "SIKKER_DRY_RUN": ["nope"],
-    "SIKKER_PORT_MAP": ["ssh=2222", "2222", "0=ssh", "65536=ssh", "2222=sssh", "22=ssh,22=http"],
+    "SIKKER_PORT_MAP": ["ssh=2222", "2222", "0=ssh", "65536=ssh", "2222=mine:sssh", "22=my_ssh", "22=ssh,22=http"],
     "SIKKER_CUSTOM_BLACKLIST": ["list.txt", "~/list.txt", "list\0"],
     "SIKKER_MAX_COVERAGE": ["0", "0%", "101", "100.1%", "-1", "2,5", "nan", "1e1", "two", "%", "1%%"],
     "SIKKER_MAX_GROWTH": ["1", "1.0", "0.5", "-2", "nan", "inf", "1001", "twice", "2,0"],
@@ -246,9 +256,9 @@ def test_every_variable_has_bad_values_here() -> None:
 
 def test_all_complaints_come_at_once() -> None:
     names = sorted(BAD.keys() - {"SIKKER_API_KEY", "SIKKER_API_KEY_FILE"})
-    found = complaints({**WITH_KEY, **{name: BAD[name][0] for name in names}, "SIKKER_COLOUR": "red"})
+    found = complaints({**WITH_KEY, **{name: BAD[name][0] for name in names}, "SIKKER_SCORE": "9"})
     assert sorted(complaint.partition(":")[0].partition(" ")[0] for complaint in found) == [
-        *sorted([*names, "SIKKER_COLOUR"])
+        *sorted([*names, "SIKKER_SCORE"])
     ]
 
 
@@ -277,9 +287,22 @@ def test_every_fault_of_one_variable_is_named() -> None:
     ],
 )
 def test_an_unknown_name_names_the_nearest(name: str, nearest: str, tmp_path: Path) -> None:
-    expected = [f"{name} is not a variable of SikkerGuard; the nearest is {nearest}."]
-    assert complaints({**WITH_KEY, name: "1"}) == expected
-    assert complaints(WITH_KEY, put(tmp_path / "settings", f"{name}=1\n")) == expected
+    expected = f"{name} is not a variable of SikkerGuard; the nearest is {nearest}"
+    file = put(tmp_path / "settings", f"\n{name}=1\n")
+    # A key that is missing is said beside it.
+    assert complaints({**WITH_KEY, name: "1"}) == [f"{expected}."]
+    assert complaints(WITH_KEY, file) == [f"{expected} ({file}, line 2)."]
+
+
+@pytest.mark.parametrize("name", ["SIKKER_COUNTRIES", "SIKKER_COLOUR", "SIKKER_", "SIKKER_STATS_KEY", "SIKKER_NOTIFY"])
+def test_a_name_like_no_other_is_ignored_and_said(name: str, tmp_path: Path) -> None:
+    found = load({**WITH_KEY, name: "1"})
+    assert found == Config(api_key=KEY)
+    assert found.troubles == (f"{name} is not a variable of SikkerGuard, and is ignored.",)
+    file = put(tmp_path / "settings", f"{name}=1\n")
+    assert load(WITH_KEY, file).troubles == (
+        f"{name} is not a variable of SikkerGuard, and is ignored ({file}, line 1).",
+    )
 
 
 def test_the_environment_of_others_is_none_of_our_business() -> None:
@@ -317,10 +340,12 @@ def test_a_file_is_read_as_systemd_reads_it(line: str, score: int, newline: str,
 
 def test_a_value_may_hold_an_equals_sign_and_quotes(tmp_path: Path) -> None:
     file = put(tmp_path / "settings", "SIKKER_PORT_MAP=8443=https,2222=ssh\nSIKKER_LOG_SOURCE='kmsg\"\n")
-    assert complaints(WITH_KEY, file) == ["SIKKER_LOG_SOURCE: '\\'kmsg\"' is none of auto, journald, kmsg."]
+    assert complaints(WITH_KEY, file) == [
+        f"SIKKER_LOG_SOURCE: '\\'kmsg\"' is none of auto, journald, kmsg ({file}, line 2)."
+    ]
     # A quote alone is no pair around nothing.
     file.write_text("SIKKER_LOG_SOURCE='")
-    assert complaints(WITH_KEY, file) == ['SIKKER_LOG_SOURCE: "\'" is none of auto, journald, kmsg.']
+    assert complaints(WITH_KEY, file) == [f'SIKKER_LOG_SOURCE: "\'" is none of auto, journald, kmsg ({file}, line 1).']
     file.write_text("SIKKER_PORT_MAP=8443=https,2222=ssh")
     assert load(WITH_KEY, file).port_map == {8443: "https", 2222: "ssh"}
 
@@ -522,6 +547,7 @@ def test_what_is_in_force_is_said_of_every_variable() -> None:
     assert dict(in_force(load(WITH_KEY))) == {
         "SIKKER_API_KEY": "sk_free_********",
         "SIKKER_API_URL": "https://api.sikkerapi.com",
+        "SIKKER_ALLOW_HTTP": "false",
         "SIKKER_SCORE_MIN": "50",
         "SIKKER_PULL_INTERVAL": "1d",
         "SIKKER_REPORT_ENABLED": "true",
@@ -560,9 +586,10 @@ good = st.fixed_dictionaries(
             st.sampled_from(["198.51.100.7", "203.0.113.0/24", "2001:db8::7", "2001:db8::/32", "::ffff:c633:6407"])
         ).map(",".join),
         "SIKKER_DRY_RUN": booleans,
-        "SIKKER_PORT_MAP": st.dictionaries(st.integers(1, 65535), st.sampled_from(["ssh", "https"])).map(
-            lambda known: ",".join(f"{port}={service}" for port, service in known.items())
-        ),
+        "SIKKER_ALLOW_HTTP": booleans,
+        "SIKKER_PORT_MAP": st.dictionaries(
+            st.integers(8000, 8020), st.sampled_from(["ssh", "my-app", "door:telnet"])
+        ).map(lambda known: " ".join(f"{port}={service}" for port, service in known.items())),
         "SIKKER_CUSTOM_BLACKLIST": st.just(__file__),
         "SIKKER_MAX_GROWTH": st.integers(11, 10_000).map(lambda tenths: str(tenths / 10)),
         "SIKKER_MAX_COVERAGE": st.integers(1, 10_000).map(lambda hundredths: f"{hundredths / 100}%"),

@@ -30,6 +30,8 @@ SOURCES = {module_name(path): path.read_text() for path in sorted(PACKAGE.rglob(
 
 # Where commands are wired to edges: whoever is not among these knows no edge, and none of these.
 WIRING = frozenset({"__main__", "cli", "running", "asking", "checking"})
+# What makes the settings of texts knows nothing of who uses them.
+SETTINGS = frozenset({"config", "variables", "setting_files"})
 # The only edges that know another one.
 FRIENDS = {
     "kernel": ("ipset", "chains", "meter"),
@@ -134,8 +136,8 @@ def may_know(importer: str, module: str) -> bool:
         return within(module, *ours, *(f"sikkerguard.edges.{friend}" for friend in FRIENDS.get(rest, ())))
     if place == "standin":
         return within(module, "sikkerguard.standin", "sikkerguard.errors", "sikkerguard.version")
-    if place == "config":
-        return within(module, "sikkerguard.core", "sikkerguard.errors")
+    if place in SETTINGS:
+        return within(module, "sikkerguard.core", "sikkerguard.errors", *(f"sikkerguard.{name}" for name in SETTINGS))
     if place in WIRING:
         return True
     # The service, the cycle and what else stands between the core and the command line.
@@ -156,7 +158,7 @@ def may_read(importer: str, wanted: Import) -> bool:
         if wanted.root == "socket":
             return not wanted.name or is_conversion(wanted.name)
         return wanted.root not in IMPURE
-    if place == "config":
+    if place in SETTINGS:
         # Nor does it know exit codes.
         return wanted.root not in NETWORK | {"sys", "urllib"} or wanted.module == "urllib.parse"
     return True
@@ -279,6 +281,8 @@ TYPES_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
         ("config", "import urllib.request"),
         ("config", "from http import client"),
         ("config", "import sys"),
+        ("setting_files", "import socket"),
+        ("variables", "from sikkerguard.edges import last_good"),
         ("config", "from sikkerguard.edges import ipset"),
         ("config", "from sikkerguard.service import Service"),
         ("standin.server", "from sikkerguard.core.model import Family"),

@@ -133,6 +133,13 @@ def test_the_port_map_names_services_and_their_categories() -> None:
     assert (row.category, row.protocol) == ("brute_force", "ssh")
 
 
+def test_a_label_of_the_hosts_owner_is_never_reported() -> None:
+    row = made({(TCP, 2222): 1}, {2222: "secret-project:ssh"})
+    assert (row.category, row.protocol) == ("brute_force", "ssh")
+    row = made({(TCP, 4711): 1}, {4711: "secret-project"})
+    assert (row.category, row.protocol) == ("port_scan", "tcp")
+
+
 @given(addresses, packets, st.booleans())
 def test_any_source_makes_a_row_that_the_service_takes_or_none(
     address: bytes, packets: dict[tuple[int, int], int], spoofable: bool
