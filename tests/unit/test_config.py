@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard import config as configuration
-from sikkerguard.config import VARIABLES, Config, in_force, load
+from sikkerguard.config import Config, in_force, load
 from sikkerguard.core import health
 from sikkerguard.core.model import AllowEntry, State, parse_prefix
 from sikkerguard.core.schedule import next_pull
 from sikkerguard.errors import ConfigError
+from sikkerguard.variables import VARIABLES
 
 KEY = "sk_free_0123456789abcdef"
 WITH_KEY = {"SIKKER_API_KEY": KEY}

@@ -351,3 +351,16 @@ def test_a_proxy_by_its_name_has_to_be_there(bench: Bench) -> None:
     bench.edge.resolved = []
     bench.way = Way(PROXY, "http", "elsewhere.example.net", 3128)
     assert "the proxy's name does not resolve" in bench.closed()
+
+
+def test_where_the_settings_forbid_to_ask_nobody_is_asked(bench: Bench) -> None:
+    for config in (
+        Config(api_key="sk_free_key", api_url="http://api.example.net"),
+        Config(api_url="https://api.example.net", key_missing="there is no key"),
+    ):
+        with pytest.raises(FetchError) as refused:
+            bench.open(config)
+        assert str(refused.value) == config.refusal
+        # Only a person can change that: it is tried again as seldom as a key that is refused.
+        assert not refused.value.retryable
+    assert (bench.edge.look_ups, bench.edge.asked) == (0, [])

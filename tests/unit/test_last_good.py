@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard import config as configuration
-from sikkerguard.config import VARIABLES, Config, load, load_or_last_good, sources
+from sikkerguard.config import Config, load, load_or_last_good, sources
 from sikkerguard.edges import last_good
 from sikkerguard.errors import ConfigError
+from sikkerguard.variables import VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ import pytest
 
 from sikkerguard import cli
 from sikkerguard import config as configuration
-from sikkerguard.config import VARIABLES, Config, in_force, load
+from sikkerguard.config import Config, in_force, load
 from sikkerguard.core.body import LARGEST_BODY
 from sikkerguard.core.model import ANY, AllowEntry, Allowlist, parse_prefix
 from sikkerguard.core.parse import (
@@ -34,6 +34,7 @@ from sikkerguard.core.reports import rejected_line, reported_line
 from sikkerguard.core.schedule import duration_text
 from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
 from sikkerguard.edges.dryrun import DryRunKernel
+from sikkerguard.variables import VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
