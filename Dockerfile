@@ -19,7 +19,7 @@ FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SikkerGuard" \
     org.opencontainers.image.description="Keeps known attackers out of a server, and never locks its owner out" \
-    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.vendor="The SikkerGuard authors" \
     org.opencontainers.image.url="https://sikkerapi.com" \

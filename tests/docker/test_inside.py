@@ -59,10 +59,26 @@ def test_the_key_can_be_a_secret_and_settings_a_file(host: DockerHost) -> None:
     host.logged(rf"INFO BLOCKED {LISTED[0]}:8088 \(https\) ")
 
 
-def test_without_a_key_it_says_so(host: DockerHost) -> None:
+def test_without_a_key_nothing_begins_and_nothing_that_runs_is_replaced(host: DockerHost) -> None:
+    key, host.variables = host.variables, {}
+    sentence = "no key - put it into .env (cp .env.example .env)"
+    assert sentence in host.compose("up", "-d", check=False)
+    assert not host.docker("ps", "--quiet")
+    host.compose("down")
+    # As README once began it, and then an update in a new shell.
+    host.variables = key
+    host.up(*LISTED)
+    running = host.state("{{.Id}} {{.State.StartedAt}}")
     host.variables = {}
+    host.configure(SIKKER_SCORE_MIN="51")
+    assert sentence in host.compose("up", "-d", check=False)
+    assert host.state("{{.Id}} {{.State.StartedAt}}") == running
+    assert not host.lab.passes(LISTED[0])
+    # With the key in .env it stays there.
+    host.configure(**key)
     host.compose("up", "-d")
-    host.logged("SIKKER_API_KEY is not set")
+    wait_for("another container", lambda: host.state("{{.Id}} {{.State.StartedAt}}") != running, 30)
+    host.logged(r"INFO Blocking \d+ IPs$")
     host.compose("down")
 
 

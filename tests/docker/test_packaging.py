@@ -12,6 +12,7 @@ from sikkerguard.variables import VARIABLES
 from sikkerguard.version import VERSION
 from tests.docker.base import PROJECT
 from tests.docker.tools import kubernetes, quadlet
+from tests.laboratory import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,8 @@ def test_the_example_of_settings_names_what_there_is() -> None:
     # What is not for the service is for the Compose file.
     assert others == ["API_KEY_FILE", "SSHD_CONFIG", "XTABLES_LOCK"]
     compose = (PROJECT / "docker-compose.yml").read_text()
-    assert all(f"${{{name}:-/dev/null}}" in compose for name in others)
+    assert all(f"${{{name}:-/dev/null}}" in compose for name in others[1:])
+    assert "${API_KEY_FILE:-./no key" in compose
 
 
 def test_all_name_the_version() -> None:
@@ -71,3 +73,11 @@ def test_all_name_the_version() -> None:
         assert f"sikkerguard:{VERSION}\n" in (PROJECT / name).read_text(), name
     assert f'org.opencontainers.image.version="{VERSION}"' in (PROJECT / "Dockerfile").read_text()
     assert f"app.kubernetes.io/version: {VERSION}\n" in MANIFEST.read_text()
+    assert (PROJECT / "packaging/debian/changelog").read_text().startswith(f"sikkerguard ({VERSION}) ")
+    assert f"\n## {VERSION}\n" in (PROJECT / "CHANGELOG.md").read_text()
+
+
+def test_a_key_is_neither_committed_nor_copied_into_an_image() -> None:
+    for name in (".env", "api-key"):
+        assert command("git", "-C", str(PROJECT), "check-ignore", name).strip() == name
+        assert f"**/{name}\n" in (PROJECT / ".dockerignore").read_text()
