@@ -52,7 +52,7 @@ def test_tests_run_with_what_is_run() -> None:
 @pytest.mark.parametrize("file", [*FILES, "scripts/lock", "scripts/setup"])
 def test_no_file_says_where_libraries_come_from(file: str) -> None:
     text = (ROOT / file).read_text("ascii")
-    assert not re.search(r"https?://|index-url|find-links +[^-]|\.(org|com|io)\b", text)
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links|pypi|\.org\b", text)
 
 
 def test_nothing_is_installed_that_is_not_known_by_its_hash() -> None:
