@@ -97,7 +97,10 @@ def _run(options: argparse.Namespace) -> int:
     def reread() -> Config:
         return configuration.load(os.environ, options.config)
 
-    return running.run(_tolerated(options, need_key=True), reread)
+    def files() -> tuple[Path, ...]:
+        return configuration.sources(os.environ, options.config)
+
+    return running.run(_tolerated(options, need_key=True), reread, files=files)
 
 
 def _restore(options: argparse.Namespace) -> int:

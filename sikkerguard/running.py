@@ -26,7 +26,7 @@ from sikkerguard.needs import Edges
 from sikkerguard.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from sikkerguard.config import Config
@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], Edges] = lambda edges: edges) -> int:
-    """Protect until a signal says stop; the answer is the exit code. `adjust` may put other edges in place of some.
+def run(
+    config: Config,
+    reread: Callable[[], Config],
+    adjust: Callable[[Edges], Edges] = lambda edges: edges,
+    files: Callable[[], Iterable[Path]] = tuple,
+) -> int:
+    """Protect until a signal says stop; the answer is the exit code. `reread` gives the settings as they are by then,
+    `files` those that it reads, and `adjust` may put other edges in place of some.
 
     Raises:
         SikkerGuardError: the service could not start, or could not remove all of its rules.
@@ -61,7 +67,7 @@ def run(config: Config, reread: Callable[[], Config], adjust: Callable[[Edges], 
         return fresh
 
     try:
-        asyncio.run(_run(config, reread_and_keep, store, adjust))
+        asyncio.run(_run(config, reread_and_keep, files, store, adjust))
     finally:
         store.close()
         logs.end()
@@ -146,10 +152,16 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
     )
 
 
-async def _run(config: Config, reread: Callable[[], Config], store: Store, adjust: Callable[[Edges], Edges]) -> None:
+async def _run(
+    config: Config,
+    reread: Callable[[], Config],
+    files: Callable[[], Iterable[Path]],
+    store: Store,
+    adjust: Callable[[Edges], Edges],
+) -> None:
     database = None if config.dry_run else Database(config.state_dir)
     edges = adjust(_edges(config, store, database))
-    service = Service(config, edges, reread)
+    service = Service(config, edges, reread, files)
     web = Web(config.health_host, config.health_port, service.health, service.status)
     try:
         web.bind()

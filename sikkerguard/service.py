@@ -143,7 +143,7 @@ class Service:
             fresh = self._reread()
         except ConfigError as error:
             what = " ".join(error.complaints)
-            self.trouble("settings", f"The new configuration is not used, the one before it stays: {what}")
+            self.trouble(_SETTINGS, f"The new configuration is not used, the one before it stays: {what}")
         else:
             self._take_config(fresh)
         self._puller.pull_now()
@@ -276,7 +276,7 @@ class Service:
     async def _begin(self) -> tuple[Operation, ...]:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else. Gives
         what had to be done for that."""
-        self.trouble("settings", " ".join(self._config.troubles))
+        self.trouble(_SETTINGS, " ".join(self._config.troubles))
         await self._counting.begin()
         await asyncio.to_thread(self._door.begin, self._config)
         await self._keeper.begin(self._edges.store.load_allowlist())
@@ -309,7 +309,7 @@ class Service:
         if self._reporter is not None:
             self._reporter.wake()
         self._keeper.notice()
-        self.trouble("settings", " ".join(self._config.troubles))
+        self.trouble(_SETTINGS, " ".join(self._config.troubles))
         log.info("The configuration was read again.")
 
     def _is_listed(self, family: Family, address: int) -> bool:
