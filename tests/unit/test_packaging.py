@@ -35,6 +35,7 @@ from sikkerguard.core.schedule import duration_text
 from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
 from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.variables import VARIABLES
+from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -420,7 +421,9 @@ def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
             reported_line({"ssh": 89, "icmp": 3, "47": 1, "http-alt": 1, "x11": 1}),
             reported_line({f"service-{number}": number for number in range(1, 14)}),
         ],
+        ("service.py", "SikkerGuard %s"): [f"SikkerGuard {VERSION}"],
         ("service.py", "%s"): [
+            *(Config(report_enabled=enabled, pull_interval=90.0).summary() for enabled in (True, False)),
             "Blocking 8774 IPs",
             *(f"Blocking 8774 IPs (from the cache, verified {age} ago)" for age in ages),
             "Blocking 3 IPs (found in the kernel, left by an earlier run)",
