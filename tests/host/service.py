@@ -81,6 +81,18 @@ class Service:
         found: dict[str, Any] = json.loads(self.host.run("sikkerguard", "status", "--json"))
         return found
 
+    def reasons(self) -> str:
+        """What `sikkerguard status` says is not as it should be; empty when all is well."""
+        found = json.loads(
+            self.host.run("sikkerguard", "status", "--json", check=False) or '{"reasons": ["no answer"]}'
+        )
+        return " ".join(found["reasons"])
+
+    def allowed(self) -> set[str]:
+        """The addresses of the laboratory's internet that no list can block, as `ipset save` prints them."""
+        found = re.findall(r"^add sikkerguard-allow-v4 (203\.0\.113\.\d+) ?$", self.lab.sets(), re.MULTILINE)
+        return set(found)
+
     def shown(self, text: str) -> list[dict[str, Any]]:
         """The entries of the service with this text that the journal has had until now, also those that it has
         forgotten since an earlier look."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from sikkerguard.standin.server import DEMO_KEY
 from tests.host.base import SUITES
+from tests.host.installed import install
 from tests.host.pings import Pings
 from tests.host.service import KEY_FILE, SETTINGS_FILE
 from tests.kernel.traffic import Traffic
@@ -19,12 +21,16 @@ from tests.laboratory import command, wait_for
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.host.guest import Guest
     from tests.host.service import Service
 
 LISTED, LISTED_V6 = "203.0.113.201", "2001:db8:201::7"
 INNOCENT, INNOCENT_V6 = "203.0.113.209", "2001:db8:209::9"
 SOURCES = {"innocent": (INNOCENT, INNOCENT_V6), "listed": (LISTED, LISTED_V6)}
+SPARED = "203.0.113.208"
 OLDER = "0.0.1"
+# The last good settings.
+KEPT = "/var/lib/sikkerguard/settings.json"
 # The service, but for a defect: told to by a signal, its loop does nothing more.
 HANGING = """\
 import signal, sys, time
@@ -213,21 +219,80 @@ def test_a_reboot_blocks_before_the_network_is_up(service: Service) -> None:
     assert service.status()["droppedPackets"] > before
 
 
-def test_wrong_settings_are_not_tried_again_and_a_stop_removes_what_stayed(service: Service) -> None:
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_mistake_fails_the_reload_and_the_next_boot_blocks_by_the_last_good_settings(service: Service) -> None:
+    host = service.host
+    service.expected_errors += [
+        "SIKKER_SCORE_MIN: 'nonsense'",
+        "Reload(ing)? failed|failed to reload|Control process exited",
+    ]
+    service.start(LISTED, SIKKER_WHITELIST=SPARED)
+    number = service.property("MainPID")
+    wait_for("what is kept", lambda: "SIKKER_WHITELIST" in host.run("cat", KEPT, check=False))
+    assert host.run("stat", "-c", "%a %U", KEPT).split() == ["600", "sikkerguard"]
+    assert DEMO_KEY not in host.run("cat", KEPT)
+
+    # The whitelist is a new one, and good; the next line is not.
+    service.configure(SIKKER_WHITELIST=f"{SPARED},{INNOCENT}", SIKKER_SCORE_MIN="nonsense", SIKKER_PORT_MAP="22=my_ssh")
+    assert _code(service, "systemctl reload sikkerguard") != 0
+    assert (service.property("MainPID"), service.state()) == (number, "active")
+    service.wait_until_shown(f"'nonsense' is not a number from 1 to 100 ({SETTINGS_FILE}, line 4).")
+    assert service.allowed() == {SPARED}
+    assert not service.lab.passes(LISTED)
+
+    # What a boot does, with the key on a disk that comes later.
+    host.run("sh", "-c", f"mv {KEY_FILE} /root; systemctl stop sikkerguard; systemctl start sikkerguard-restore")
+    assert not service.lab.passes(LISTED)
+    assert service.lab.reaches(INNOCENT)
+    assert service.allowed() == {SPARED, INNOCENT}
+    # It follows the host without its key, and takes it as soon as it is there.
+    host.run("systemctl", "start", "sikkerguard")
+    assert not service.lab.passes(LISTED)
+    wait_for(
+        "the pull", lambda: "There is no key" in service.reasons() or "SIKKER_API_KEY is not set" in service.reasons()
+    )
+    pulls = service.standin.record.requests
+    host.run("mv", "/root/api-key", KEY_FILE)
+    wait_for("a pull", lambda: service.standin.record.requests > pulls, 5)
+    # Degraded, with the line; the score is the one of before, the whitelist that of now.
+    said = service.reasons()
+    assert f"SIKKER_SCORE_MIN: 'nonsense' is not a number from 1 to 100 ({SETTINGS_FILE}, line 4). Until" in said
+    assert f"({SETTINGS_FILE}, line 5)" in said
+    assert "not" not in host.run("sikkerguard", "health", check=False)
+
+    service.configure(SIKKER_WHITELIST=SPARED)
+    wait_for("all to be well", lambda: service.reasons() == "", 5)
+    assert service.allowed() == {SPARED}
+    assert _code(service, "systemctl reload sikkerguard") == 0
+
+
+def _code(service: Service, line: str) -> int:
+    return int(service.host.run("sh", "-c", f"{line} >/dev/null 2>&1; echo $?"))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_never_was_good_is_tried_again_and_a_stop_removes_what_stayed(service: Service, suite: str) -> None:
     host = service.host
     service.expected_errors += ["SIKKER_SCORE_MIN", "Failed to start sikkerguard.service"]
-    service.start(LISTED)
     service.configure(SIKKER_SCORE_MIN="nonsense")
-    host.run("systemctl", "restart", "sikkerguard", check=False)
-    assert (service.state(), service.property("ExecMainStatus")) == ("failed", "2")
-    complaint = service.wait_until_shown("SIKKER_SCORE_MIN: 'nonsense' is not a number from 1 to 100.")
+    host.write(KEY_FILE, DEMO_KEY)
+    wait_for("the first try", lambda: service.property("ExecMainStatus") == "2", 20)
+    assert (service.property("Restart"), service.property("StartLimitIntervalUSec")) == ("always", "0")
+    if suite != "bookworm":
+        steps = (service.property("RestartSteps"), service.property("RestartMaxDelayUSec"))
+        assert steps == ("5", "1min")
+    complaint = service.wait_until_shown(f"SIKKER_SCORE_MIN: 'nonsense' is not a number from 1 to 100 ({SETTINGS_FILE}")
     assert complaint["PRIORITY"] == "3"
-    assert not service.lab.passes(LISTED)
+    wait_for("another try", lambda: int(service.property("NRestarts")) >= 2, 45)
+    service.serve(LISTED)
     service.configure()
-    service.wait_until_active()
-    assert service.property("NRestarts") == "0"
+    service.wait_until_active(60)
+    assert not service.lab.passes(LISTED)
+    # One that dies again and again, with nothing good to go by.
     service.configure(SIKKER_SCORE_MIN="nonsense")
-    host.run("systemctl", "restart", "sikkerguard", check=False)
+    host.run("sh", "-c", f"rm {KEPT}; systemctl restart sikkerguard", check=False)
+    wait_for("the end", lambda: service.property("ExecMainStatus") == "2", 20)
+    assert not service.lab.passes(LISTED)
     host.run("systemctl", "stop", "sikkerguard")
     wait_for("the removal", lambda: not service.lab.sets())
     assert "SIKKERGUARD" not in service.rules()
@@ -236,6 +301,24 @@ def test_wrong_settings_are_not_tried_again_and_a_stop_removes_what_stayed(servi
     service.configure()
     assert service.state("sikkerguard.path") == "inactive"
     assert service.state() != "active"
+    # Nothing in the units that this systemd does not know.
+    assert "nknown key" not in host.run("journalctl", "-b", "--no-pager", "_PID=1")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_an_installation_with_a_key_and_no_way_to_its_list_does_not_hang(bare: Guest, package: Path) -> None:
+    bare.run("mkdir", "-p", "/etc/sikkerguard")
+    bare.write(KEY_FILE, DEMO_KEY)
+    began = time.monotonic()
+    install(bare, package)
+    took = time.monotonic() - began
+    assert bare.run("systemctl", "is-active", "sikkerguard").strip() == "active"
+    assert "No list is in force yet" in bare.run("sikkerguard", "status", check=False)
+    # Of this, most is apt and dpkg; a start that waited for a list took 95 s.
+    assert took < 45, took
+    began = time.monotonic()
+    bare.run("systemctl", "reload", "sikkerguard")
+    assert time.monotonic() - began < 10
 
 
 def test_the_kernels_log_is_handed_over_by_systemd(service: Service) -> None:
