@@ -78,6 +78,15 @@ class KernelError(SikkerGuardError):
     """The kernel refused, or holds something else than what it was told."""
 
 
+class BusyError(KernelError):
+    """Another program is in the way: it lists a set, holds a lock, or has a rule that refers to something of ours. What
+    was asked for may succeed as soon as it lets go."""
+
+
+class FullError(KernelError):
+    """A set has no room for more entries."""
+
+
 class SelfTestError(SikkerGuardError):
     """The host lost a connection that it had before the trial."""
 

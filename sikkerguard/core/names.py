@@ -109,3 +109,8 @@ def set_names(family: Family) -> SetNames:
 def loading(name: str) -> str:
     """The name under which a set's new content is loaded, before a swap puts it in its place."""
     return name.replace(OURS, f"{OURS}-load", 1)
+
+
+def further_loading(name: str) -> tuple[str, ...]:
+    """Names for the same where the first one is taken by a set that can't be destroyed, as one that is being listed."""
+    return tuple(name.replace(OURS, f"{OURS}-{word}", 1) for word in ("next", "more"))

@@ -153,23 +153,26 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
 class ObservedFamily:
     """What lies in the kernel for one family: the number of entries of each set of ours that is there; what the allow
     set holds; the chains' rules, or None without the chain that the hook jumps to; where in the hook our jumps stand,
-    0 being the top (-1 for one that is not as we write it); and `misfits`, sets with a name of ours that are of another
-    kind."""
+    0 being the top (-1 for one that is not as we write it); `misfits`, sets with a name of ours that are of another
+    kind; and `excepted`, what the allow set has as `nomatch`, so that it is not allowed."""
 
     sets: Mapping[str, int]
     allow: frozenset[Prefix]
     rules: tuple[Rule, ...] | None
     jumps: tuple[int, ...]
     misfits: tuple[str, ...] = ()
+    excepted: frozenset[Prefix] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredFamily:
-    """What is to lie in the kernel: the number of entries of the two committed sets, and what is allowed."""
+    """What is to lie in the kernel: the number of entries of the two committed sets, what is allowed, and the sets
+    that are to be empty, since nothing is on trial."""
 
     singles: int
     ranges: int
     allow: frozenset[Prefix]
+    idle: tuple[str, ...] = ()
 
 
 def desired_state(
@@ -188,14 +191,15 @@ def desired_state(
 
 @dataclass(frozen=True, slots=True)
 class DropMisfits:
-    """Take away sets of another kind, and before them the rules that hold on to them; both are made anew behind it."""
+    """Put sets of the right kind in the place of such as are of another. Where the kernel lets no set of another kind
+    be exchanged, take it away, and before it the rules that hold on to it; all is made anew behind it."""
 
     family: Family
     names: tuple[str, ...]
 
     def describe(self) -> str:
         """In words."""
-        return f"take away the sets {', '.join(self.names)}, which are of another kind, with the rules that use them"
+        return f"replace the sets {', '.join(self.names)}, which are of another kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,18 @@ class CreateSets:
     def describe(self) -> str:
         """In words."""
         return f"create the sets {', '.join(self.names)}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmptySets:
+    """Empty what is for a trial, while there is none: an entry that stays in both of its sets would be blocked."""
+
+    family: Family
+    names: tuple[str, ...]
+
+    def describe(self) -> str:
+        """In words."""
+        return f"empty the sets {', '.join(self.names)}, since nothing is on trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +282,7 @@ class PlaceJump:
         return f"put the jump to {CHAIN} at the top of {HOOK} of {tool}, table {TABLE}"
 
 
-Operation = DropMisfits | CreateSets | FillAllow | FillCommitted | WriteChain | PlaceJump
+Operation = DropMisfits | CreateSets | EmptySets | FillAllow | FillCommitted | WriteChain | PlaceJump
 
 
 def diff(desired: Mapping[Family, DesiredFamily], observed: Mapping[Family, ObservedFamily]) -> tuple[Operation, ...]:
@@ -281,7 +297,9 @@ def diff(desired: Mapping[Family, DesiredFamily], observed: Mapping[Family, Obse
         missing = tuple(name for name in names.all() if name not in found.sets)
         if missing:
             operations.append(CreateSets(family, missing))
-        if found.allow != wanted.allow:
+        if filled := tuple(name for name in wanted.idle if found.sets.get(name)):
+            operations.append(EmptySets(family, filled))
+        if found.allow != wanted.allow or found.excepted:
             operations.append(FillAllow(family, wanted.allow))
         held = (found.sets.get(names.singles), found.sets.get(names.ranges))
         # Sets just made are empty, which is all that an empty list wants.

@@ -20,7 +20,7 @@ from sikkerguard.core.model import Count, Family
 from sikkerguard.core.names import CHAIN, CHAINS, HOOK, TABLE
 from sikkerguard.core.plan import Extension, Rule
 from sikkerguard.edges.xtables_abi import mend
-from sikkerguard.errors import KernelError
+from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 # Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
 _LOCK_FILE = "/run/xtables.lock"
-_LOCK_SECONDS = 10.0
+# Seconds to wait for it. The thread that waits renews the trial too; who comes for nothing comes again soon, and does
+# not wait so long for a lock that is known to be held.
+_LOCK_SECONDS, _HELD_LOCK_SECONDS = 1.0, 0.1
+_LOCK_PAUSE_SECONDS = 0.02
 _VERDICT = "DROP"
 
 
@@ -40,6 +43,8 @@ class Chains:
         self._lock_seconds = lock_seconds
         self._tables: dict[Family, Any] = {}
         self._warned = False
+        # Since when another program was found to hold the lock, in Unix seconds.
+        self._held_since: float | None = None
         # How the library reads back what we wrote, where a version of iptables says it in other words.
         self._read_back: dict[Family, tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
@@ -86,20 +91,29 @@ class Chains:
         if jumps != (0,):
             raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
 
-    def remove(self, family: Family, lock_seconds: float | None = None) -> None:
-        """Take away the jumps and the chains, in one step; nothing happens where there are none. `lock_seconds` is
-        how long to wait for iptables' lock, if not as long as usual."""
+    def remove(self, family: Family, lock_seconds: float | None = None) -> tuple[str, ...]:
+        """Take away the jumps, the rules and the chains, in one step; nothing happens where there are none. Gives the
+        chains that stay, without rules, since a rule of another program jumps to them. `lock_seconds` is how long to
+        wait for iptables' lock, if not as long as usual."""
+        import iptc
+
         with self._translated(family, "read"):
             table = self._refreshed(family)
             if not any(table.is_chain(name) for name in CHAINS) and not self._jumps(table):
-                return
+                return ()
+        kept = []
         with self._changing(family, lock_seconds) as table:
             self._delete_jumps(table)
             present = [name for name in CHAINS if table.is_chain(name)]
             for name in present:
                 table.flush_entries(name)
             for name in present:
-                table.delete_chain(name)
+                try:
+                    table.delete_chain(name)
+                except iptc.IPTCError as error:
+                    log.debug("the chain %s can't be deleted: %s", name, error)
+                    kept.append(name)
+        return tuple(kept)
 
     def unhook(self, family: Family, lock_seconds: float | None = None) -> None:
         """Take away the jumps alone: no packet meets the chains any more, and their counters stay."""
@@ -109,7 +123,7 @@ class Chains:
     def counters(self, family: Family, *, settled: bool = False) -> Count | None:
         """What our DROP rule has counted; None without one. Another program that changes the table sets all counters
         back and adds them again a moment later; with `settled` this waits for its end."""
-        with self._locked(self._lock_seconds) if settled else nullcontext(), self._translated(family, "read"):
+        with self._locked() if settled else nullcontext(), self._translated(family, "read"):
             return self._counted(self._refreshed(family))
 
     def _counted(self, table: Any) -> Count | None:
@@ -160,14 +174,13 @@ class Chains:
     @contextmanager
     def _changing(self, family: Family, lock_seconds: float | None = None) -> Iterator[Any]:
         """Read, modify and commit under the lock that iptables takes."""
-        seconds = self._lock_seconds if lock_seconds is None else lock_seconds
-        with self._locked(seconds), self._translated(family, "changed"):
+        with self._locked(lock_seconds), self._translated(family, "changed"):
             table = self._refreshed(family)
             yield table
             table.commit()
 
     @contextmanager
-    def _locked(self, seconds: float) -> Iterator[None]:
+    def _locked(self, seconds: float | None = None) -> Iterator[None]:
         path = os.environ.get("XTABLES_LOCKFILE", _LOCK_FILE)
         try:
             # iptables makes the file with this mode too; an exclusive flock needs no right to write.
@@ -177,10 +190,31 @@ class Chains:
             yield
             return
         try:
-            _acquire(handle, path, seconds)
+            self._acquire(handle, path, seconds)
             yield
         finally:
             os.close(handle)
+
+    def _acquire(self, handle: int, path: str, seconds: float | None) -> None:
+        began = time.time()
+        if seconds is None:
+            seconds = self._lock_seconds if self._held_since is None else _HELD_LOCK_SECONDS
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    # Who it is can't be told: other processes can't be looked into from here.
+                    self._held_since = self._held_since or began
+                    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._held_since))
+                    raise BusyError(
+                        f"another program has held {path} since {since}; rules are left as they are"
+                    ) from None
+                time.sleep(_LOCK_PAUSE_SECONDS)
+            else:
+                self._held_since = None
+                return
 
     def _warn_once(self, path: str, error: OSError) -> None:
         if not self._warned:
@@ -232,21 +266,6 @@ class Chains:
                 matches.append(Extension("header", (("bytes", (header.hex(),)),)))
             found.append(Rule(tuple(matches), _extension(rule.target), name, goto))
         return found
-
-
-def _acquire(handle: int, path: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise KernelError(
-                    f"another program has held {path} for {seconds:g} s; rules are left as they are"
-                ) from None
-            time.sleep(0.02)
-        else:
-            return
 
 
 def _new_jump(family: Family) -> Any:

@@ -6,13 +6,14 @@ acts on every set of the host where it gets no name, so a name is mandatory here
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.names import OURS
 from sikkerguard.edges.ipset_netlink import Entry, NetlinkSets, SetHeader, encode_batches
-from sikkerguard.errors import KernelError
+from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -21,41 +22,54 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "SetHeader", "SetKind", "Sets"]
 
-_SMALLEST_HASH = 64
+_SMALLEST_HASH, _SMALLEST_LIMIT = 64, 1024
 _NAME_LIMIT = 31
 # While somebody lists a set, the kernel refuses to swap it (EBUSY) and to destroy it (IPSET_ERR_BUSY of
-# linux/netfilter/ipset/ip_set.h): a listing is over in a moment. What a rule of somebody's refers to stays refused.
-_BUSY = frozenset({16, 4100})
-_PATIENCE_SECONDS, _PAUSE_SECONDS = {"swap": 1.0, "destroy": 0.3}, 0.01
+# linux/netfilter/ipset/ip_set.h), which it also does to a set that a rule or another set refers to.
+_BUSY = frozenset({errno.EBUSY, 4100})
+# How long to wait for the end of a listing, in seconds: one of a million entries takes two. Between two tries lies less
+# than between two listings by a program that makes one after the other.
+SWAP_SECONDS, DESTROY_SECONDS = 2.0, 0.5
+_PAUSE_SECONDS = 0.005
+# A set that was not let go is not waited for again so soon: a pager may be left open for days.
+_GIVEN_UP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class SetKind:
-    """What a set is: its type, whether it counts, its default time limit in seconds (None: entries stay), and whether
-    packets fill it: then its table has its final size at once, since no packet can wait for it to grow."""
+    """What a set is: its type, whether it counts, its default time limit in seconds (None: entries stay), whether
+    packets fill it: then its table has its final size at once, since no packet can wait for it to grow; and the
+    `limit` of entries that it gets at least."""
 
     type_name: str
     counters: bool = False
     timeout: int | None = None
     filled_by_packets: bool = False
+    limit: int = _SMALLEST_LIMIT
 
     def fits(self, header: SetHeader, family: Family) -> bool:
         """Whether a set is of this kind, whoever made it. A time limit may be another one, since each entry that
         needs one gets its own."""
-        return (header.type_name, header.family, header.counters, header.timeout) == (
+        return (header.type_name, header.family, header.counters, header.timeout, header.whole) == (
             self.type_name,
             family.number,
             self.counters,
             self.timeout is not None,
+            True,
         )
 
 
 class Sets:
-    """All that is done to sets. Every method raises `KernelError` when the kernel refuses."""
+    """All that is done to sets. Every method raises `KernelError` when the kernel refuses.
 
-    def __init__(self) -> None:
+    `while_waiting` is called again and again while something takes long, or is waited for.
+    """
+
+    def __init__(self, while_waiting: Callable[[], None] = lambda: None) -> None:
         self._netlink = NetlinkSets()
         self._pyroute2: Any = None
+        self._while_waiting = while_waiting
+        self._given_up: dict[str, float] = {}
 
     def close(self) -> None:
         """Close both sockets."""
@@ -80,24 +94,38 @@ class Sets:
                 stype=kind.type_name,
                 family=family.number,
                 hashsize=hash_size,
-                maxelem=max(2 * entries, 1024),
+                maxelem=max(2 * entries, kind.limit),
                 counters=kind.counters,
                 timeout=kind.timeout,
             ),
         )
 
-    def destroy(self, name: str) -> None:
-        """Take the set away."""
-        self._call("destroy", name, lambda sets: sets.destroy(name))
+    def destroy(self, name: str, seconds: float = DESTROY_SECONDS) -> None:
+        """Take the set away.
+
+        Raises:
+            BusyError: for so many seconds another program was listing it, or has rules or sets that refer to it.
+        """
+        try:
+            self._call("destroy", name, lambda sets: sets.destroy(name), seconds)
+        except BusyError as error:
+            header = self.header(name)
+            if header is not None and header.references:
+                raise BusyError(f"something of another program refers to the set {name}") from error
+            raise
 
     def flush(self, name: str) -> None:
         """Take every entry out of the set."""
         self._call("flush", name, lambda sets: sets.flush(name))
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets in one step; rules keep looking where they looked."""
+    def swap(self, one: str, other: str, seconds: float = SWAP_SECONDS) -> None:
+        """Exchange the contents of two sets in one step; rules keep looking where they looked.
+
+        Raises:
+            BusyError: for so many seconds another program was listing one of them.
+        """
         _check_name(other)
-        self._call("swap", one, lambda sets: sets.swap(one, other))
+        self._call("swap", one, lambda sets: sets.swap(one, other), seconds, other)
 
     def add(
         self,
@@ -109,12 +137,18 @@ class Sets:
     ) -> None:
         """Add packed addresses in a row, and ranges; those that are there already have their time limit renewed."""
         _check_name(name)
-        self._netlink.add(name, family, encode_batches(family, singles, ranges, timeout))
+        self._netlink.add(name, family, self._with_pauses(encode_batches(family, singles, ranges, timeout)))
 
-    def delete(self, name: str, family: Family, ranges: Iterable[Prefix]) -> None:
-        """Take these ranges out; those that are not there are passed over."""
+    def delete(self, name: str, family: Family, ranges: Iterable[Prefix] = (), singles: bytes = b"") -> None:
+        """Take these out; those that are not there are passed over."""
         _check_name(name)
-        self._netlink.delete(name, family, encode_batches(family, b"", ranges))
+        self._netlink.delete(name, family, self._with_pauses(encode_batches(family, singles, ranges)))
+
+    def _with_pauses(self, batches: Iterable[bytes]) -> Iterator[bytes]:
+        for number, batch in enumerate(batches):
+            if number:
+                self._while_waiting()
+            yield batch
 
     def header(self, name: str) -> SetHeader | None:
         """The set's header, or None where there is no such set."""
@@ -128,6 +162,11 @@ class Sets:
         """Every entry of the set."""
         return self._netlink.entries(name, family)
 
+    def prefixes(self, name: str, family: Family) -> Iterator[tuple[bytes, int, bool]]:
+        """Packed address, prefix length, and whether it is `nomatch`, of every entry of a set of addresses or
+        ranges."""
+        return self._netlink.prefixes(name, family)
+
     def hits(self, name: str, family: Family) -> Collection[Hit]:
         """Every entry of a set by address and port: (address, port, protocol, octets, packets)."""
         return self._netlink.hits(name, family)
@@ -140,27 +179,43 @@ class Sets:
         """How many packets matched this entry."""
         return self._netlink.packets(name, family, prefix)
 
+    def lists_with(self, name: str) -> list[str]:
+        """The sets of sets, whoever's, that have this one as a member."""
+        return [other for other in self._netlink.names() if name in self._netlink.members(other)]
+
     def names(self) -> list[str]:
         """The names of all sets of ours, whichever version or crash left them."""
         return [name for name in self._netlink.names() if name.startswith(f"{OURS}-")]
 
-    def _call(self, what: str, name: str, action: Callable[[Any], object]) -> None:
+    def _call(
+        self, what: str, name: str, action: Callable[[Any], object], seconds: float = 0.0, other: str = ""
+    ) -> None:
         _check_name(name)
         # Imported at the first need: it costs a tenth of a second, and a start that finds all in place has none.
         from pyroute2.ipset import IPSet, IPSetError
         from pyroute2.netlink.exceptions import NetlinkError
 
-        deadline = time.monotonic() + _PATIENCE_SECONDS.get(what, 0.0)
+        names = [each for each in (name, other) if each]
+        now = time.monotonic()
+        if any(now - self._given_up.get(each, -_GIVEN_UP_SECONDS) < _GIVEN_UP_SECONDS for each in names):
+            seconds = 0.0
         while True:
             try:
                 if self._pyroute2 is None:
                     self._pyroute2 = IPSet()
                 action(self._pyroute2)
             except (IPSetError, NetlinkError, OSError) as error:
-                if getattr(error, "code", None) in _BUSY and time.monotonic() < deadline:
-                    time.sleep(_PAUSE_SECONDS)
-                    continue
-                raise KernelError(f"the kernel refused to {what} the set {name}: {error}") from error
+                if getattr(error, "code", None) not in _BUSY:
+                    raise KernelError(f"the kernel refused to {what} the set {name}: {error}") from error
+                if time.monotonic() >= now + seconds:
+                    if seconds:
+                        self._given_up.update(dict.fromkeys(names, time.monotonic()))
+                    raise BusyError(f"another program is listing the set {' or '.join(names)}") from error
+                self._while_waiting()
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            for each in names:
+                self._given_up.pop(each, None)
             return
 
 

@@ -11,15 +11,28 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sikkerguard.core.model import Family, Ranges
-from sikkerguard.errors import KernelError
+from sikkerguard.edges.ipset_listing import (
+    DATA_BYTES,
+    DATA_CIDR,
+    DATA_FLAGS,
+    DATA_IP,
+    DATA_PACKETS,
+    DATA_PORT,
+    DATA_PROTO,
+    DATA_TIMEOUT,
+    Listing,
+    attributes,
+    listed_prefixes,
+    number,
+)
+from sikkerguard.errors import FullError, KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from types import TracebackType
 
     from sikkerguard.core.model import Hit, Prefix, Source
@@ -31,14 +44,11 @@ _PROTOCOL = 6
 _CMD_LIST, _CMD_ADD, _CMD_DEL, _CMD_TEST = 7, 9, 10, 11
 _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_FAMILY, _ATTR_FLAGS = 1, 2, 3, 5, 6
 _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 7, 8, 9
-_DATA_IP, _DATA_CIDR, _DATA_PORT, _DATA_TIMEOUT, _DATA_PROTO = 1, 3, 4, 6, 7
-_DATA_MAXELEM, _DATA_ELEMENTS, _DATA_REFERENCES = 19, 24, 25
-_DATA_BYTES, _DATA_PACKETS, _DATA_FLAGS = 24, 25, 8
+_DATA_NAME = 18
+_DATA_BITMASK, _DATA_MAXELEM, _DATA_NETMASK, _DATA_ELEMENTS, _DATA_REFERENCES = 12, 19, 20, 24, 25
 _FLAG_COUNTERS = 1 << 3
 _FLAG_LIST_SETNAME, _FLAG_LIST_HEADER = 1 << 1, 1 << 2
-_NESTED, _NET_BYTEORDER, _TYPE_MASK = 0x8000, 0x4000, 0x3FFF
-# How `struct` writes an unsigned number of so many bytes.
-_FORMS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_NESTED, _NET_BYTEORDER = 0x8000, 0x4000
 
 _REQUEST, _ACK, _DUMP, _EXCLUSIVE = 1, 4, 0x300, 0x200
 _MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
@@ -62,12 +72,13 @@ _ERRORS = {
     4108: "the set is in use by a rule",
     4352: "the set is full",
 }
-_ENTRY_MISSING = 4103
+_ENTRY_MISSING, _FULL = 4103, 4352
 
 
 class SetHeader(NamedTuple):
     """What the kernel says of a set: its type, the number of its family (AF_INET, AF_INET6), `entries` it holds, the
-    `limit` of entries, how many rules refer to it, and whether its entries have counters, and a `timeout`."""
+    `limit` of entries, how many rules and other sets refer to it, whether its entries have counters, and a `timeout`,
+    and whether it takes addresses `whole`, and does not mask them."""
 
     type_name: str
     family: int
@@ -76,6 +87,7 @@ class SetHeader(NamedTuple):
     references: int
     counters: bool
     timeout: bool
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ def _attribute(kind: int, payload: bytes) -> bytes:
 
 def _address(family: Family, packed: bytes) -> bytes:
     kind = 1 if family is Family.V4 else 2
-    return _attribute(_DATA_IP | _NESTED, _attribute(kind | _NET_BYTEORDER, packed))
+    return _attribute(DATA_IP | _NESTED, _attribute(kind | _NET_BYTEORDER, packed))
 
 
 def _frames(family: Family, suffix: bytes) -> tuple[bytes, bytes]:
@@ -119,10 +131,10 @@ def encode_batches(
     `singles` are packed addresses in a row; ranges are grouped by prefix length, since entries with equal attributes
     can be joined at once. `timeout` is in seconds.
     """
-    seconds = b"" if timeout is None else _attribute(_DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
+    seconds = b"" if timeout is None else _attribute(DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
     yield from _joined(family.size, singles, *_frames(family, seconds))
     for length, addresses in Ranges.of(family, ranges).by_length().items():
-        frames = _frames(family, _attribute(_DATA_CIDR, bytes([length])) + seconds)
+        frames = _frames(family, _attribute(DATA_CIDR, bytes([length])) + seconds)
         yield from _joined(family.size, addresses, *frames)
 
 
@@ -191,16 +203,17 @@ class NetlinkSets:
         """The set's header, or None where there is no such set."""
         flags = _attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_HEADER))
         for message in self._dump(name, flags):
-            attributes = dict(_attributes(message))
-            data = dict(_attributes(attributes[_ATTR_DATA]))
+            described = dict(attributes(message))
+            data = dict(attributes(described[_ATTR_DATA]))
             return SetHeader(
-                attributes[_ATTR_TYPENAME].rstrip(b"\0").decode("ascii"),
-                _number(attributes[_ATTR_FAMILY]),
-                _number(data[_DATA_ELEMENTS]),
-                _number(data.get(_DATA_MAXELEM, b"")),
-                _number(data[_DATA_REFERENCES]),
-                bool(_number(data.get(_DATA_FLAGS, b"")) & _FLAG_COUNTERS),
-                _DATA_TIMEOUT in data,
+                described[_ATTR_TYPENAME].rstrip(b"\0").decode("ascii"),
+                number(described[_ATTR_FAMILY]),
+                number(data[_DATA_ELEMENTS]),
+                number(data.get(_DATA_MAXELEM, b"")),
+                number(data[_DATA_REFERENCES]),
+                bool(number(data.get(DATA_FLAGS, b"")) & _FLAG_COUNTERS),
+                DATA_TIMEOUT in data,
+                not data.keys() & {_DATA_NETMASK, _DATA_BITMASK},
             )
         return None
 
@@ -214,30 +227,51 @@ class NetlinkSets:
             + _attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_SETNAME)),
         )
         return [
-            attributes[_ATTR_SETNAME].rstrip(b"\0").decode("ascii", "replace")
+            described[_ATTR_SETNAME].rstrip(b"\0").decode("ascii", "replace")
             for message in self._messages(sequence, "all sets")
-            if _ATTR_SETNAME in (attributes := dict(_attributes(message)))
+            if _ATTR_SETNAME in (described := dict(attributes(message)))
+        ]
+
+    def members(self, name: str) -> list[str]:
+        """The sets that are members of a set of sets; nothing of one of another kind."""
+        header = self.header(name)
+        if header is None or header.type_name != "list:set":
+            return []
+        return [
+            dict(attributes(data))[_DATA_NAME].rstrip(b"\0").decode("ascii", "replace")
+            for message in self._dump(name)
+            for kind, value in attributes(message)
+            if kind == _ATTR_ADT
+            for _, data in attributes(value)
         ]
 
     def entries(self, name: str, family: Family) -> Iterator[Entry]:
         """Every entry of the set; nothing where there is no such set."""
         for message in self._dump(name):
-            for kind, value in _attributes(message):
+            for kind, value in attributes(message):
                 if kind == _ATTR_ADT:
-                    for _, data in _attributes(value):
-                        yield _entry(family, dict(_attributes(data)))
+                    for _, data in attributes(value):
+                        yield _entry(family, dict(attributes(data)))
+
+    def prefixes(self, name: str, family: Family) -> Iterator[tuple[bytes, int, bool]]:
+        """Packed address, prefix length, and whether it is `nomatch`, of every entry of a set of addresses or ranges;
+        ten times as fast as `entries`."""
+        for message in self._dump(name):
+            for kind, value in attributes(message):
+                if kind == _ATTR_ADT:
+                    yield from listed_prefixes(value, family.bits)
 
     def hits(self, name: str, family: Family) -> Collection[Hit]:
         """Every entry of a set by address and port, with counters: (address, port, protocol, octets, packets)."""
-        return Listing(self._listed(name, family), (_DATA_IP, _DATA_PORT, _DATA_PROTO, _DATA_BYTES, _DATA_PACKETS))
+        return Listing(self._listed(name, family), (DATA_IP, DATA_PORT, DATA_PROTO, DATA_BYTES, DATA_PACKETS))
 
     def counts(self, name: str, family: Family) -> Collection[Source]:
         """Every entry of a set by address, with counters: (address, octets, packets)."""
-        return Listing(self._listed(name, family), (_DATA_IP, _DATA_BYTES, _DATA_PACKETS))
+        return Listing(self._listed(name, family), (DATA_IP, DATA_BYTES, DATA_PACKETS))
 
     def _listed(self, name: str, family: Family) -> bytes:
         return b"".join(
-            value for message in self._dump(name) for kind, value in _attributes(message) if kind == _ATTR_ADT
+            value for message in self._dump(name) for kind, value in attributes(message) if kind == _ATTR_ADT
         )
 
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
@@ -249,9 +283,9 @@ class NetlinkSets:
             if address in message:
                 total += sum(
                     entry.packets
-                    for kind, value in _attributes(message)
+                    for kind, value in attributes(message)
                     if kind == _ATTR_ADT
-                    for entry in (_entry(family, dict(_attributes(data))) for _, data in _attributes(value))
+                    for entry in (_entry(family, dict(attributes(data))) for _, data in attributes(value))
                     if entry.address == address and entry.length == prefix.length
                 )
         return total
@@ -313,91 +347,15 @@ class NetlinkSets:
                 yield kind, body
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and payload of each attribute in a row."""
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        yield kind & _TYPE_MASK, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-class Listing(Collection[Any]):
-    """The entries of one set as they came, each a tuple of these attributes: the address packed, the rest as numbers.
-
-    A hundred thousand entries are six megabytes this way, and some twenty as objects. They look alike: what stands
-    where in the first is looked for in all at once, which is twenty times as fast as to read each. Where one looks
-    different, each is read.
-    """
-
-    def __init__(self, listed: bytes, kinds: tuple[int, ...]) -> None:
-        self._listed = listed
-        self._kinds = kinds
-        self._form = _common_form(listed, kinds)
-
-    def __len__(self) -> int:
-        if self._form is not None:
-            return len(self._listed) // self._form.size
-        return sum(1 for _ in _attributes(self._listed))
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._form is not None:
-            return self._form.iter_unpack(self._listed)
-        return self._each()
-
-    def __contains__(self, entry: object) -> bool:
-        return any(entry == each for each in self)
-
-    def _each(self) -> Iterator[tuple[Any, ...]]:
-        for _, entry in _attributes(self._listed):
-            data = dict(_attributes(entry))
-            yield tuple(data[kind][4:] if kind == _DATA_IP else _number(data.get(kind, b"")) for kind in self._kinds)
-
-
-def _common_form(listed: bytes, kinds: tuple[int, ...]) -> struct.Struct | None:
-    """How to unpack these attributes, in this order, from every entry; None where that is not the same for all."""
-    if not listed:
-        return None
-    (size,) = struct.unpack_from("=H", listed)
-    places = [place for place in _places(listed[:size]) if place[0] in kinds]
-    form, at, constant = ">", 0, set(range(size))
-    for kind, offset, length in places:
-        form += f"{offset - at}x" + (f"{length}s" if kind == _DATA_IP else _FORMS[length])
-        at = offset + length
-        constant -= set(range(offset, at))
-    number, odd = divmod(len(listed), size)
-    # Values may differ between entries, and what stands between them may not.
-    alike = not odd and all(listed[offset::size].count(listed[offset]) == number for offset in constant)
-    if not alike or tuple(kind for kind, _, _ in places) != kinds:
-        return None
-    return struct.Struct(form + f"{size - at}x")
-
-
-def _places(entry: bytes) -> Iterator[tuple[int, int, int]]:
-    """Kind, offset and length of each value within an entry; of an address, those of the address itself."""
-    offset = 4
-    while offset + 4 <= len(entry):
-        length, kind = struct.unpack_from("=HH", entry, offset)
-        if kind & _TYPE_MASK == _DATA_IP:
-            yield _DATA_IP, offset + 8, length - 8
-        else:
-            yield kind & _TYPE_MASK, offset + 4, length - 4
-        offset += (length + 3) & ~3
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data, "big")
-
-
 def _entry(family: Family, data: dict[int, bytes]) -> Entry:
     return Entry(
-        address=data[_DATA_IP][4:],
-        length=data[_DATA_CIDR][0] if _DATA_CIDR in data else family.bits,
-        protocol=_number(data.get(_DATA_PROTO, b"")),
-        port=_number(data.get(_DATA_PORT, b"")),
-        packets=_number(data.get(_DATA_PACKETS, b"")),
-        bytes=_number(data.get(_DATA_BYTES, b"")),
-        timeout=_number(data[_DATA_TIMEOUT]) if _DATA_TIMEOUT in data else None,
+        address=data[DATA_IP][4:],
+        length=data[DATA_CIDR][0] if DATA_CIDR in data else family.bits,
+        protocol=number(data.get(DATA_PROTO, b"")),
+        port=number(data.get(DATA_PORT, b"")),
+        packets=number(data.get(DATA_PACKETS, b"")),
+        bytes=number(data.get(DATA_BYTES, b"")),
+        timeout=number(data[DATA_TIMEOUT]) if DATA_TIMEOUT in data else None,
     )
 
 
@@ -411,4 +369,5 @@ def _refused(what: str, name: str, code: int) -> KernelError:
     if code in (errno.EPERM, errno.EACCES):
         return _not_allowed()
     reason = _ERRORS.get(code) or os.strerror(code)
-    return KernelError(f"set {name} could not be {what}: {reason}")
+    kind = FullError if code == _FULL else KernelError
+    return kind(f"set {name} could not be {what}: {reason}")

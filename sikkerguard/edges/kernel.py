@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import Allowlist, Blocklist, Family, Networks, Prefix
-from sikkerguard.core.names import loading, set_names
+from sikkerguard.core.names import set_names
 from sikkerguard.core.plan import (
     CreateSets,
     DropMisfits,
+    EmptySets,
     FillAllow,
     FillCommitted,
     ObservedFamily,
@@ -28,39 +29,27 @@ from sikkerguard.core.plan import (
 )
 from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.edges.chains import Chains
-from sikkerguard.edges.ipset import SetKind, Sets
+from sikkerguard.edges.ipset import Sets
 from sikkerguard.edges.meter import Meter
-from sikkerguard.errors import KernelError, as_sentence
+from sikkerguard.edges.references import References
+from sikkerguard.edges.removal import Removal
+from sikkerguard.edges.set_contents import SetContents, only_ranges, only_singles
+from sikkerguard.edges.set_kinds import ALLOW, RANGES, SINGLES, TRIAL_SECONDS, kind_of
+from sikkerguard.errors import BusyError, KernelError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sikkerguard.core.model import Count, Drain
+    from sikkerguard.core.plan import Rule
 
 log = logging.getLogger(__name__)
 
-# Seconds for which the kernel remembers the trial without being told again. Long enough for a host that is busy,
-# short enough that a person at a dead terminal has not yet reached for the console.
-TRIAL_SECONDS = 10
-
-_SINGLES = SetKind("hash:ip", counters=True)
-_RANGES = SetKind("hash:net", counters=True)
-_ALLOW = SetKind("hash:net")
-_TRIAL = SetKind("hash:net", timeout=TRIAL_SECONDS)
-_HITS = SetKind("hash:ip,port", counters=True, filled_by_packets=True)
-_SOURCES = SetKind("hash:ip", counters=True, filled_by_packets=True)
-# Half of what the sets have room for, until they are read a second later. To read them when they are full takes a
-# twentieth of that second; the sources of more packets than that stay unknown, and the packets are counted.
-_HITS_ENTRIES = 16384
-_SOURCES_ENTRIES = 32768
-# Of replies there are fewer, and nobody is reported for them: half as much, which is a megabyte and a half less.
-_REPLIES_ENTRIES, _REPLIERS_ENTRIES = _HITS_ENTRIES // 2, _SOURCES_ENTRIES // 2
-# To begin with; a set that is outgrown is made anew.
-_ALLOW_ENTRIES = 4096
-# Entries of a set that are asked for when it is read back or looked at, some 10 microseconds each.
-_SAMPLE = 128
+# So long after the trial was renewed it is renewed once more while something takes long.
+_RENEW_SECONDS = 1.0
+_NO_ONE: frozenset[Prefix] = frozenset()
 # A stop has five seconds for all of it.
-_REMOVAL_LOCK_SECONDS, _UNHOOK_LOCK_SECONDS = 2.0, 0.5
+_UNHOOK_LOCK_SECONDS = 0.5
 
 
 def usable_families() -> tuple[Family, ...]:
@@ -73,13 +62,15 @@ class Kernel:
 
     def __init__(self, families: Sequence[Family] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.families = tuple(families or usable_families())
-        self._sets = Sets()
+        self._sets = Sets(self._keep_trial)
+        self._contents = SetContents(self._sets)
         self._chains = Chains()
         self._meter = Meter(self._sets, self._chains, self.families)
         self._clock = clock
         self._renewed_at: float | None = None
+        # The families for which a repair has armed the trial, and when it last did.
+        self._covered: tuple[Sequence[Family], float] | None = None
         self._disturbed = False
-        self._looks = 0
         self._committed = Blocklist()
         self._candidate = Blocklist()
 
@@ -97,52 +88,79 @@ class Kernel:
                 header = self._sets.header(name)
                 if header is None:
                     continue
-                if _kind_of(family, name)[0].fits(header, family):
+                if kind_of(family, name)[0].fits(header, family):
                     sets[name] = header.entries
                 else:
                     misfits.append(name)
-            allow = frozenset(
-                Prefix(int.from_bytes(entry.address, "big"), entry.length)
-                for entry in self._sets.entries(names.allow, family)
-                if names.allow in sets
-            )
+            allow, excepted = self._contents.allowed(names.allow, family) if names.allow in sets else (_NO_ONE, _NO_ONE)
             rules, jumps = self._chains.read(family)
-            observed[family] = ObservedFamily(sets, allow, rules, jumps, tuple(misfits))
+            observed[family] = ObservedFamily(sets, allow, rules, jumps, tuple(misfits), excepted)
         return observed
 
     def adopt(self, verified: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
         """Begin with a list that passed its trial earlier: end whatever a process that died was in the middle of,
-        and make the kernel hold the list, without a gap where it blocks already. Says what had to be done."""
+        and make the kernel hold the list, without a gap where it blocks already. Says what had to be done. Where it
+        raises, `settle` may go on, and this is to be called again behind it."""
         self._committed = verified
         left = [family for family in self.families if self._sets.header(set_names(family).singles) is not None]
-        operations = self.settle(allowlist)
+        # A trial that still runs covers what a death in the middle of the swaps left uncovered.
+        operations = self._settle(allowlist, {})
         filled = {operation.family for operation in operations if isinstance(operation, FillCommitted)}
         for family in left:
             # After a death between two swaps all counts can agree, and no sample find the odd entry.
             if family not in filled:
                 self._replace_committed(family)
-        # Last: a trial that still runs covers what a death in the middle of the swaps left uncovered.
         self._discard_leftovers()
         return operations
 
     def settle(self, allowlist: Allowlist) -> tuple[Operation, ...]:
         """Make the kernel hold the committed list and this allowlist, whatever someone else did to it. Says what had
-        to be done."""
-        desired = desired_state(self.families, self._committed, allowlist)
+        to be done. One family that can't be mended keeps the other from nothing."""
+        return self._settle(allowlist, {family: self._idle(family) for family in self.families})
+
+    def _settle(self, allowlist: Allowlist, idle: Mapping[Family, tuple[str, ...]]) -> tuple[Operation, ...]:
+        self._contents.tidy()
+        desired = {
+            family: replace(wanted, idle=idle.get(family, ()))
+            for family, wanted in desired_state(self.families, self._committed, allowlist).items()
+        }
         operations = diff(desired, self.observe())
-        if operations and self._renewed_at is not None:
+        if operations and self._in_trial():
             self._disturbed = True
+        done: list[Operation] = []
+        failures: dict[Family, KernelError] = {}
         for operation in operations:
-            self._execute(operation)
-        if self._holds(self._committed):
-            return operations
-        # As many entries, but other ones.
-        self._disturbed = self._disturbed or self._renewed_at is not None
+            if operation.family not in failures:
+                try:
+                    self._execute(operation)
+                except KernelError as error:
+                    failures[operation.family] = error
+                else:
+                    done.append(operation)
+        self._contents.look += 1
         for family in self.families:
-            self._replace_committed(family)
-        return operations + tuple(
-            FillCommitted(family, wanted.singles, wanted.ranges) for family, wanted in desired.items()
-        )
+            if family not in failures and not self._holds(family, self._committed):
+                # As many entries, but other ones.
+                self._disturbed = self._disturbed or self._in_trial()
+                try:
+                    self._replace_committed(family)
+                except KernelError as error:
+                    failures[family] = error
+                else:
+                    done.append(FillCommitted(family, desired[family].singles, desired[family].ranges))
+        if failures:
+            raise _as_one(list(failures.values()))
+        return tuple(done)
+
+    def _idle(self, family: Family) -> tuple[str, ...]:
+        """The sets in which nothing may be now."""
+        names = set_names(family)
+        if self._in_trial():
+            return ()
+        return (names.trial,) if len(self._candidate) else (names.trial, names.new_singles, names.new_ranges)
+
+    def _in_trial(self) -> bool:
+        return self._renewed_at is not None
 
     def read_committed(self) -> Blocklist:
         """The list that the kernel blocks by now, whoever put it there; empty where there is none."""
@@ -150,10 +168,11 @@ class Kernel:
         for family in self.families:
             names = set_names(family)
             singles = Sorter(family)
-            singles.add([entry.address for entry in self._sets.entries(names.singles, family)])
+            singles.add([address for address, _, _ in self._sets.prefixes(names.singles, family)])
             ranges = (
-                Prefix(int.from_bytes(entry.address, "big"), entry.length)
-                for entry in self._sets.entries(names.ranges, family)
+                Prefix(int.from_bytes(address, "big"), length)
+                for address, length, nomatch in self._sets.prefixes(names.ranges, family)
+                if not nomatch
             )
             networks[family] = canonical(family, singles, ranges)
         return Blocklist(networks[Family.V4], networks[Family.V6])
@@ -166,40 +185,37 @@ class Kernel:
             if names.trial in present:
                 self._sets.flush(names.trial)
         for name in sorted(present - wanted):
-            self._sets.destroy(name)
+            self._contents.discard(name)
         for family in self.families:
             names = set_names(family)
-            for name, kind in ((names.new_singles, _SINGLES), (names.new_ranges, _RANGES)):
+            for name, kind in ((names.new_singles, SINGLES), (names.new_ranges, RANGES)):
                 header = self._sets.header(name)
                 if header is not None and header.entries:
-                    self._empty(family, name, kind)
+                    # Not a flush: that would keep the memory of the big table.
+                    self._contents.load(name, kind, Networks(family))
 
-    def _holds(self, blocklist: Blocklist) -> bool:
+    def _holds(self, family: Family, blocklist: Blocklist) -> bool:
         """Whether the committed sets hold this list: by their counts and a sample of their entries, another one each
         time, so that in the long run all of them are looked at."""
-        self._looks += 1
-        for family in self.families:
-            names, networks = set_names(family), blocklist.of(family)
-            for name, part in ((names.singles, _only_singles(networks)), (names.ranges, _only_ranges(networks))):
-                if self._disagreement(name, part):
-                    return False
-        return True
+        names, networks = set_names(family), blocklist.of(family)
+        parts = ((names.singles, only_singles(networks)), (names.ranges, only_ranges(networks)))
+        return not any(self._contents.disagreement(name, part) for name, part in parts)
 
     def allow(self, allowlist: Allowlist) -> None:
         """Make the allow sets hold this allowlist: what is new is added first, then what is gone is taken out. A set
         that someone took away is left to `settle`."""
         for family in self.families:
-            if self._sets.header(set_names(family).allow) is None:
-                continue
-            self._fill_allow(family, allowlist.prefixes(family))
+            name = set_names(family).allow
+            if self._sets.header(name) is not None:
+                self._contents.fill(name, ALLOW, family, allowlist.prefixes(family))
 
     def stage(self, blocklist: Blocklist) -> None:
         """Load a candidate beside the committed list and read it back. No packet meets it yet."""
         self._candidate = blocklist
         for family in self.families:
             names, networks = set_names(family), blocklist.of(family)
-            self._load(names.new_singles, _SINGLES, _only_singles(networks))
-            self._load(names.new_ranges, _RANGES, _only_ranges(networks))
+            self._contents.load(names.new_singles, SINGLES, only_singles(networks))
+            self._contents.load(names.new_ranges, RANGES, only_ranges(networks))
 
     def begin_trial(self) -> None:
         """Have the candidate block too, for as long as `renew_trial` is called in time."""
@@ -221,7 +237,8 @@ class Kernel:
     def commit(self) -> None:
         """Put the candidate in the committed list's place.
 
-        All swaps happen while the trial still covers both lists, so that there is no moment with neither.
+        All swaps happen while the trial still covers both lists, so that there is no moment with neither. A set that
+        another program keeps from being swapped is changed entry by entry, likewise.
         """
         # A rule that is missing now may have been missing while the self-test ran.
         desired = desired_state(self.families, self._committed, Allowlist())
@@ -231,15 +248,17 @@ class Kernel:
         for family in self.families:
             names, networks = set_names(family), self._candidate.of(family)
             for name, part in (
-                (names.new_singles, _only_singles(networks)),
-                (names.new_ranges, _only_ranges(networks)),
+                (names.new_singles, only_singles(networks)),
+                (names.new_ranges, only_ranges(networks)),
             ):
-                if disagreement := self._disagreement(name, part):
+                if disagreement := self._contents.disagreement(name, part):
                     raise KernelError(f"another program changed the set {name} during the trial: it {disagreement}")
         try:
             for family in self.families:
-                self._swap(family)
+                self._exchange(family, self._candidate)
         except KernelError:
+            # Nobody renews a trial that failed; its sets are free for the list before it.
+            self._renewed_at, self._candidate = None, Blocklist()
             for family in self.families:
                 self._replace_committed(family)
             raise
@@ -257,34 +276,12 @@ class Kernel:
 
     def remove(self) -> None:
         """Take away everything of ours. Each step is tried whatever became of the others; what failed is raised at
-        the end, together."""
-        failures: list[str] = []
+        the end, together.
 
-        def attempt(action: Callable[[], None]) -> None:
-            try:
-                action()
-            except KernelError as error:
-                failures.append(str(error))
-
-        in_use: set[str] = set()
-        for family in self.families:
-            before = len(failures)
-            attempt(partial(self._chains.remove, family, _REMOVAL_LOCK_SECONDS))
-            if len(failures) > before:
-                in_use.update(set_names(family).all())
-        try:
-            names = self._sets.names()
-        except KernelError as error:
-            names = []
-            failures.append(str(error))
-        for name in names:
-            if name not in in_use:
-                attempt(partial(self._sets.destroy, name))
-        if failures:
-            raise KernelError(
-                "not everything could be removed: " + "; ".join(dict.fromkeys(failures)) + ". What is left goes on "
-                "blocking; 'sikkerguard cleanup' removes it"
-            )
+        Raises:
+            BusyError: what is left blocks nobody, and another program keeps it from being removed.
+        """
+        Removal(self._sets, self._chains, self.families).run()
 
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """Our DROP rules' counters stood there when they were last taken into account."""
@@ -328,16 +325,20 @@ class Kernel:
     def _execute(self, operation: Operation) -> None:
         match operation:
             case DropMisfits(family, misfits):
-                self._count_before()
-                self._chains.remove(family)
                 for name in misfits:
-                    self._sets.destroy(name)
+                    self._replace_misfit(family, name)
             case CreateSets(family, missing):
                 for name in missing:
-                    kind, entries = _kind_of(family, name)
-                    self._sets.create(name, kind, family, entries)
+                    # One that took a misfit's place is there already.
+                    if self._sets.header(name) is None:
+                        kind, entries = kind_of(family, name)
+                        self._sets.create(name, kind, family, entries)
+            case EmptySets(family, filled):
+                # The trial's own set first: without it nothing is met that is in the others.
+                for name in sorted(filled, key=lambda name: name != set_names(family).trial):
+                    self._sets.flush(name)
             case FillAllow(family, prefixes):
-                self._fill_allow(family, prefixes)
+                self._contents.fill(set_names(family).allow, ALLOW, family, prefixes)
             case FillCommitted(family):
                 self._replace_committed(family)
             case WriteChain(family, rules):
@@ -357,91 +358,78 @@ class Kernel:
                 as_sentence(error),
             )
 
+    def _replace_misfit(self, family: Family, name: str) -> None:
+        """The chain is not taken away before it is known that the set can be: else nothing would block meanwhile, and
+        if another program holds the set, for good."""
+        kind, entries = kind_of(family, name)
+        names, networks = set_names(family), self._committed.of(family)
+        parts = {names.singles: only_singles(networks), names.ranges: only_ranges(networks)}
+        try:
+            self._contents.replace(name, kind, parts.get(name, Networks(family)), entries)
+        except BusyError:
+            raise
+        except KernelError as error:
+            log.debug("%s; it is taken away instead.", as_sentence(error))
+        else:
+            return
+        header = self._sets.header(name)
+        rules, _ = self._chains.read(family)
+        if header is not None and header.references > _times_named(name, rules or ()):
+            raise BusyError(
+                f"the set {name} is of another kind, and {References(self._sets).sentence(name)}; rules are left as "
+                "they are"
+            )
+        if header is not None and header.references:
+            self._count_before()
+            self._chains.remove(family)
+        self._sets.destroy(name)
+
     def _replace_committed(self, family: Family) -> None:
         """Put the committed list into its sets, whatever they hold. As in an update both sets change while the trial
         set covers the old and the new, so that an address that moves from a range to the singles is never uncovered.
-        Only while a trial runs its sets are not free for that."""
+        Only while a candidate lies in its sets they are not free for that."""
         names, networks = set_names(family), self._committed.of(family)
-        in_trial = self._renewed_at is not None
-        singles = names.singles if in_trial else names.new_singles
-        ranges = names.ranges if in_trial else names.new_ranges
-        self._load(singles, _SINGLES, _only_singles(networks))
-        self._load(ranges, _RANGES, _only_ranges(networks))
-        if not in_trial:
+        free = not self._in_trial() and not len(self._candidate)
+        self._contents.load(names.new_singles if free else names.singles, SINGLES, only_singles(networks))
+        self._contents.load(names.new_ranges if free else names.ranges, RANGES, only_ranges(networks))
+        if free:
             self._arm((family,))
-            self._swap(family)
+            self._covered = (family,), self._clock()
+            try:
+                self._exchange(family, self._committed)
+            finally:
+                self._covered = None
             self._end_trial((family,))
 
-    def _swap(self, family: Family) -> None:
-        names = set_names(family)
-        self._sets.swap(names.singles, names.new_singles)
-        self._sets.swap(names.ranges, names.new_ranges)
-
-    def _fill_allow(self, family: Family, wanted: frozenset[Prefix]) -> None:
-        name = set_names(family).allow
-        held = {
-            Prefix(int.from_bytes(entry.address, "big"), entry.length) for entry in self._sets.entries(name, family)
-        }
-        header = self._sets.header(name)
-        if header is not None and len(held | wanted) > header.limit:
-            self._outgrow_allow(name, family, wanted)
-            return
-        self._sets.add(name, family, ranges=sorted(wanted - held))
-        self._sets.delete(name, family, sorted(held - wanted))
-
-    def _outgrow_allow(self, name: str, family: Family, wanted: frozenset[Prefix]) -> None:
-        """Put a larger set in the place of one that has no room; the rules go on to refer to its name."""
-        fresh = self._fresh(name, _ALLOW, family, max(len(wanted), _ALLOW_ENTRIES))
-        try:
-            self._sets.add(fresh, family, ranges=sorted(wanted))
-            self._sets.swap(fresh, name)
-        finally:
-            self._sets.destroy(fresh)
-
-    def _load(self, name: str, kind: SetKind, networks: Networks) -> None:
-        """Fill a fresh set, read it back, and swap it in under this name."""
-        fresh = self._fresh(name, kind, networks.family, len(networks))
-        try:
-            self._sets.add(fresh, networks.family, networks.singles, networks.ranges)
-            disagreement = self._disagreement(fresh, networks)
-            if disagreement:
-                raise KernelError(f"set {name} was loaded but {disagreement}; it is discarded")
-            self._sets.swap(fresh, name)
-        finally:
-            self._sets.destroy(fresh)
-
-    def _empty(self, family: Family, name: str, kind: SetKind) -> None:
-        # Not a flush: that would keep the memory of the big table.
-        self._load(name, kind, Networks(family))
-
-    def _fresh(self, name: str, kind: SetKind, family: Family, entries: int) -> str:
-        fresh = loading(name)
-        if self._sets.header(fresh) is not None:
-            self._sets.destroy(fresh)
-        self._sets.create(fresh, kind, family, entries)
-        return fresh
-
-    def _disagreement(self, name: str, networks: Networks) -> str:
-        """How a set differs from what it is to hold, by its count and a sample; empty where it does not."""
-        header = self._sets.header(name)
-        if header is None:
-            return "is not there"
-        if header.entries != len(networks):
-            return f"holds {header.entries} entries instead of {len(networks)}"
-        size, blob = networks.family.size, networks.singles
-        step = max(1, len(blob) // size // _SAMPLE)
-        sample = [blob[at : at + size] for at in range(self._looks % step * size, len(blob), step * size)]
-        step = max(1, len(networks.ranges) // _SAMPLE)
-        ranges = networks.ranges[self._looks % step :: step]
-        sample += [prefix.first.to_bytes(size, "big") for prefix in ranges]
-        for address in sample:
-            if not self._sets.contains(name, networks.family, address):
-                return f"lacks {address.hex()}"
-        return ""
+    def _exchange(self, family: Family, blocklist: Blocklist) -> None:
+        """Put into the committed sets what lies in the candidate's place, which is this list."""
+        names, networks = set_names(family), blocklist.of(family)
+        self._contents.exchange(
+            [
+                (names.singles, names.new_singles, only_singles(networks)),
+                (names.ranges, names.new_ranges, only_ranges(networks)),
+            ]
+        )
 
     def _arm(self, families: Sequence[Family]) -> None:
         for family in families:
             self._sets.add(set_names(family).trial, family, ranges=_halves(family), timeout=TRIAL_SECONDS)
+
+    def _keep_trial(self) -> None:
+        """Something takes long: what covers both lists must not lapse meanwhile. Whether the trial still proves
+        anything is asked when it is renewed in earnest."""
+        now = self._clock()
+        if self._covered is not None and now - self._covered[1] >= _RENEW_SECONDS:
+            self._covered = self._covered[0], now
+            self._arm(self._covered[0])
+        if self._renewed_at is not None and _RENEW_SECONDS <= now - self._renewed_at < TRIAL_SECONDS:
+            self._renewed_at = now
+            self._disturbed = self._disturbed or not self._is_armed()
+            self._arm(self.families)
+
+    def _is_armed(self) -> bool:
+        headers = {family: self._sets.header(set_names(family).trial) for family in self.families}
+        return all(header and header.entries == len(_halves(family)) for family, header in headers.items())
 
     def _check_trial(self) -> None:
         if self._renewed_at is None or self._clock() - self._renewed_at >= TRIAL_SECONDS:
@@ -462,8 +450,8 @@ class Kernel:
             self._sets.flush(set_names(family).trial)
         for family in families:
             names = set_names(family)
-            self._empty(family, names.new_singles, _SINGLES)
-            self._empty(family, names.new_ranges, _RANGES)
+            self._contents.load(names.new_singles, SINGLES, Networks(family))
+            self._contents.load(names.new_ranges, RANGES, Networks(family))
 
 
 def _halves(family: Family) -> tuple[Prefix, Prefix]:
@@ -471,30 +459,13 @@ def _halves(family: Family) -> tuple[Prefix, Prefix]:
     return Prefix(0, 1), Prefix(1 << (family.bits - 1), 1)
 
 
-def _only_singles(networks: Networks) -> Networks:
-    return Networks(networks.family, networks.singles)
+def _times_named(name: str, rules: Iterable[Rule]) -> int:
+    """How often these rules refer to a set."""
+    extensions = (each for rule in rules for each in (*rule.matches, rule.target))
+    return sum(name in values for each in extensions for _, values in each.options)
 
 
-def _only_ranges(networks: Networks) -> Networks:
-    return Networks(networks.family, ranges=networks.ranges)
-
-
-def _kind_of(family: Family, name: str) -> tuple[SetKind, int]:
-    """What kind of set this name stands for, and the entries to make room for."""
-    names = set_names(family)
-    return {
-        names.singles: (_SINGLES, 0),
-        names.new_singles: (_SINGLES, 0),
-        names.ranges: (_RANGES, 0),
-        names.new_ranges: (_RANGES, 0),
-        names.allow: (_ALLOW, _ALLOW_ENTRIES),
-        names.trial: (_TRIAL, 2),
-        names.hits: (_HITS, _HITS_ENTRIES),
-        names.old_hits: (_HITS, _HITS_ENTRIES),
-        names.sources: (_SOURCES, _SOURCES_ENTRIES),
-        names.old_sources: (_SOURCES, _SOURCES_ENTRIES),
-        names.replies: (_HITS, _REPLIES_ENTRIES),
-        names.old_replies: (_HITS, _REPLIES_ENTRIES),
-        names.repliers: (_SOURCES, _REPLIERS_ENTRIES),
-        names.old_repliers: (_SOURCES, _REPLIERS_ENTRIES),
-    }[name]
+def _as_one(failures: Sequence[KernelError]) -> KernelError:
+    """All of them; another program's doing where each is."""
+    kind = BusyError if all(isinstance(each, BusyError) for each in failures) else KernelError
+    return kind("; ".join(dict.fromkeys(map(str, failures))))

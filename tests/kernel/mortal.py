@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard import config, running
-from sikkerguard.edges.ipset import SetKind, Sets
+from sikkerguard.edges.ipset import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
 from sikkerguard.edges.kernel import Kernel
+from sikkerguard.edges.set_contents import SetContents
 
 if TYPE_CHECKING:
     from sikkerguard.core.model import Blocklist, Family
@@ -28,20 +29,20 @@ class MortalSets(Sets):
         _die_before("create", name)
         super().create(name, kind, family, entries)
 
-    def destroy(self, name: str) -> None:
+    def destroy(self, name: str, seconds: float = DESTROY_SECONDS) -> None:
         """May be the last thing that does not happen."""
         _die_before("destroy", name)
-        super().destroy(name)
+        super().destroy(name, seconds)
 
     def flush(self, name: str) -> None:
         """May be the last thing that does not happen."""
         _die_before("flush", name)
         super().flush(name)
 
-    def swap(self, one: str, other: str) -> None:
+    def swap(self, one: str, other: str, seconds: float = SWAP_SECONDS) -> None:
         """May be the last thing that does not happen."""
         _die_before("swap", one)
-        super().swap(one, other)
+        super().swap(one, other, seconds)
 
     def add(self, name: str, *entries: Any, **options: Any) -> None:
         """May be the last thing that does not happen."""
@@ -56,6 +57,7 @@ class MortalKernel(Kernel):
         """From here on it is."""
         self._sets.close()
         self._sets = MortalSets()
+        self._contents = SetContents(self._sets)
         super().stage(blocklist)
 
 

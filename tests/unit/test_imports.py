@@ -34,9 +34,14 @@ WIRING = frozenset({"__main__", "cli", "running", "asking", "checking"})
 SETTINGS = frozenset({"config", "variables", "setting_files"})
 # The only edges that know another one.
 FRIENDS = {
-    "kernel": ("ipset", "chains", "meter"),
+    "kernel": ("ipset", "chains", "meter", "set_contents", "set_kinds", "references", "removal"),
+    "removal": ("ipset", "chains", "references"),
+    "set_contents": ("ipset", "set_kinds"),
+    "set_kinds": ("ipset",),
+    "references": ("ipset", "xtables_abi"),
     "meter": ("ipset", "chains"),
     "ipset": ("ipset_netlink",),
+    "ipset_netlink": ("ipset_listing",),
     "chains": ("xtables_abi",),
     "sikkerapi": ("apidoor",),
     "apidoor": ("proxies",),
@@ -58,7 +63,7 @@ FRIENDS = {
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
     "httpx": ("sikkerapi", "reportapi", "apidoor"),
     "h11": ("web",),
-    "iptc": ("chains", "xtables_abi"),
+    "iptc": ("chains", "references", "xtables_abi"),
     "pyroute2": None,
     "sdnotify": ("notify",),
     "systemd": ("journal", "logs"),

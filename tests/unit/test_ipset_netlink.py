@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import Family
-from sikkerguard.edges.ipset_netlink import Listing
+from sikkerguard.edges.ipset_listing import Listing
 from tests.unit.test_ranges import families
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from sikkerguard.core.plan import (
     CreateSets,
     DesiredFamily,
     DropMisfits,
+    EmptySets,
     Extension,
     FillAllow,
     FillCommitted,
@@ -447,6 +448,23 @@ def test_an_allow_set_with_other_entries_is_filled(family: Family, allow: frozen
 
 
 @pytest.mark.parametrize("family", Family)
+def test_what_is_excepted_from_what_is_allowed_is_allowed_again(family: Family) -> None:
+    observed = replace(sound(family), excepted=frozenset({Prefix(5, 32)}))
+    assert plan(family, observed) == (FillAllow(family, WANTED.allow),)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_what_lies_in_the_sets_of_a_trial_that_there_is_not_is_taken_out(family: Family) -> None:
+    names, observed = set_names(family), sound(family)
+    wanted = replace(WANTED, idle=(names.trial, names.new_singles, names.new_ranges))
+    assert plan(family, observed, wanted) == ()
+    filled = replace(observed, sets={**observed.sets, names.trial: 1, names.new_ranges: 2})
+    assert plan(family, filled, wanted) == (EmptySets(family, (names.trial, names.new_ranges)),)
+    # During a trial they hold what is on trial.
+    assert plan(family, filled) == ()
+
+
+@pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize(("singles", "ranges"), [(0, 0), (2, 2), (4, 2), (3, 0), (3, 3), (2, 3)])
 def test_block_sets_with_other_entries_are_filled(family: Family, singles: int, ranges: int) -> None:
     names, observed = set_names(family), sound(family)
@@ -522,7 +540,12 @@ def carry_out(operation: Operation, observed: ObservedFamily, wanted: DesiredFam
             return replace(observed, sets={**observed.sets, **dict.fromkeys(missing, 0)})
         case FillAllow(_, allow):
             assert names.allow in observed.sets
-            return replace(observed, allow=allow, sets={**observed.sets, names.allow: len(allow)})
+            sets = {**observed.sets, names.allow: len(allow)}
+            return replace(observed, allow=allow, excepted=frozenset(), sets=sets)
+        case EmptySets(_, filled):
+            assert filled
+            assert all(observed.sets[name] for name in filled), "empty already"
+            return replace(observed, sets={**observed.sets, **dict.fromkeys(filled, 0)})
         case FillCommitted(_, singles, ranges):
             assert {names.singles, names.ranges} <= observed.sets.keys()
             assert observed.allow == wanted.allow, "blocks before it allows"
@@ -551,7 +574,9 @@ def kernels(draw: st.DrawFn, family: Family) -> tuple[DesiredFamily, ObservedFam
     allow = draw(allowed | st.just(wanted.allow)) if names.allow in known else frozenset[Prefix]()
     rules = draw(st.sampled_from([None, (), right, right, right[:3], right[::-1]]))
     jumps = draw(st.lists(st.integers(-1, 9), unique=True, max_size=3).map(sorted)) if rules is not None else []
-    return wanted, ObservedFamily(sets, allow, rules, tuple(jumps), tuple(misfits))
+    idle = draw(st.sampled_from([(), (names.trial,), (names.trial, names.new_singles, names.new_ranges)]))
+    excepted = draw(allowed) if names.allow in known else frozenset[Prefix]()
+    return replace(wanted, idle=idle), ObservedFamily(sets, allow, rules, tuple(jumps), tuple(misfits), excepted)
 
 
 @settings(deadline=None, max_examples=300)
@@ -572,6 +597,8 @@ def test_whatever_the_kernel_holds_the_plan_mends_it(data: st.DataObject) -> Non
         names = set_names(family)
         held = (known.sets[names.singles], known.sets[names.ranges], known.allow)
         assert held == (wanted[family].singles, wanted[family].ranges, wanted[family].allow)
+        assert not any(known.sets[name] for name in wanted[family].idle)
+        assert not known.excepted
         assert (known.rules, known.jumps) == (chain_rules(family), (0,))
 
 
@@ -620,7 +647,7 @@ def test_a_plan_can_be_read(family: Family, tool: str) -> None:
 def test_it_is_said_which_sets_are_of_another_kind() -> None:
     described = DropMisfits(Family.V4, ("sikkerguard-v4", "sikkerguard-hits-v4")).describe()
     assert "sikkerguard-v4, sikkerguard-hits-v4" in described
-    assert "rules" in described
+    assert "of another kind" in described
 
 
 def test_allowed_ranges_are_written_in_order() -> None:
