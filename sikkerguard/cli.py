@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard import config as configuration
-from sikkerguard.errors import ConfigError, SikkerGuardError
+from sikkerguard.errors import BusyError, ConfigError, SikkerGuardError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ def _cleanup(options: argparse.Namespace) -> int:
     kernel = Kernel()
     try:
         kernel.remove()
+    except BusyError as error:
+        if not options.after_stop:
+            raise
+        # It blocks nobody, and the unit has not failed for it.
+        print(f"sikkerguard: {error}.", file=sys.stderr)
     finally:
         kernel.close()
     if not options.after_stop:

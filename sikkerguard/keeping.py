@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import GATEWAY, RESOLVER, Allowlist, to_text
 from sikkerguard.core.policy import always_allowed
-from sikkerguard.errors import KernelError, as_sentence
+from sikkerguard.errors import BusyError, KernelError, as_sentence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from sikkerguard.core.faces import KernelFace, StoreFace
-    from sikkerguard.core.model import AllowEntry, Gateway, Surroundings
+    from sikkerguard.core.model import AllowEntry, Blocklist, Gateway, Surroundings
     from sikkerguard.core.plan import Operation
     from sikkerguard.cycle import Owner
     from sikkerguard.supervision import Unknown
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
 _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
 _SHORTEST_SECONDS = 1.0  # from one look to the next, however much changes meanwhile
+_BUSY_SECONDS = 0.2  # from one try to the next while another program is in the way
 
 
 class Keeper:
@@ -35,7 +37,8 @@ class Keeper:
     `detect` gets the addresses to which requests go and gives the host's surroundings; it has a thread of its own, so
     that a host that takes long to look at keeps nobody from the kernel. `changed` hears of entries that came or went,
     and `routed` of a way out that came; `change` takes changes of the service's state; `alive` is called after each
-    good look; `unknown` tells of what nobody thought of. Without a `store` nothing is kept on disk.
+    look that was good, or that failed for nothing but another program's doing; `unknown` tells of what nobody thought
+    of. Without a `store` nothing is kept on disk.
 
     `ways` are the addresses to which requests go, SikkerAPI's or a proxy's; whoever sets them has them followed.
     """
@@ -102,26 +105,65 @@ class Keeper:
                 await asyncio.sleep(max(_SETTLE_SECONDS, looked_at + _SHORTEST_SECONDS - time.monotonic()))
             self._surroundings_changed.clear()
             looked_at = time.monotonic()
-            trouble: list[str] = []
+            trouble: list[KernelError] = []
             operations: tuple[Operation, ...] = ()
             # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
             try:
                 with self._unknown.told_as(KernelError):
                     await self.follow_host()
             except KernelError as error:
-                trouble.append(as_sentence(error))
+                trouble.append(error)
             try:
                 with self._unknown.told_as(KernelError):
                     operations = await self._owner.run(self._kernel.settle, self._told)
             except KernelError as error:
-                trouble.append(as_sentence(error))
-            if trouble:
-                self._say_trouble(f"{'; '.join(trouble)}; tried again every {_LOOK_SECONDS:g} s.")
-                continue
-            self._repaired(operations)
-            self._trouble = ""
-            self._change(settled_at=time.monotonic(), trouble="")
-            self._alive()
+                trouble.append(error)
+            if not trouble:
+                self._right(operations)
+            elif all(isinstance(error, BusyError) for error in trouble):
+                self._say_busy(*trouble)
+                # Whoever restarted us for it would end what gets on, and change nothing.
+                self._alive()
+                await self._settle_when_let_go()
+            else:
+                sentences = dict.fromkeys(as_sentence(error) for error in trouble)
+                self._say_trouble(f"{'; '.join(sentences)}; tried again every {_LOOK_SECONDS:g} s.")
+
+    async def adopt(
+        self, blocklist: Blocklist, get_on: Callable[[], None], stopped: asyncio.Event, patience: float = math.inf
+    ) -> tuple[Operation, ...] | None:
+        """Have the kernel hold this list, for as long as it takes where another program is in the way: `get_on` is
+        called meanwhile. Gives what had to be done, or None if it was `stopped` first.
+
+        Raises:
+            KernelError: the kernel refused, or another program was in the way for longer than `patience`, in seconds.
+        """
+        until = time.monotonic() + patience
+        done: tuple[Operation, ...] = ()
+        begin = True
+        while not stopped.is_set():
+            began = time.monotonic()
+            try:
+                # What is left to do behind a first try is a repair, which does no work twice.
+                if begin:
+                    done += await self._owner.run(self._kernel.adopt, blocklist, self._told)
+                    break
+                done += await self._owner.run(self._kernel.settle, self._told)
+                begin = True
+            except BusyError as error:
+                if time.monotonic() > until:
+                    raise
+                begin = False
+                self._say_busy(error)
+                get_on()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(_BUSY_SECONDS, time.monotonic() - began)):
+                        await stopped.wait()
+        else:
+            return None
+        self._trouble = ""
+        self._change(trouble="")
+        return done
 
     async def follow_host(self) -> None:
         """Allow what the host has become, and block again what it no longer is.
@@ -194,6 +236,36 @@ class Keeper:
         self._tentative = tentative
         self._told = _together(allowlist, tentative)
         await self._owner.run(self._kernel.allow, self._told)
+
+    async def _settle_when_let_go(self) -> None:
+        """Repair in the moment in which it is possible, until the next look."""
+        until = time.monotonic() + _LOOK_SECONDS
+        pause = _BUSY_SECONDS
+        while time.monotonic() + pause < until and not self._surroundings_changed.is_set():
+            await asyncio.sleep(pause)
+            began = time.monotonic()
+            try:
+                with self._unknown.told_as(KernelError):
+                    self._right(await self._owner.run(self._kernel.settle, self._told))
+            except BusyError as error:
+                self._say_busy(error)
+                # What takes long is not done all the time: others want the kernel too.
+                pause = max(_BUSY_SECONDS, 2 * (time.monotonic() - began))
+            except KernelError as error:
+                log.debug("%s; the next look says it if it lasts.", as_sentence(error))
+                return
+            else:
+                return
+
+    def _right(self, operations: tuple[Operation, ...]) -> None:
+        self._repaired(operations)
+        self._trouble = ""
+        self._change(settled_at=time.monotonic(), trouble="")
+        self._alive()
+
+    def _say_busy(self, *errors: KernelError) -> None:
+        sentences = "; ".join(dict.fromkeys(as_sentence(error) for error in errors))
+        self._say_trouble(f"{sentences}; it is put right as soon as that is possible.")
 
     def _say_trouble(self, trouble: str) -> None:
         if trouble != self._trouble:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +23,7 @@ from sikkerguard.corrections import Corrections
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
 from sikkerguard.door import Door
-from sikkerguard.errors import ConfigError, KernelError
+from sikkerguard.errors import BusyError, ConfigError, KernelError
 from sikkerguard.keeping import Keeper
 from sikkerguard.pulling import Puller
 from sikkerguard.reporting import Reporter
@@ -55,6 +56,8 @@ _FIXED = {
 _SETTINGS = "settings"
 # Seconds that a start may still take when some of its work has just been done.
 _MORE_SECONDS = 60.0
+# A boot is not held up by another program for longer; the service does it later.
+_RESTORE_PATIENCE_SECONDS = 10.0
 # So long a start waits for its first list before it is called ready without one.
 _READY_SECONDS = 10.0
 
@@ -215,7 +218,7 @@ class Service:
             KernelError: the kernel can't be used.
         """
         try:
-            if await self._begin():
+            if await self._begin(_RESTORE_PATIENCE_SECONDS):
                 # What was read while rules were made anew is nowhere else. What comes now, the service takes and tells.
                 await self._counting.count_once()
         finally:
@@ -263,8 +266,12 @@ class Service:
         except KernelError as error:
             log.debug("our rules can't be unhooked before they are removed: %s", error)  # the removal says it aloud
         await self._counting.finish(final=True)
-        await self._owner.run(self._edges.kernel.remove)
-        log.info("Stopped: nothing of ours is left in the kernel.")
+        try:
+            await self._owner.run(self._edges.kernel.remove)
+        except BusyError as error:
+            log.warning("Stopped: %s.", error)
+        else:
+            log.info("Stopped: nothing of ours is left in the kernel.")
 
     async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> None:
         stopped = asyncio.create_task(self._stopped.wait())
@@ -273,9 +280,10 @@ class Service:
         for task in done & tasks:
             task.result()  # the supervisor lets none of them end: what did is raised here
 
-    async def _begin(self) -> tuple[Operation, ...]:
+    async def _begin(self, patience: float = math.inf) -> tuple[Operation, ...]:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else. Gives
-        what had to be done for that."""
+        what had to be done for that. Another program that is in the way is waited for with so many seconds' patience.
+        """
         self.trouble(_SETTINGS, " ".join(self._config.troubles))
         await self._counting.begin()
         await asyncio.to_thread(self._door.begin, self._config)
@@ -286,7 +294,9 @@ class Service:
             blocklist = in_force.admitted.blocklist
         else:
             blocklist = self._found = await self._owner.run(self._edges.kernel.read_committed)
-        operations = await self._owner.run(self._edges.kernel.adopt, blocklist, self._keeper.allowlist)
+        operations = await self._keeper.adopt(blocklist, self._get_on, self._stopped, patience)
+        if operations is None:
+            return ()  # stopped while another program was in the way
         log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
         log.info("Firewall ready")
         self._change(settled_at=time.monotonic(), allowlist=self._keeper.allowlist.summary())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.account import Account
 from sikkerguard.core.model import NOTHING, Count, Drain, Family
 from sikkerguard.core.names import CountingSets, set_names
+from sikkerguard.errors import BusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,6 +31,8 @@ _IN_FLIGHT_SECONDS = 0.002
 # A program that changes the table sets its counters back, and adds them again a moment later. One that takes another
 # lock than we do is given so much time for it, so many times.
 _MOMENT_SECONDS, _MOMENTS = 0.02, 3
+# Sets are read every second: so long is waited for a program that lists one.
+_LISTED_SECONDS = 0.3
 
 
 class Meter:
@@ -128,10 +131,13 @@ class Meter:
                 if any(self._sets.header(name) is None for name in counting.all()):
                     self._gaps.add(family)
                     continue  # our sets are yet to be made, or were taken away
-                # In this order, what falls between the two is an entry by port now and a count of its source later.
                 self._unread = True
-                self._sets.swap(counting.by_source, counting.old_by_source)
-                self._sets.swap(counting.by_port, counting.old_by_port)
+                try:
+                    # In this order, what falls between the two is an entry by port now and a count of its source later.
+                    self._sets.swap(counting.by_source, counting.old_by_source, _LISTED_SECONDS)
+                    self._sets.swap(counting.by_port, counting.old_by_port, _LISTED_SECONDS)
+                except BusyError:
+                    self._read_in_place(family, counting)
         self._sleep(_IN_FLIGHT_SECONDS)
         self._read_sets()
 
@@ -148,19 +154,38 @@ class Meter:
             return
         if not by_port.entries:
             # The change broke off between the two: whose packets these are, the other half knows.
-            self._sets.swap(counting.by_port, counting.old_by_port)
+            try:
+                self._sets.swap(counting.by_port, counting.old_by_port, _LISTED_SECONDS)
+            except BusyError:
+                self._read_in_place(family, counting)
+                return
             self._sleep(_IN_FLIGHT_SECONDS)
-        listing = _Listing(
-            self._sets.hits(counting.old_by_port, family),
-            self._sets.counts(counting.old_by_source, family),
-            replies=counting == set_names(family).counting_replies(),
-        )
+        hits = self._sets.hits(counting.old_by_port, family)
+        sources = self._sets.counts(counting.old_by_source, family)
         self._sets.flush(counting.old_by_port)
         self._sets.flush(counting.old_by_source)
-        self._listings.append(listing)
-        self._accounts[family].name(listing.counted())
+        self._take(family, counting, hits, sources)
         if by_source.entries >= by_source.limit:
             self._gaps.add(family)
+
+    def _read_in_place(self, family: Family, counting: CountingSets) -> None:
+        """Read and empty sets that another program lists, so that they can't be changed for others. Packets that come
+        in between are counted by the rule alone: whose they were is not known."""
+        self._gaps.add(family)
+        hits: list[Hit] = []
+        sources: list[Source] = []
+        for by_port in (counting.by_port, counting.old_by_port):
+            hits += self._sets.hits(by_port, family)
+        for by_source in (counting.by_source, counting.old_by_source):
+            sources += self._sets.counts(by_source, family)
+        for name in counting.all():
+            self._sets.flush(name)
+        self._take(family, counting, hits, sources)
+
+    def _take(self, family: Family, counting: CountingSets, hits: Collection[Hit], sources: Collection[Source]) -> None:
+        listing = _Listing(hits, sources, replies=counting == set_names(family).counting_replies())
+        self._listings.append(listing)
+        self._accounts[family].name(listing.counted())
 
     def _drain(self, counters: Mapping[Family, Count]) -> Drain:
         listings, self._listings = self._listings, []

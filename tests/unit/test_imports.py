@@ -36,7 +36,7 @@ SETTINGS = frozenset({"config", "variables", "setting_files"})
 FRIENDS = {
     "kernel": ("ipset", "chains", "meter", "set_contents", "set_kinds", "references", "removal"),
     "removal": ("ipset", "chains", "references"),
-    "set_contents": ("ipset", "set_kinds"),
+    "set_contents": ("ipset",),
     "set_kinds": ("ipset",),
     "references": ("ipset", "xtables_abi"),
     "meter": ("ipset", "chains"),

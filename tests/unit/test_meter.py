@@ -115,7 +115,7 @@ class Host:
         room = self._of(set_name).room.get(self._filled(set_name), 65_536)
         return SetHeader("hash:ip", 2, len(entries), room, 0, counters=True, timeout=False) if self.made else None
 
-    def swap(self, one: str, other: str) -> None:
+    def swap(self, one: str, other: str, seconds: float = 2.0) -> None:
         self._called("swap")
         self._of(one).swap(one, other)
 
