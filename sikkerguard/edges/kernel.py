@@ -31,22 +31,20 @@ from sikkerguard.core.ranges import Sorter, canonical
 from sikkerguard.edges.chains import Chains
 from sikkerguard.edges.ipset import Sets
 from sikkerguard.edges.meter import Meter
-from sikkerguard.edges.references import References
+from sikkerguard.edges.misfits import Misfits
 from sikkerguard.edges.removal import Removal
 from sikkerguard.edges.set_contents import SetContents, only_ranges, only_singles
-from sikkerguard.edges.set_kinds import ALLOW, RANGES, SINGLES, TRIAL_SECONDS, kind_of
+from sikkerguard.edges.set_kinds import ALLOW, RANGES, SINGLES, kind_of
+from sikkerguard.edges.trial_sets import TrialSets
 from sikkerguard.errors import BusyError, KernelError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sikkerguard.core.model import Count, Drain
-    from sikkerguard.core.plan import Rule
 
 log = logging.getLogger(__name__)
 
-# So long after the trial was renewed it is renewed once more while something takes long.
-_RENEW_SECONDS = 1.0
 _NO_ONE: frozenset[Prefix] = frozenset()
 # A stop has five seconds for all of it.
 _UNHOOK_LOCK_SECONDS = 0.5
@@ -62,15 +60,12 @@ class Kernel:
 
     def __init__(self, families: Sequence[Family] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.families = tuple(families or usable_families())
-        self._sets = Sets(self._keep_trial)
+        self._sets = Sets(lambda: self._trial.keep())
+        self._trial = TrialSets(self._sets, self.families, clock)
         self._contents = SetContents(self._sets)
         self._chains = Chains()
+        self._misfits = Misfits(self._sets, self._contents, self._chains, self._count_before)
         self._meter = Meter(self._sets, self._chains, self.families)
-        self._clock = clock
-        self._renewed_at: float | None = None
-        # The families for which a repair has armed the trial, and when it last did.
-        self._covered: tuple[Sequence[Family], float] | None = None
-        self._disturbed = False
         self._committed = Blocklist()
         self._candidate = Blocklist()
 
@@ -125,8 +120,8 @@ class Kernel:
             for family, wanted in desired_state(self.families, self._committed, allowlist).items()
         }
         operations = diff(desired, self.observe())
-        if operations and self._in_trial():
-            self._disturbed = True
+        if operations:
+            self._trial.disturb()
         done: list[Operation] = []
         failures: dict[Family, KernelError] = {}
         for operation in operations:
@@ -141,7 +136,7 @@ class Kernel:
         for family in self.families:
             if family not in failures and not self._holds(family, self._committed):
                 # As many entries, but other ones.
-                self._disturbed = self._disturbed or self._in_trial()
+                self._trial.disturb()
                 try:
                     self._replace_committed(family)
                 except KernelError as error:
@@ -155,12 +150,9 @@ class Kernel:
     def _idle(self, family: Family) -> tuple[str, ...]:
         """The sets in which nothing may be now."""
         names = set_names(family)
-        if self._in_trial():
+        if self._trial.runs:
             return ()
         return (names.trial,) if len(self._candidate) else (names.trial, names.new_singles, names.new_ranges)
-
-    def _in_trial(self) -> bool:
-        return self._renewed_at is not None
 
     def read_committed(self) -> Blocklist:
         """The list that the kernel blocks by now, whoever put it there; empty where there is none."""
@@ -219,9 +211,7 @@ class Kernel:
 
     def begin_trial(self) -> None:
         """Have the candidate block too, for as long as `renew_trial` is called in time."""
-        self._disturbed = False
-        self._renewed_at = self._clock()
-        self._arm(self.families)
+        self._trial.begin()
 
     def renew_trial(self) -> None:
         """Prolong the trial.
@@ -230,9 +220,7 @@ class Kernel:
             KernelError: the trial had lapsed in between, or another program had ended it, so that what was tested
                 meanwhile proves nothing.
         """
-        self._check_trial()
-        self._renewed_at = self._clock()
-        self._arm(self.families)
+        self._trial.renew()
 
     def commit(self) -> None:
         """Put the candidate in the committed list's place.
@@ -243,8 +231,9 @@ class Kernel:
         # A rule that is missing now may have been missing while the self-test ran.
         desired = desired_state(self.families, self._committed, Allowlist())
         operations = diff(desired, self.observe())
-        self._disturbed |= any(isinstance(operation, WriteChain | PlaceJump) for operation in operations)
-        self.renew_trial()
+        if any(isinstance(operation, WriteChain | PlaceJump) for operation in operations):
+            self._trial.disturb()
+        self._trial.renew()
         for family in self.families:
             names, networks = set_names(family), self._candidate.of(family)
             for name, part in (
@@ -258,7 +247,8 @@ class Kernel:
                 self._exchange(family, self._candidate)
         except KernelError:
             # Nobody renews a trial that failed; its sets are free for the list before it.
-            self._renewed_at, self._candidate = None, Blocklist()
+            self._trial.end()
+            self._candidate = Blocklist()
             for family in self.families:
                 self._replace_committed(family)
             raise
@@ -270,7 +260,7 @@ class Kernel:
 
     def rollback(self) -> None:
         """End the trial, and free what lies in the candidate's place."""
-        self._renewed_at = None
+        self._trial.end()
         self._candidate = Blocklist()
         self._end_trial(self.families)
 
@@ -326,7 +316,7 @@ class Kernel:
         match operation:
             case DropMisfits(family, misfits):
                 for name in misfits:
-                    self._replace_misfit(family, name)
+                    self._misfits.replace(family, name, self._committed.of(family))
             case CreateSets(family, missing):
                 for name in missing:
                     # One that took a misfit's place is there already.
@@ -358,47 +348,17 @@ class Kernel:
                 as_sentence(error),
             )
 
-    def _replace_misfit(self, family: Family, name: str) -> None:
-        """The chain is not taken away before it is known that the set can be: else nothing would block meanwhile, and
-        if another program holds the set, for good."""
-        kind, entries = kind_of(family, name)
-        names, networks = set_names(family), self._committed.of(family)
-        parts = {names.singles: only_singles(networks), names.ranges: only_ranges(networks)}
-        try:
-            self._contents.replace(name, kind, parts.get(name, Networks(family)), entries)
-        except BusyError:
-            raise
-        except KernelError as error:
-            log.debug("%s; it is taken away instead.", as_sentence(error))
-        else:
-            return
-        header = self._sets.header(name)
-        rules, _ = self._chains.read(family)
-        if header is not None and header.references > _times_named(name, rules or ()):
-            raise BusyError(
-                f"the set {name} is of another kind, and {References(self._sets).sentence(name)}; rules are left as "
-                "they are"
-            )
-        if header is not None and header.references:
-            self._count_before()
-            self._chains.remove(family)
-        self._sets.destroy(name)
-
     def _replace_committed(self, family: Family) -> None:
         """Put the committed list into its sets, whatever they hold. As in an update both sets change while the trial
         set covers the old and the new, so that an address that moves from a range to the singles is never uncovered.
         Only while a candidate lies in its sets they are not free for that."""
         names, networks = set_names(family), self._committed.of(family)
-        free = not self._in_trial() and not len(self._candidate)
+        free = not self._trial.runs and not len(self._candidate)
         self._contents.load(names.new_singles if free else names.singles, SINGLES, only_singles(networks))
         self._contents.load(names.new_ranges if free else names.ranges, RANGES, only_ranges(networks))
         if free:
-            self._arm((family,))
-            self._covered = (family,), self._clock()
-            try:
+            with self._trial.covering(family):
                 self._exchange(family, self._committed)
-            finally:
-                self._covered = None
             self._end_trial((family,))
 
     def _exchange(self, family: Family, blocklist: Blocklist) -> None:
@@ -411,58 +371,12 @@ class Kernel:
             ]
         )
 
-    def _arm(self, families: Sequence[Family]) -> None:
-        for family in families:
-            self._sets.add(set_names(family).trial, family, ranges=_halves(family), timeout=TRIAL_SECONDS)
-
-    def _keep_trial(self) -> None:
-        """Something takes long: what covers both lists must not lapse meanwhile. Whether the trial still proves
-        anything is asked when it is renewed in earnest."""
-        now = self._clock()
-        if self._covered is not None and now - self._covered[1] >= _RENEW_SECONDS:
-            self._covered = self._covered[0], now
-            self._arm(self._covered[0])
-        if self._renewed_at is not None and _RENEW_SECONDS <= now - self._renewed_at < TRIAL_SECONDS:
-            self._renewed_at = now
-            self._disturbed = self._disturbed or not self._is_armed()
-            self._arm(self.families)
-
-    def _is_armed(self) -> bool:
-        headers = {family: self._sets.header(set_names(family).trial) for family in self.families}
-        return all(header and header.entries == len(_halves(family)) for family, header in headers.items())
-
-    def _check_trial(self) -> None:
-        if self._renewed_at is None or self._clock() - self._renewed_at >= TRIAL_SECONDS:
-            raise KernelError(
-                f"the trial lapsed: it was not renewed for {TRIAL_SECONDS} s, as happens on a host that was stopped "
-                "or is overloaded. The list before it stays in force"
-            )
-        for family in self.families:
-            name = set_names(family).trial
-            header = self._sets.header(name)
-            if self._disturbed or header is None or header.entries != len(_halves(family)):
-                raise KernelError(
-                    f"another program changed our rules or the set {name} during the trial, so that it proves nothing"
-                )
-
     def _end_trial(self, families: Sequence[Family]) -> None:
-        for family in families:
-            self._sets.flush(set_names(family).trial)
+        self._trial.release(families)
         for family in families:
             names = set_names(family)
             self._contents.load(names.new_singles, SINGLES, Networks(family))
             self._contents.load(names.new_ranges, RANGES, Networks(family))
-
-
-def _halves(family: Family) -> tuple[Prefix, Prefix]:
-    """All addresses: a set of ranges can't hold the whole address space as one entry."""
-    return Prefix(0, 1), Prefix(1 << (family.bits - 1), 1)
-
-
-def _times_named(name: str, rules: Iterable[Rule]) -> int:
-    """How often these rules refer to a set."""
-    extensions = (each for rule in rules for each in (*rule.matches, rule.target))
-    return sum(name in values for each in extensions for _, values in each.options)
 
 
 def _as_one(failures: Sequence[KernelError]) -> KernelError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sikkerguard import config, running
 from sikkerguard.edges.ipset import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
 from sikkerguard.edges.kernel import Kernel
 from sikkerguard.edges.set_contents import SetContents
+from sikkerguard.edges.trial_sets import TrialSets
 
 if TYPE_CHECKING:
     from sikkerguard.core.model import Blocklist, Family
@@ -58,6 +60,7 @@ class MortalKernel(Kernel):
         self._sets.close()
         self._sets = MortalSets()
         self._contents = SetContents(self._sets)
+        self._trial = TrialSets(self._sets, self.families, time.monotonic)
         super().stage(blocklist)
 
 

@@ -34,7 +34,9 @@ WIRING = frozenset({"__main__", "cli", "running", "asking", "checking"})
 SETTINGS = frozenset({"config", "variables", "setting_files"})
 # The only edges that know another one.
 FRIENDS = {
-    "kernel": ("ipset", "chains", "meter", "set_contents", "set_kinds", "references", "removal"),
+    "kernel": ("ipset", "chains", "meter", "set_contents", "set_kinds", "trial_sets", "misfits", "removal"),
+    "misfits": ("ipset", "chains", "references", "set_contents", "set_kinds"),
+    "trial_sets": ("ipset", "set_kinds"),
     "removal": ("ipset", "chains", "references"),
     "set_contents": ("ipset",),
     "set_kinds": ("ipset",),
