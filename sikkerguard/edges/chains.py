@@ -117,6 +117,9 @@ class Chains:
 
     def unhook(self, family: Family, lock_seconds: float | None = None) -> None:
         """Take away the jumps alone: no packet meets the chains any more, and their counters stay."""
+        with self._translated(family, "read"):
+            if not self._jumps(self._refreshed(family)):
+                return
         with self._changing(family, lock_seconds) as table:
             self._delete_jumps(table)
 

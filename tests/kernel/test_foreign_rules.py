@@ -183,7 +183,7 @@ def test_a_start_under_a_held_lock_waits_and_goes_on(guard: Guard, tmp_path: Pat
         assert guard.process is not None
         # It goes on waiting.
         with pytest.raises(AssertionError):
-            guard.logged("Blocking 3 IPs", times=2, seconds=3)
+            guard.logged("Blocking 3 IPs", times=2, seconds=1.5)
         assert guard.process.poll() is None
     freed = time.monotonic()
     guard.logged(r"Blocking 3 IPs \(from the cache")

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.core.model import GATEWAY, AllowEntry, Allowlist, Family, Gateway, Surroundings, parse_prefix
+from sikkerguard.core.model import (
+    GATEWAY,
+    AllowEntry,
+    Allowlist,
+    Blocklist,
+    Family,
+    Gateway,
+    Surroundings,
+    parse_prefix,
+)
 from sikkerguard.cycle import Owner
-from sikkerguard.errors import KernelError
+from sikkerguard.errors import BusyError, KernelError
 from sikkerguard.keeping import Keeper
 from sikkerguard.supervision import Unknown
 
@@ -30,6 +39,16 @@ class Kernel:
         self.allowed: list[Allowlist] = []
         self.settled: list[Allowlist] = []
         self.refuses = 0
+        # What `settle` and `adopt` raise.
+        self.trouble: KernelError | None = None
+        self.adopted = 0
+
+    def adopt(self, blocklist: Blocklist, allowlist: Allowlist) -> tuple[()]:
+        """Nothing to do, unless something is in the way."""
+        if self.trouble is not None:
+            raise self.trouble
+        self.adopted += 1
+        return ()
 
     def allow(self, allowlist: Allowlist) -> None:
         """Another allowlist, unless it is refused."""
@@ -41,6 +60,8 @@ class Kernel:
     def settle(self, allowlist: Allowlist) -> tuple[()]:
         """Nothing to repair."""
         self.settled.append(allowlist)
+        if self.trouble is not None:
+            raise self.trouble
         return ()
 
 
@@ -53,6 +74,8 @@ class Host:
         self.held: threading.Event | None = None
         self.threads: set[str] = set()
         self.routed = 0
+        self.lives: list[float] = []
+        self.changes: dict[str, Any] = {}
         self.kernel = Kernel()
         kernel: Any = self.kernel
         self.keeper = Keeper(
@@ -62,8 +85,8 @@ class Host:
             self.detect,
             lambda changed: None,
             self.note_route,
-            lambda **_: None,
-            lambda: None,
+            self.note_change,
+            self.note_life,
             Unknown(),
         )
 
@@ -74,6 +97,14 @@ class Host:
         if self.held is not None:
             assert self.held.wait(10)
         return self.found
+
+    def note_change(self, **changes: Any) -> None:
+        """The service's state."""
+        self.changes |= changes
+
+    def note_life(self) -> None:
+        """The watchdog is fed."""
+        self.lives.append(time.monotonic())
 
     def note_route(self) -> None:
         """Another way out."""
@@ -213,3 +244,109 @@ def test_what_is_allowed_for_seconds_is_taken_out_though_the_kernel_refused_it(h
 
     run(host, work)
     assert all(stranger not in allowed.entries for allowed in (*host.kernel.allowed, *host.kernel.settled[-1:]))
+
+
+def test_a_lock_that_another_program_holds_feeds_the_watchdog_and_is_told(host: Host) -> None:
+    async def work() -> None:
+        host.kernel.trouble = BusyError("another program has held the lock since noon; rules are left as they are")
+        host.keeper.notice()
+        async with asyncio.timeout(8):
+            while len(host.kernel.settled) < 4:
+                await asyncio.sleep(0.01)
+        assert len(host.lives) >= 1
+        assert host.changes["trouble"] == (
+            "Another program has held the lock since noon; rules are left as they are; it is put right as soon as that "
+            "is possible."
+        )
+        assert "settled_at" not in host.changes
+        # Let go, all is put right at once, and not at the next look.
+        host.kernel.trouble = None
+        freed = time.monotonic()
+        async with asyncio.timeout(2):
+            while host.changes["trouble"]:
+                await asyncio.sleep(0.01)
+        assert time.monotonic() - freed < 1
+        assert "settled_at" in host.changes
+
+    run(host, work)
+
+
+def test_what_nobody_else_is_to_blame_for_starves_the_watchdog(host: Host) -> None:
+    async def work() -> None:
+        host.kernel.trouble = KernelError("the kernel refused")
+        host.keeper.notice()
+        async with asyncio.timeout(8):
+            while len(host.kernel.settled) < 2:
+                await asyncio.sleep(0.01)
+
+    run(host, work)
+    assert host.lives == []
+    assert host.changes["trouble"] == "The kernel refused; tried again every 5 s."
+
+
+def test_a_look_that_hangs_starves_the_watchdog(host: Host, owner: Owner) -> None:
+    async def work() -> None:
+        host.held = threading.Event()
+        host.keeper.notice()
+        try:
+            while len(host.looks) < 2:
+                await asyncio.sleep(0.01)
+            lives = len(host.lives)
+            await asyncio.sleep(1.5)
+            assert len(host.lives) == lives
+        finally:
+            host.held.set()
+
+    run(host, work)
+
+
+def test_a_start_goes_on_when_another_program_lets_go(host: Host) -> None:
+    waited: list[float] = []
+
+    async def work() -> None:
+        await host.keeper.begin(Allowlist())
+        host.kernel.trouble = BusyError("another program has held the lock")
+        stopped = asyncio.Event()
+        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda: waited.append(0), stopped))
+        async with asyncio.timeout(5):
+            while len(waited) < 3:
+                await asyncio.sleep(0.01)
+        assert host.kernel.adopted == 0
+        assert host.changes["trouble"].startswith("Another program has held the lock; ")
+        host.kernel.trouble = None
+        async with asyncio.timeout(2):
+            assert await adopting == ()
+        assert host.kernel.adopted == 1
+        assert host.changes["trouble"] == ""
+
+    asyncio.run(work())
+
+
+def test_a_start_that_is_stopped_while_it_waits_ends_at_once(host: Host) -> None:
+    async def work() -> None:
+        await host.keeper.begin(Allowlist())
+        host.kernel.trouble = BusyError("another program has held the lock")
+        stopped = asyncio.Event()
+        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda: None, stopped))
+        await asyncio.sleep(0.3)
+        assert not adopting.done()
+        stopped.set()
+        async with asyncio.timeout(0.5):
+            assert await adopting is None
+
+    asyncio.run(work())
+
+
+def test_a_boot_waits_for_another_program_no_longer_than_it_may(host: Host) -> None:
+    async def work() -> None:
+        await host.keeper.begin(Allowlist())
+        host.kernel.trouble = BusyError("another program has held the lock")
+        async with asyncio.timeout(5):
+            with pytest.raises(BusyError):
+                await host.keeper.adopt(Blocklist(), lambda: None, asyncio.Event(), 0.5)
+        # What nobody else is to blame for is not waited for at all.
+        host.kernel.trouble = KernelError("the kernel refused")
+        with pytest.raises(KernelError, match="the kernel refused"):
+            await host.keeper.adopt(Blocklist(), lambda: None, asyncio.Event())
+
+    asyncio.run(work())

@@ -21,7 +21,7 @@ from sikkerguard.core.model import NOTHING, Count, Drain, Family
 from sikkerguard.core.names import set_names
 from sikkerguard.edges.ipset import SetHeader
 from sikkerguard.edges.meter import Meter
-from sikkerguard.errors import KernelError
+from sikkerguard.errors import BusyError, KernelError
 from tests.unit.test_plan import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Host:
         self.dips = dict.fromkeys(self.families, 0)
         self.gone: set[Family] = set()
         self.made = True
+        # Sets that another program is listing.
+        self.listed: set[str] = set()
         self.calls: list[str] = []
         self.refused: list[str] = []
         self.slept: list[float] = []
@@ -117,6 +119,8 @@ class Host:
 
     def swap(self, one: str, other: str, seconds: float = 2.0) -> None:
         self._called("swap")
+        if self.listed & {one, other}:
+            raise BusyError(f"another program is listing the set {one} or {other}")
         self._of(one).swap(one, other)
 
     def flush(self, set_name: str) -> None:
@@ -125,7 +129,7 @@ class Host:
 
     def hits(self, set_name: str, family: Family) -> list[Hit]:
         self._called("hits")
-        assert set_name in (set_names(family).old_hits, set_names(family).old_replies)
+        assert self.listed or set_name in (set_names(family).old_hits, set_names(family).old_replies)
         return [
             (address(family, each[0]), each[1], 6, packets * OCTETS, packets)
             for each, packets in self._set(set_name).items()
@@ -134,7 +138,7 @@ class Host:
 
     def counts(self, set_name: str, family: Family) -> list[Source]:
         self._called("counts")
-        assert set_name in (set_names(family).old_sources, set_names(family).old_repliers)
+        assert self.listed or set_name in (set_names(family).old_sources, set_names(family).old_repliers)
         return [
             (address(family, each), packets * OCTETS, packets)
             for each, packets in self._set(set_name).items()
@@ -633,6 +637,48 @@ def test_what_was_read_before_a_refusal_and_what_could_not_be_read_is_named_late
     host.scan(4, source=2, family=Family.V6)
     refused_once(host, reader, call, at)
     assert reader.named == host.dropped()
+
+
+@pytest.mark.parametrize("listed", ["hits", "sources", "old_hits", "old_sources", "replies", "old_repliers"])
+def test_what_counts_is_read_in_place_while_another_program_lists_it(listed: str) -> None:
+    host = Host(Family.V4)
+    reader = Reader(host.meter())
+    reader.drain()
+    host.listed = {getattr(set_names(Family.V4), listed)}
+    for _ in range(3):
+        host.scan(5)
+        host.send(3, source=2, port=80)
+        host.send(2, source=3, port=443, reply=True)
+        reader.drain()
+        assert reader.dropped.packets == host.dropped()
+        assert reader.named == host.dropped()
+    host.listed = set()
+    host.scan(5, source=4)
+    reader.drain()
+    assert (reader.dropped.packets, reader.named) == (host.dropped(), host.dropped())
+
+
+def test_packets_that_come_while_a_listed_set_is_read_are_counted_and_named_once_at_most() -> None:
+    for call, at in product(("hits", "counts", "flush"), range(1, 5)):
+        host = Host(Family.V4)
+        reader = Reader(host.meter())
+        reader.drain()
+        host.listed = {set_names(Family.V4).sources}
+        host.scan(5)
+        calls = Counter[str]()
+
+        def meanwhile(called: str, host: Host = host, calls: Counter[str] = calls, when: object = (call, at)) -> None:
+            calls[called] += 1
+            if (called, calls[called]) == when:
+                host.scan(3, source=2)
+
+        host.before = meanwhile
+        reader.drain()
+        host.before = lambda called: None
+        host.scan(5)
+        reader.drain()
+        assert reader.dropped.packets == host.dropped()
+        assert host.dropped() - 3 <= reader.named <= host.dropped()
 
 
 def test_packets_of_a_rule_that_was_taken_away_before_it_was_looked_at_are_known_from_the_sets() -> None:
