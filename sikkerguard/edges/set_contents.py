@@ -51,12 +51,8 @@ class SetContents:
 
     def load(self, name: str, kind: SetKind, networks: Networks) -> None:
         """Have the set hold just this: by a fresh one in its place, or entry by entry where it is being listed."""
-        fresh = self.fresh(name, kind, networks.family, len(networks))
         try:
-            self._sets.add(fresh, networks.family, networks.singles, networks.ranges)
-            if disagreement := self.disagreement(fresh, networks):
-                raise KernelError(f"set {name} was loaded but {disagreement}; it is discarded")
-            self._sets.swap(fresh, name)
+            self._swap_in(name, kind, networks)
         except BusyError:
             self._say_listed(name)
             if len(networks):
@@ -65,8 +61,6 @@ class SetContents:
                 self._sets.flush(name)
         else:
             self._said.discard(name)
-        finally:
-            self.discard(fresh)
 
     def exchange(self, changes: Sequence[tuple[str, str, Networks]]) -> None:
         """Swap each first set with the second, which holds these networks. A set that is being listed gets them entry
@@ -109,15 +103,19 @@ class SetContents:
             BusyError: it is being listed.
             KernelError: it is too different.
         """
-        fresh = self.fresh(name, kind, networks.family, max(entries, len(networks)))
+        self._swap_in(name, kind, networks, entries)
+
+    def _swap_in(self, name: str, kind: SetKind, networks: Networks, entries: int = 0) -> None:
+        fresh = self._fresh(name, kind, networks.family, max(entries, len(networks)))
         try:
             self._sets.add(fresh, networks.family, networks.singles, networks.ranges)
+            if disagreement := self.disagreement(fresh, networks):
+                raise KernelError(f"set {name} was loaded but {disagreement}; it is discarded")
             self._sets.swap(fresh, name)
         finally:
             self.discard(fresh)
 
-    def fresh(self, name: str, kind: SetKind, family: Family, entries: int) -> str:
-        """Make an empty set beside this one, and give its name. Whoever asked for it discards it."""
+    def _fresh(self, name: str, kind: SetKind, family: Family, entries: int) -> str:
         self.tidy()
         for chosen in (loading(name), *further_loading(name)):
             if self._sets.header(chosen) is not None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.model import Family, Networks, Prefix
-from sikkerguard.core.names import loading, set_names
+from sikkerguard.core.names import further_loading, loading, set_names
 from sikkerguard.edges.ipset import SetHeader, SetKind
 from sikkerguard.edges.set_contents import SetContents, only_ranges, only_singles
 from sikkerguard.edges.set_kinds import ALLOW, RANGES, SINGLES
@@ -247,6 +247,17 @@ def test_what_is_listed_as_it_is_loaded_is_emptied_and_destroyed_later() -> None
     contents.tidy()
     assert set(kernel.sets) == {NAMES.singles, NAMES.ranges}
     assert kernel.waited[-1] == 0.0
+
+
+def test_where_all_that_is_loaded_is_listed_it_goes_entry_by_entry_too() -> None:
+    kernel = Kernel()
+    kernel.put(NAMES.singles, SINGLES, written((1, 32)))
+    kernel.listed = {loading(NAMES.singles), *further_loading(NAMES.singles)}
+    for name in kernel.listed:
+        kernel.put(name, SINGLES, written((9, 32)))
+    kernel.contents().load(NAMES.singles, SINGLES, written((2, 32)))
+    assert held(kernel, NAMES.singles, NAMES.singles) == {2}
+    assert not any(kernel.sets[name] for name in kernel.listed)
 
 
 def test_an_exception_is_taken_from_what_is_allowed() -> None:
