@@ -10,6 +10,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +45,15 @@ class References:
     def sentence(self, name: str) -> str:
         """What refers to this set of ours, as half a sentence."""
         found = [f"the set {printable(each)}" for each in self._sets.lists_with(name)]
-        found += self._rules(lambda entry, rule: _uses_set(entry) and name in _values(rule()))
+        found += self._rules(lambda rule: _uses_set(rule.extensions) and name in _values(rule.decode()))
         return _refers(found, f"'nft list ruleset' and 'iptables-save | grep {name}' may show it")
 
     def sentence_on_chain(self, chain: str) -> str:
         """What jumps to this chain of ours, as half a sentence."""
-        found = self._rules(lambda entry, rule: rule().target.name == chain, tables=(TABLE,))
+        found = self._rules(lambda rule: rule.target == chain.encode(), tables=(TABLE,))
         return _refers(found, f"'iptables-save -t {TABLE} | grep {chain}' may show it")
 
-    def _rules(
-        self, refers: Callable[[bytes, Callable[[], Any]], bool], tables: tuple[str, ...] | None = None
-    ) -> list[str]:
+    def _rules(self, refers: Callable[[_Rule], bool], tables: tuple[str, ...] | None = None) -> list[str]:
         import iptc
 
         mend()
@@ -62,12 +63,24 @@ class References:
                 if tables is not None and table_name not in tables:
                     continue
                 try:
-                    for chain, number, entry, rule in _foreign(family, table_name):
-                        if _refers_surely(refers, entry, rule):
-                            found.append(_text(tool, table_name, chain, number, rule))
+                    for rule in _foreign(family, table_name):
+                        with _debugged(f"a rule of another program in the table {table_name} of {tool}"):
+                            if refers(rule):
+                                found.append(_text(tool, table_name, rule))
                 except (iptc.IPTCError, OSError) as error:
                     log.debug("the table %s of %s can't be read: %s", table_name, tool, error)
         return found
+
+
+@contextmanager
+def _debugged(what: str) -> Iterator[None]:
+    """One rule with an extension that is not installed keeps no other from being named."""
+    import iptc
+
+    try:
+        yield
+    except (iptc.IPTCError, iptc.XTablesError, ValueError) as error:
+        log.debug("%s can't be read: %s", what, error)
 
 
 def _tables(file: str) -> list[str]:
@@ -78,8 +91,20 @@ def _tables(file: str) -> list[str]:
         return [TABLE]
 
 
-def _foreign(family: Family, table_name: str) -> Iterator[tuple[str, int, bytes, Callable[[], Any]]]:
-    """Chain, number from 1, the bytes, and the decoder of each rule that is not ours."""
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A rule of another program: its chain, its number from 1, the chain or extension that is its target (None for a
+    plain verdict), the bytes of its matches and its target, and how it is decoded."""
+
+    chain: str
+    number: int
+    target: bytes | None
+    extensions: bytes
+    decode: Callable[[], Any]
+
+
+def _foreign(family: Family, table_name: str) -> Iterator[_Rule]:
+    """Each rule that is not ours."""
     import iptc
 
     table = (iptc.Table if family is Family.V4 else iptc.Table6)(table_name, autocommit=False)
@@ -89,26 +114,11 @@ def _foreign(family: Family, table_name: str) -> Iterator[tuple[str, int, bytes,
             continue
         entry, number = table.first_rule(chain.name), 1
         while entry:
-            ours = table_name == TABLE and chain.name == HOOK and table.get_target(entry) == CHAIN.encode()
-            if not ours:
+            target = table.get_target(entry)
+            if not (table_name == TABLE and chain.name == HOOK and target == CHAIN.encode()):
                 raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)[ctypes.sizeof(type(entry)) :]
-                decode = _decoder(table, entry, chain)
-                yield chain.name, number, raw, decode
+                yield _Rule(chain.name, number, target, raw, partial(table.create_rule, entry, chain))
             entry, number = table.next_rule(entry), number + 1
-
-
-def _decoder(table: Any, entry: Any, chain: Any) -> Callable[[], Any]:
-    return lambda: table.create_rule(entry, chain)
-
-
-def _refers_surely(refers: Callable[[bytes, Callable[[], Any]], bool], entry: bytes, rule: Callable[[], Any]) -> bool:
-    import iptc
-
-    try:
-        return refers(entry, rule)
-    except (iptc.IPTCError, iptc.XTablesError, ValueError, OSError) as error:
-        log.debug("a rule of another program can't be read: %s", error)
-        return False
 
 
 def _uses_set(entry: bytes) -> bool:
@@ -130,10 +140,10 @@ def _values(rule: Any) -> set[str]:
     return {value for each in extensions for values in each.get_all_parameters().values() for value in values}
 
 
-def _text(tool: str, table: str, chain: str, number: int, rule: Callable[[], Any]) -> str:
+def _text(tool: str, table: str, rule: _Rule) -> str:
     """The rule as its tool would be given it, for a person to know it by."""
-    words = [tool, "-t", table, "-A", chain]
-    decoded = rule()
+    words = [tool, "-t", table, "-A", rule.chain]
+    decoded = rule.decode()
     for option, value in (
         ("-s", decoded.src),
         ("-d", decoded.dst),
@@ -146,7 +156,7 @@ def _text(tool: str, table: str, chain: str, number: int, rule: Callable[[], Any
     for match in decoded.matches:
         words += ["-m", match.name, *_options(match)]
     words += ["-g" if decoded.target.goto else "-j", decoded.target.name, *_options(decoded.target)]
-    return f"'{printable(' '.join(words))}' (rule {number})"
+    return f"'{printable(' '.join(words))}' (rule {rule.number})"
 
 
 def _options(extension: Any) -> list[str]:
