@@ -130,15 +130,20 @@ class Keeper:
                 self._say_trouble(f"{'; '.join(sentences)}; tried again every {_LOOK_SECONDS:g} s.")
 
     async def adopt(
-        self, blocklist: Blocklist, get_on: Callable[[], None], stopped: asyncio.Event, patience: float = math.inf
+        self,
+        blocklist: Blocklist,
+        waiting: Callable[[float], None],
+        stopped: asyncio.Event,
+        patience: float = math.inf,
     ) -> tuple[Operation, ...] | None:
-        """Have the kernel hold this list, for as long as it takes where another program is in the way: `get_on` is
-        called meanwhile. Gives what had to be done, or None if it was `stopped` first.
+        """Have the kernel hold this list, for as long as it takes where another program is in the way: `waiting` is
+        called meanwhile with the seconds since then, and the watchdog is fed. Gives what had to be done, or None if it
+        was `stopped` first.
 
         Raises:
             KernelError: the kernel refused, or another program was in the way for longer than `patience`, in seconds.
         """
-        until = time.monotonic() + patience
+        since = time.monotonic()
         done: tuple[Operation, ...] = ()
         begin = True
         while not stopped.is_set():
@@ -151,11 +156,12 @@ class Keeper:
                 done += await self._owner.run(self._kernel.settle, self._told)
                 begin = True
             except BusyError as error:
-                if time.monotonic() > until:
+                if time.monotonic() - since > patience:
                     raise
                 begin = False
                 self._say_busy(error)
-                get_on()
+                waiting(time.monotonic() - since)
+                self._alive()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(_BUSY_SECONDS, time.monotonic() - began)):
                         await stopped.wait()

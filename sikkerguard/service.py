@@ -294,7 +294,7 @@ class Service:
             blocklist = in_force.admitted.blocklist
         else:
             blocklist = self._found = await self._owner.run(self._edges.kernel.read_committed)
-        operations = await self._keeper.adopt(blocklist, self._get_on, self._stopped, patience)
+        operations = await self._keeper.adopt(blocklist, self._go_on_waiting, self._stopped, patience)
         if operations is None:
             return ()  # stopped while another program was in the way
         log.info("Safety whitelist: %s", self._keeper.allowlist.summary())
@@ -368,6 +368,12 @@ class Service:
         """A start that gets on is not to be broken off for taking long."""
         if not self._ready:
             self._edges.notifier.extend(_MORE_SECONDS)
+
+    def _go_on_waiting(self, seconds: float) -> None:
+        """Another program has been in the way for so long. Who waits for us does not wait for it as well."""
+        self._get_on()
+        if seconds > _READY_SECONDS:
+            self._be_ready()
 
     def _change(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)

@@ -307,11 +307,13 @@ def test_a_start_goes_on_when_another_program_lets_go(host: Host) -> None:
         await host.keeper.begin(Allowlist())
         host.kernel.trouble = BusyError("another program has held the lock")
         stopped = asyncio.Event()
-        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda: waited.append(0), stopped))
+        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), waited.append, stopped))
         async with asyncio.timeout(5):
             while len(waited) < 3:
                 await asyncio.sleep(0.01)
         assert host.kernel.adopted == 0
+        assert waited == sorted(waited)
+        assert len(host.lives) >= 2
         assert host.changes["trouble"].startswith("Another program has held the lock; ")
         host.kernel.trouble = None
         async with asyncio.timeout(2):
@@ -327,7 +329,7 @@ def test_a_start_that_is_stopped_while_it_waits_ends_at_once(host: Host) -> None
         await host.keeper.begin(Allowlist())
         host.kernel.trouble = BusyError("another program has held the lock")
         stopped = asyncio.Event()
-        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda: None, stopped))
+        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda seconds: None, stopped))
         await asyncio.sleep(0.3)
         assert not adopting.done()
         stopped.set()
@@ -343,10 +345,10 @@ def test_a_boot_waits_for_another_program_no_longer_than_it_may(host: Host) -> N
         host.kernel.trouble = BusyError("another program has held the lock")
         async with asyncio.timeout(5):
             with pytest.raises(BusyError):
-                await host.keeper.adopt(Blocklist(), lambda: None, asyncio.Event(), 0.5)
+                await host.keeper.adopt(Blocklist(), lambda seconds: None, asyncio.Event(), 0.5)
         # What nobody else is to blame for is not waited for at all.
         host.kernel.trouble = KernelError("the kernel refused")
         with pytest.raises(KernelError, match="the kernel refused"):
-            await host.keeper.adopt(Blocklist(), lambda: None, asyncio.Event())
+            await host.keeper.adopt(Blocklist(), lambda seconds: None, asyncio.Event())
 
     asyncio.run(work())
