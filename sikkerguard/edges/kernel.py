@@ -144,6 +144,8 @@ class Kernel:
                 else:
                     done.append(FillCommitted(family, desired[family].singles, desired[family].ranges))
         if failures:
+            if done:
+                log.warning("Put right: %s", "; ".join(each.describe().partition("\n")[0].rstrip(":") for each in done))
             raise _as_one(list(failures.values()))
         return tuple(done)
 
