@@ -1,4 +1,4 @@
-"""Sets: their life through pyroute2, their contents through our own netlink encoder.
+"""Sets: made and taken away through pyroute2, swapped, filled and read through our own netlink encoder.
 
 For the thread that owns netfilter only: pyroute2's sockets refuse to work inside a running event loop. pyroute2
 acts on every set of the host where it gets no name, so a name is mandatory here, and must be one of ours.
@@ -6,13 +6,12 @@ acts on every set of the host where it gets no name, so a name is mandatory here
 
 from __future__ import annotations
 
-import errno
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.names import OURS
-from sikkerguard.edges.ipset_netlink import Entry, NetlinkSets, SetHeader, encode_batches
+from sikkerguard.edges.ipset_netlink import BUSY, Entry, NetlinkSets, SetHeader, encode_batches
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ __all__ = ["Entry", "SetHeader", "SetKind", "Sets"]
 
 _SMALLEST_HASH, _SMALLEST_LIMIT = 64, 1024
 _NAME_LIMIT = 31
-# While somebody lists a set, the kernel refuses to swap it (EBUSY) and to destroy it (IPSET_ERR_BUSY of
-# linux/netfilter/ipset/ip_set.h), which it also does to a set that a rule or another set refers to.
-_BUSY = frozenset({errno.EBUSY, 4100})
 # How long to wait for the end of a listing, in seconds: one of a million entries takes two. Between two tries lies less
 # than between two listings by a program that makes one after the other.
 SWAP_SECONDS, DESTROY_SECONDS = 2.0, 0.5
@@ -107,7 +103,9 @@ class Sets:
             BusyError: for so many seconds another program was listing it, or has rules or sets that refer to it.
         """
         try:
-            self._call("destroy", name, lambda sets: sets.destroy(name), seconds)
+            self._patiently(
+                lambda: self._call("destroy", name, lambda sets: sets.destroy(name)), seconds, _checked(name)
+            )
         except BusyError as error:
             header = self.header(name)
             if header is not None and header.references:
@@ -124,8 +122,7 @@ class Sets:
         Raises:
             BusyError: for so many seconds another program was listing one of them.
         """
-        _check_name(other)
-        self._call("swap", one, lambda sets: sets.swap(one, other), seconds, other)
+        self._patiently(lambda: self._netlink.swap(one, other), seconds, _checked(one), _checked(other))
 
     def add(
         self,
@@ -136,12 +133,12 @@ class Sets:
         timeout: int | None = None,
     ) -> None:
         """Add packed addresses in a row, and ranges; those that are there already have their time limit renewed."""
-        _check_name(name)
+        _checked(name)
         self._netlink.add(name, family, self._with_pauses(encode_batches(family, singles, ranges, timeout)))
 
     def delete(self, name: str, family: Family, ranges: Iterable[Prefix] = (), singles: bytes = b"") -> None:
         """Take these out; those that are not there are passed over."""
-        _check_name(name)
+        _checked(name)
         self._netlink.delete(name, family, self._with_pauses(encode_batches(family, singles, ranges)))
 
     def _with_pauses(self, batches: Iterable[bytes]) -> Iterator[bytes]:
@@ -187,26 +184,14 @@ class Sets:
         """The names of all sets of ours, whichever version or crash left them."""
         return [name for name in self._netlink.names() if name.startswith(f"{OURS}-")]
 
-    def _call(
-        self, what: str, name: str, action: Callable[[Any], object], seconds: float = 0.0, other: str = ""
-    ) -> None:
-        _check_name(name)
-        # Imported at the first need: it costs a tenth of a second, and a start that finds all in place has none.
-        from pyroute2.ipset import IPSet, IPSetError
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        names = [each for each in (name, other) if each]
+    def _patiently(self, action: Callable[[], None], seconds: float, *names: str) -> None:
         now = time.monotonic()
         if any(now - self._given_up.get(each, -_GIVEN_UP_SECONDS) < _GIVEN_UP_SECONDS for each in names):
             seconds = 0.0
         while True:
             try:
-                if self._pyroute2 is None:
-                    self._pyroute2 = IPSet()
-                action(self._pyroute2)
-            except (IPSetError, NetlinkError, OSError) as error:
-                if getattr(error, "code", None) not in _BUSY:
-                    raise KernelError(f"the kernel refused to {what} the set {name}: {error}") from error
+                action()
+            except BusyError as error:
                 if time.monotonic() >= now + seconds:
                     if seconds:
                         self._given_up.update(dict.fromkeys(names, time.monotonic()))
@@ -218,7 +203,22 @@ class Sets:
                 self._given_up.pop(each, None)
             return
 
+    def _call(self, what: str, name: str, action: Callable[[Any], object]) -> None:
+        _checked(name)
+        # Imported at the first need: it costs a tenth of a second, and a start that finds all in place has none.
+        from pyroute2.ipset import IPSet, IPSetError
+        from pyroute2.netlink.exceptions import NetlinkError
 
-def _check_name(name: str) -> None:
+        try:
+            if self._pyroute2 is None:
+                self._pyroute2 = IPSet()
+            action(self._pyroute2)
+        except (IPSetError, NetlinkError, OSError) as error:
+            kind = BusyError if getattr(error, "code", None) in BUSY else KernelError
+            raise kind(f"the kernel refused to {what} the set {name}: {error}") from error
+
+
+def _checked(name: str) -> str:
     if not name.startswith(f"{OURS}-") or len(name) > _NAME_LIMIT:
         raise ValueError(f"{name!r} is not the name of a set of ours")
+    return name

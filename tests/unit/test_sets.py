@@ -9,6 +9,7 @@ import pytest
 
 from sikkerguard.core.model import Family
 from sikkerguard.core.names import set_names
+from sikkerguard.edges import ipset_netlink
 from sikkerguard.edges.ipset import SetHeader, Sets
 from sikkerguard.edges.trial_sets import TrialSets
 from sikkerguard.errors import BusyError, KernelError
@@ -16,12 +17,12 @@ from sikkerguard.errors import BusyError, KernelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EBUSY, EPERM, IPSET_ERR_BUSY = 16, 1, 4100
+EBUSY, IPSET_ERR_BUSY, IPSET_ERR_TYPE_MISMATCH = 16, 4100, 4102
 ONE, OTHER = "sikkerguard-v4", "sikkerguard-load-v4"
 
 
-class Library:
-    """pyroute2, which says that a set is busy until this moment."""
+class Netlink:
+    """The kernel, which says that a set is busy until this moment."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -32,21 +33,20 @@ class Library:
         pass
 
     def swap(self, one: str, other: str) -> None:
-        from pyroute2.netlink.exceptions import NetlinkError
-
         self.tries += 1
         if time.monotonic() < self.until:
-            raise NetlinkError(self.code, "busy")
+            raise ipset_netlink._refused("swapped", one, self.code)
 
 
 class Host:
     """Sets over that, and how often something was done while they waited."""
 
     def __init__(self, code: int) -> None:
-        self.library = Library(code)
+        self.netlink = Netlink(code)
         self.waits = 0
         self.sets = Sets(self.note)
-        self.sets._pyroute2 = cast("Any", self.library)
+        self.sets.close()
+        self.sets._netlink = cast("Any", self.netlink)
 
     def note(self) -> None:
         self.waits += 1
@@ -60,42 +60,42 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 
 def test_a_listing_that_ends_in_time_delays_a_swap_alone(host: Host) -> None:
-    host.library.until = time.monotonic() + 0.2
+    host.netlink.until = time.monotonic() + 0.2
     host.sets.swap(ONE, OTHER)
-    assert time.monotonic() - host.library.until < 0.2
+    assert time.monotonic() - host.netlink.until < 0.2
     # Often enough to get in between two listings, and with a word each time to who renews the trial.
-    assert host.library.tries > 10
-    assert host.waits == host.library.tries - 1
+    assert host.netlink.tries > 10
+    assert host.waits == host.netlink.tries - 1
 
 
 def test_one_that_does_not_end_is_given_up_and_not_waited_for_again(host: Host) -> None:
-    host.library.until = time.monotonic() + 60
+    host.netlink.until = time.monotonic() + 60
     began = time.monotonic()
     with pytest.raises(BusyError, match="another program is listing the set sikkerguard-v4 or sikkerguard-load-v4"):
         host.sets.swap(ONE, OTHER, 0.2)
     assert time.monotonic() - began >= 0.2
-    tries = host.library.tries
+    tries = host.netlink.tries
     began = time.monotonic()
     with pytest.raises(BusyError):
         host.sets.swap("sikkerguard-v4", "sikkerguard-new-v4", 5.0)
     assert time.monotonic() - began < 0.2
-    assert host.library.tries == tries + 1
+    assert host.netlink.tries == tries + 1
     # Another one is, and so is this one once it was let go.
-    host.library.until = time.monotonic() + 0.1
+    host.netlink.until = time.monotonic() + 0.1
     host.sets.swap("sikkerguard-v6", "sikkerguard-new-v6", 5.0)
     host.sets.swap(ONE, OTHER)
-    host.library.until = time.monotonic() + 0.1
+    host.netlink.until = time.monotonic() + 0.1
     host.sets.swap(ONE, OTHER)
 
 
 def test_what_else_the_kernel_refuses_is_final() -> None:
-    host = Host(EPERM)
+    host = Host(IPSET_ERR_TYPE_MISMATCH)
     try:
-        host.library.until = time.monotonic() + 60
-        with pytest.raises(KernelError, match="the kernel refused to swap the set sikkerguard-v4") as raised:
+        host.netlink.until = time.monotonic() + 60
+        with pytest.raises(KernelError, match="the two sets are of different types") as raised:
             host.sets.swap(ONE, OTHER)
         assert not isinstance(raised.value, BusyError)
-        assert host.library.tries == 1
+        assert host.netlink.tries == 1
     finally:
         host.sets.close()
 
