@@ -89,11 +89,14 @@ def test_a_list_is_replaced_while_a_pager_is_open_on_it(guard: Guard) -> None:
     assert not lab.passes(SOMETIMES)
 
 
-def test_every_update_of_a_long_list_is_taken_while_it_is_listed_again_and_again(guard: Guard) -> None:
+@pytest.mark.parametrize(("words", "pause"), [(("ipset", "list"), 0.6), (("ipset", "save"), 0.0)])
+def test_every_update_of_a_long_list_is_taken_while_it_is_listed_again_and_again(
+    guard: Guard, words: tuple[str, ...], pause: float
+) -> None:
     lab = guard.lab
     protect(guard, 150_000)
-    with traffic(lab) as packets, in_a_loop(lab, ("ipset", "list"), 0.6) as listings:
-        for number in range(5):
+    with traffic(lab) as packets, in_a_loop(lab, words, pause) as listings:
+        for number in range(4):
             update(guard, body(150_000, *[SOMETIMES] * (number % 2), shift=number))
             assert lab.reaches(SOMETIMES) is (number % 2 == 0)
         packets.check()
