@@ -100,7 +100,7 @@ def test_every_update_of_a_long_list_is_taken_while_it_is_listed_again_and_again
             update(guard, body(150_000, *[SOMETIMES] * (number % 2), shift=number))
             assert lab.reaches(SOMETIMES) is (number % 2 == 0)
         packets.check()
-    assert len(listings) > 3
+    assert len(listings) > 2
     assert not any(listings)
     assert guard.status()["lastPullError"] is None
 
