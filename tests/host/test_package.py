@@ -49,8 +49,10 @@ WatchdogSec=12s
 
 @pytest.fixture
 def older(package: Path, tmp_path: Path) -> Path:
-    """The package as it was in a lower version."""
+    """The package as it was in a lower version, with its units in /lib, as 0.1.0 had them."""
     command("dpkg-deb", "--raw-extract", str(package), str(tmp_path / "older"))
+    (tmp_path / "older/lib").mkdir()
+    (tmp_path / "older/usr/lib/systemd").rename(tmp_path / "older/lib/systemd")
     control = tmp_path / "older/DEBIAN/control"
     control.write_text(re.sub("(?m)^Version: .*$", f"Version: {OLDER}", control.read_text()))
     command("dpkg-deb", "--build", "--root-owner-group", str(tmp_path / "older"), str(tmp_path / "older.deb"))
@@ -158,6 +160,8 @@ def test_nothing_gets_through_in_a_restart_and_an_upgrade(service: Service, pack
     assert host.run("dpkg-query", "-W", "-f=${Version}", "sikkerguard") != OLDER
     # Nor was a packet forgotten, or told twice, on the way from one process to the next.
     wait_for("all lines", lambda: _told(service) == service.status()["droppedPackets"] == service.dropped(), 30)
+    # Nothing was lost on the way of the units from one place to the other.
+    assert host.run("dpkg", "--verify", "sikkerguard").splitlines() == [f"??5?????? c {SETTINGS_FILE}"]
     # What the administrator wrote, and his key, are as they were.
     assert host.run("cat", SETTINGS_FILE) == settings
     assert host.run("cat", KEY_FILE).strip() == DEMO_KEY
