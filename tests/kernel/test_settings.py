@@ -1,4 +1,4 @@
-"""Wrong settings on a host: what is blocked stays blocked, through a start and a restore, and a word says what is wrong."""
+"""Wrong settings on a host: what is blocked stays so, through a restore and a start, and a word says what is wrong."""
 
 from __future__ import annotations
 
