@@ -75,7 +75,9 @@ def test_http_that_is_not_allowed_stops_pulling_and_never_blocking(guard: Guard)
     reboot(guard)
     asked = guard.standin.record.requests_total
     guard.expected_errors.append("SIKKER_API_URL is http://")
-    guard.start(SIKKER_ALLOW_HTTP="false", SIKKER_API_URL=f"HTTP://{API}", SIKKER_REPORT_INTERVAL="10s")
+    # What was dropped of pings is reported too.
+    guard.environment |= {"SIKKER_REPORT_INTERVAL": "10s", "SIKKER_REPORT_SPOOFABLE": "true"}
+    guard.start(SIKKER_ALLOW_HTTP="false", SIKKER_API_URL=f"HTTP://{API}")
     guard.logged("Blocking 1 IPs .from the cache")
     assert not guard.lab.passes(LISTED)
     line = guard.logged(f"ERROR SIKKER_API_URL is http://{API}")
