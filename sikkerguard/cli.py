@@ -218,7 +218,7 @@ def _warn_of_service(options: argparse.Namespace) -> None:
     from sikkerguard.edges.store import Store
 
     try:
-        pid = Store(_settings(options).state_dir).service_pid()
+        pid = Store(_tolerated(options, need_key=False, defaults=True).state_dir).service_pid()
     except SikkerGuardError:
         return
     if pid is not None:

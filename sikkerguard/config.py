@@ -114,7 +114,7 @@ def load(environment: Mapping[str, str], file: Path | None = None, *, need_key: 
     if need_key and not key.text:
         complaints += _why_no_key(key)
     if complaints:
-        raise ConfigError(complaints)
+        raise ConfigError(complaints, (key.text, key.source) if key.text else None)
     return _config(values, settings, key, troubles=_strangers(settings))
 
 

@@ -10,11 +10,13 @@ class SikkerGuardError(Exception):
 
 
 class ConfigError(SikkerGuardError):
-    """The configuration can't be used; `complaints` has one sentence for each fault, naming its variable."""
+    """The configuration can't be used; `complaints` has one sentence for each fault, naming its variable. `key` is the
+    key of the moment and its source, where that is found all the same: no other than the present one is to be used."""
 
-    def __init__(self, complaints: list[str]) -> None:
+    def __init__(self, complaints: list[str], key: tuple[str, str] | None = None) -> None:
         super().__init__("\n".join(complaints))
         self.complaints = complaints
+        self.key = key
 
 
 class Objection(Enum):

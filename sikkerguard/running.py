@@ -85,6 +85,7 @@ def restore(config: Config) -> int:
     store = Store(config.state_dir)
     if config.dry_run or not store.has_list():
         log.info("No list is kept on disk yet: nothing is blocked until one was pulled.")
+        logs.end()
         return 0
     store.prepare()
     try:

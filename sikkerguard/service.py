@@ -147,6 +147,9 @@ class Service:
         except ConfigError as error:
             what = " ".join(error.complaints)
             self.trouble(_SETTINGS, f"The new configuration is not used, the one before it stays: {what}")
+            if error.key is not None:
+                key, source = error.key
+                self._config = replace(self._config, api_key=key, key_source=source, key_missing="")
         else:
             self._take_config(fresh)
         self._puller.pull_now()

@@ -140,6 +140,16 @@ def test_the_key_is_never_a_former_one() -> None:
     assert started({}, need_key=False).refusal == ""
 
 
+def test_a_mistake_elsewhere_does_not_hide_the_key_of_the_moment() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({**WITH_KEY, "SIKKER_SCORE_MIN": "?"})
+    assert refused.value.key == (KEY, "SIKKER_API_KEY")
+    assert KEY not in repr(refused.value) + str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        load({"SIKKER_SCORE_MIN": "?"})
+    assert refused.value.key is None
+
+
 def test_the_state_directory_of_the_moment_is_asked_for_what_was_kept() -> None:
     asked = []
 
