@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from sikkerguard.core.model import PROXY
+from sikkerguard.core.text import printable
 from sikkerguard.core.ways import is_address
+from sikkerguard.edges.failures import FORESEEN, reason, tell
 from sikkerguard.edges.proxies import proxy_of, way_of
 from sikkerguard.errors import FetchError
 from sikkerguard.version import VERSION
@@ -126,11 +128,11 @@ class ApiDoor:
             _, writer = await asyncio.open_connection(address, self.way.port, ssl=tls, server_hostname=name)
             writer.transport.abort()
         except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not SikkerAPI's: {error.verify_message.rstrip('.')}"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            return str(error) or type(error).__name__
-        except Exception as error:
-            log.warning("A server that has %s's name was not understood.", self.way.host, exc_info=error)
+            return f"its certificate is not SikkerAPI's: {printable(error.verify_message.rstrip('.'))}"
+        except (*FORESEEN, ValueError) as error:
+            return reason(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and this address has not proved itself
+            tell(error)
             return type(error).__name__
         return ""
 
@@ -266,7 +268,7 @@ def tls_context(name: str) -> ssl.SSLContext:
         context = httpx.create_ssl_context()
     except OSError as error:
         raise FetchError(
-            f"the certificates of authorities can't be read ({error}); check SSL_CERT_FILE and SSL_CERT_DIR",
+            f"the certificates of authorities can't be read ({reason(error)}); check SSL_CERT_FILE and SSL_CERT_DIR",
             retryable=False,
         ) from error
     if name:

@@ -38,9 +38,9 @@ FRIENDS = {
     "meter": ("ipset", "chains"),
     "ipset": ("ipset_netlink",),
     "chains": ("xtables_abi",),
-    "sikkerapi": ("apidoor",),
-    "apidoor": ("proxies",),
-    "reportapi": ("sikkerapi",),
+    "sikkerapi": ("apidoor", "failures"),
+    "apidoor": ("failures", "proxies"),
+    "reportapi": ("failures", "sikkerapi"),
     "outbox": ("database",),
     "counts": ("database",),
     "logs": ("log_queue",),
@@ -56,7 +56,7 @@ FRIENDS = {
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
-    "httpx": ("sikkerapi", "reportapi", "apidoor"),
+    "httpx": ("sikkerapi", "reportapi", "apidoor", "failures"),
     "h11": ("web",),
     "iptc": ("chains", "xtables_abi"),
     "pyroute2": None,

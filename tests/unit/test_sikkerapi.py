@@ -16,7 +16,8 @@ import pytest
 
 from sikkerguard.core.body import CRUMBS, LARGEST_BODY, REST_SECONDS
 from sikkerguard.core.parse import ApiParser
-from sikkerguard.edges.sikkerapi import SikkerApi, broken
+from sikkerguard.edges.failures import sentence
+from sikkerguard.edges.sikkerapi import SikkerApi
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.standin.entries import Entry
 from sikkerguard.standin.faults import (
@@ -731,4 +732,4 @@ def test_a_pull_can_be_cancelled_and_leaves_no_connection(standin: Standin) -> N
     ],
 )
 def test_what_comes_without_words_is_said_in_words(error: Exception, said: str) -> None:
-    assert broken(error) == said
+    assert sentence(error) == said
