@@ -64,7 +64,7 @@ _DATES = (
     *(b"Sun, 99 Nov 1994 99:99:99 GMT", b"Sun, 06 Nov 99999999999 08:49:37 GMT", b"Mon, : : : GMT"),
 )
 _SCHEMES = (b"", b"http:", b"https:", b"HTTP:", b"ftp:", b"file:", b"javascript:", b"http", b"://", b"1:", b"\xc3\xa9:")
-_USERS = (b"", b"", b"", b"user@", b"user:secret@", b"%00@", b"a@b@", b"[@", b":@", b"\x1b[2K@")
+_USERS = (b"", b"", b"", b"user@", b"user:secret@", b"%00@", b"a@b@", b"[@", b"]@", b"x[", b":@")
 _HOSTS = (
     *(b"api.example.net", b"API.example.net.", b"192.0.2.1", b"[2001:db8::1]", b"[::1", b"::1]", b"[", b"]", b"[]"),
     *(b"[fe80::1%25eth0]", b"[v1.x]", b"[vz.x]", b"[192.0.2.1]", b"[::ffff:192.0.2.1]", b"[1:2]", b"[x]y", b"x[::1]"),
@@ -253,9 +253,11 @@ def _location(chance: Random, origin: bytes) -> bytes:
         return chance.choice(_PATHS)
     if chance.random() < 0.2:
         return chance.choice((b"", b"http:", b"https:")) + b"//" + origin + chance.choice(_PATHS)
-    slashes = b"//" if chance.random() < 0.9 else chance.choice((b"", b"/", b"///", b"\\\\"))
+    slashes = b"//" if chance.random() < 0.8 else chance.choice((b"", b"/", b"///", b"////", b"//////", b"\\\\"))
+    # Behind what is a path at a first reading, a second one may find an address.
+    before = chance.choice((b":", b"/", b"1:", b"..", b"?", b"//", b"a:")) if chance.random() < 0.3 else b""
     host, port = chance.choice(_HOSTS), chance.choice(_PORTS)
-    return chance.choice(_SCHEMES) + slashes + chance.choice(_USERS) + host + port + chance.choice(_PATHS)
+    return before + chance.choice(_SCHEMES) + slashes + chance.choice(_USERS) + host + port + chance.choice(_PATHS)
 
 
 def _around(chance: Random, value: bytes) -> bytes:

@@ -129,7 +129,7 @@ class ApiDoor:
             writer.transport.abort()
         except ssl.SSLCertVerificationError as error:
             return f"its certificate is not SikkerAPI's: {printable(error.verify_message.rstrip('.'))}"
-        except (*FORESEEN, ValueError) as error:
+        except FORESEEN as error:
             return reason(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and this address has not proved itself
             tell(error)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# `UnicodeError`: names that can't be names, of redirects and of proxies.
-FORESEEN = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
+# `ValueError`: what can't be read. A `UnicodeError` is one, for names that can't be names, and h11 0.14 raises one
+# for a length of some thousand digits.
+FORESEEN = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 # These come without a text of their own.
 _WITHOUT_WORDS: dict[type[Exception], str] = {
     httpx.ReadError: "the connection was closed",
@@ -64,7 +65,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, httpx.TransportError | OSError):
         return f"SikkerAPI can't be reached ({reason(error)})"
     if isinstance(error, FORESEEN):
-        return f"SikkerAPI's answer can't be followed ({reason(error)})"
+        return f"SikkerAPI's answer can't be understood ({reason(error)})"
     tell(error)
     return f"SikkerAPI's answer was not understood ({type(error).__name__}: {reason(error)})"
 
