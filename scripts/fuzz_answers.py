@@ -51,6 +51,7 @@ LONGEST_ERROR, LONGEST_LINE = 600, 5000
 _REAL = 100  # one in so many comes by a real socket
 _BATCH = 500
 _LONGEST_SECONDS = 5.0
+LONGEST_CLOSING_SECONDS = 10.0
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -169,9 +170,9 @@ class Fuzzer:
         try:
             async with server:
                 await self._on_socket(random.Random(self._seed))  # what is read and opened once is not a leak
-                before = _descriptors(), len(asyncio.all_tasks())
+                before = _open()
                 for start in range(0, len(cases), _BATCH):
-                    faulthandler.dump_traceback_later(120, exit=True)
+                    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
                     for number in cases[start : start + _BATCH]:
                         await self._case(number)
                     await self._check_leaks(before)
@@ -265,16 +266,18 @@ class Fuzzer:
         return f"{kind}: a list"
 
     async def _check_leaks(self, before: tuple[int, int]) -> None:
-        async with asyncio.timeout(10):
-            # What ends a connection on our side runs a moment later.
-            while (now := (_descriptors(), len(asyncio.all_tasks()))) != before:
-                if now < before:
-                    break
-                await asyncio.sleep(0.01)
+        deadline = time.monotonic() + LONGEST_CLOSING_SECONDS
+        # What ends a connection of ours runs a moment later.
+        while any(now > then for now, then in zip(_open(), before, strict=True)):
+            if time.monotonic() > deadline:
+                self.findings.faults.append(f"left behind: {_open()} descriptors and tasks, where {before} were before")
+                return
+            await asyncio.sleep(0.01)
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - nothing of each is wanted but that it is there
+def _open() -> tuple[int, int]:
+    """The numbers of descriptors and of tasks."""
+    return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())  # noqa: PTH208 - it is only counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
