@@ -291,11 +291,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {options.seed}, {options.cases} cases from {options.first}, {versions}", flush=True)
     began = time.monotonic()
 
+    fuzzer = Fuzzer(options.seed)
+
     def progress(done: int) -> None:
         if done % 50_000 == 0:
-            print(f"{done} cases in {time.monotonic() - began:.0f} s", flush=True)
+            faults = len(fuzzer.findings.faults)
+            print(f"{done} cases in {time.monotonic() - began:.0f} s, {faults} faults", flush=True)
 
-    fuzzer = Fuzzer(options.seed)
     asyncio.run(fuzzer.run(range(options.first, options.first + options.cases), progress))
     for outcome, count in sorted(fuzzer.findings.outcomes.items()):
         print(f"{count:9} {outcome}")

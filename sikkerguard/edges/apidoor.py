@@ -36,6 +36,8 @@ _UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLCertVerificatio
 _LARGEST_STATUS = 64 << 10
 # With these SikkerAPI says that it knows no such key, or refuses it; a request without one is answered so.
 _REFUSALS = frozenset({401, 403, 429})
+# Without https no certificate is asked for, and none is good: reading all authorities takes a while.
+_NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class ApiDoor:
@@ -137,9 +139,7 @@ class ApiDoor:
             host = address if address and self._proxy.scheme != "https" else self._proxy.host
             url = httpx.URL(scheme=self._proxy.scheme, host=host, port=self._proxy.port)
             proxy = httpx.Proxy(url, auth=self._proxy.auth)
-        # Without https no certificate is asked for, and none is good: reading all authorities takes a while.
-        tls = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False, proxy=proxy)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls or _NO_AUTHORITIES, trust_env=False, proxy=proxy)
         host = address if proxy is None else proxy.url.host
         return _Named(transport, self.resolve) if not is_address(host) and not self.way.literal else transport
 
