@@ -15,7 +15,7 @@ def printable(text: str, longest: int = LONGEST) -> str:
 def harmless(text: str, *, lines: bool = False) -> str:
     """A text of our own, in which something of somebody else's may have stayed: without control characters, marks that
     change the direction of writing, and what is no character. Letters of all scripts stay, and with `lines` so do line
-    ends, without a space in their place."""
+    ends, which are spaces otherwise."""
     if text.isprintable():
         return text
     shown = ("\n" if lines else " ").join(text.split("\n"))
