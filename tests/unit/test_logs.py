@@ -90,24 +90,31 @@ ACTING = "\x1b[2K\x1b[1A\r\x9b31m\x85\u2028\u202e\ud800\x00\x07\x7f"
 
 
 @pytest.mark.parametrize("kind", ["terminal", "journal by standard error", "journal by its protocol"])
+@pytest.mark.parametrize("queued", [False, True])
 def test_nothing_that_acts_on_a_terminal_gets_into_the_log(
-    kind: str, stream: IO[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, queued: bool, stream: IO[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
     handler = logs.JournalHandler(lambda message, **fields: sent.append(message)) if kind.endswith("protocol") else None
     if kind.startswith("journal"):
         journal(stream, monkeypatch)
-    logs.begin("info", stream, lambda: handler)
+    if queued:
+        monkeypatch.setattr("sys.stderr", stream)
+    logs.begin("info", None if queued else stream, lambda: handler)
     for name in ("sikkerguard.test", "httpx"):
         logging.getLogger(name).warning("A server says: %s\nERROR forged", f"a{ACTING}\u00e9z")
     try:
         raise RuntimeError(f"b{ACTING}z")
     except RuntimeError:
         log.exception("It failed", stack_info=True)
+    logs.end(10)
     text = "\n".join(sent) if sent else "\n".join(written(stream))
-    assert len(text.splitlines()) > 6
     assert all(character.isprintable() or character == "\n" for character in text)
     assert "A server says: a?[2K?[1A??31m???????\u00e9z ERROR forged\n" in text
+    # A traceback has its lines.
+    lines = [line.removeprefix("<3>") for line in text.split("\n")]
+    assert "Traceback (most recent call last):" in lines
+    assert "RuntimeError: b?[2K?[1A??31m???????z" in lines
 
 
 def test_what_another_handler_has_made_of_a_traceback_is_cleaned_as_well(stream: IO[str]) -> None:
