@@ -6,6 +6,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from sikkerguard.core.text import printable
 from sikkerguard.errors import FetchError
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class Unpacker:
         """
         coding = headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
-            raise FetchError(f"SikkerAPI's answer is packed as {coding!r}, which was not asked for", retryable=True)
+            raise FetchError(
+                f"SikkerAPI's answer is packed as {printable(coding)!r}, which was not asked for", retryable=True
+            )
         self._gzip: Any = None if coding == "identity" else _gunzip()
         self._members = 1
 
@@ -108,7 +111,9 @@ class Unpacker:
             try:
                 unpacked = self._gzip.decompress(left, PIECE)
             except zlib.error as error:
-                raise FetchError(f"SikkerAPI's answer can't be unpacked ({error})", retryable=True) from error
+                raise FetchError(
+                    f"SikkerAPI's answer can't be unpacked ({printable(str(error))})", retryable=True
+                ) from error
             yield unpacked
             left = self._gzip.unused_data if self._gzip.eof else self._gzip.unconsumed_tail
 

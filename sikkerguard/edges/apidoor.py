@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
-import socket
 import ssl
-import threading
-from concurrent.futures import Future
-from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
 
 from sikkerguard.core.model import PROXY
+from sikkerguard.core.text import printable
 from sikkerguard.core.ways import is_address
+from sikkerguard.edges import resolution
+from sikkerguard.edges.failures import FORESEEN, reason, tell
 from sikkerguard.edges.proxies import proxy_of, way_of
 from sikkerguard.errors import FetchError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-log = logging.getLogger(__name__)
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 USER_AGENT = f"SikkerGuard/{VERSION}"
-# Longer than the resolver library tries by itself with the usual settings (resolv.conf(5): two servers, two tries of
-# five seconds each).
-_RESOLVE_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 # Where there are several addresses, each has so long; the last one has all the time.
 _CONNECT_SECONDS_EACH = 3.0
@@ -43,16 +36,8 @@ _UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLCertVerificatio
 _LARGEST_STATUS = 64 << 10
 # With these SikkerAPI says that it knows no such key, or refuses it; a request without one is answered so.
 _REFUSALS = frozenset({401, 403, 429})
-
-
-def look_up(host: str) -> Iterable[str]:
-    """The addresses of a name, without zones, as the host's own resolver has them. May hang for as long as that does.
-
-    Raises:
-        OSError, UnicodeError: it has none, or can't be a name.
-    """
-    for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-        yield str(entry[4][0]).partition("%")[0]
+# Without https no certificate is asked for, and none is good: reading all authorities takes a while.
+_NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class ApiDoor:
@@ -68,8 +53,8 @@ class ApiDoor:
         url: str,
         environment: Mapping[str, str] = os.environ,
         *,
-        look_up: Callable[[str], Iterable[str]] = look_up,
-        resolve_seconds: float = _RESOLVE_SECONDS,
+        look_up: Callable[[str], Iterable[str]] = resolution.look_up,
+        resolve_seconds: float = resolution.LONGEST_SECONDS,
     ) -> None:
         self._url = url
         self._look_up = look_up
@@ -80,7 +65,6 @@ class ApiDoor:
         self._tls: ssl.SSLContext | None = None
         if url.startswith("https:"):
             self._tls = tls_context("" if self._proxy or self.way.literal else self.way.host)
-        self._lookup: Future[tuple[str, ...]] | None = None
         self._addresses: tuple[str, ...] = ()
         self.broken = False
 
@@ -92,24 +76,8 @@ class ApiDoor:
 
     async def resolve(self) -> tuple[str, ...]:
         """The addresses that the name stands for now; empty where it does not resolve in time."""
-        if self._lookup is None or self._lookup.done():
-            # A look-up that hangs is waited for again, and not joined by others that would hang as well.
-            self._lookup = Future()
-            # Not in the loop's own threads, which are waited for at the end: a dead resolver would hold up a stop.
-            threading.Thread(target=self._resolve, args=(self._lookup,), daemon=True).start()
-        loop = asyncio.get_running_loop()
-        answered = asyncio.Event()
-
-        def wake(_: Future[tuple[str, ...]]) -> None:
-            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
-                loop.call_soon_threadsafe(answered.set)
-
-        lookup = self._lookup
-        lookup.add_done_callback(wake)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._resolve_seconds):
-                await answered.wait()
-        return lookup.result() if lookup.done() else ()
+        found = await resolution.resolve(self.way.host, self._resolve_seconds, self._look_up)
+        return tuple(address for address in found if is_address(address))
 
     async def prove(self, address: str) -> str:
         """Connect to this address, and say why it is not what the name stands for; empty where it is.
@@ -126,11 +94,11 @@ class ApiDoor:
             _, writer = await asyncio.open_connection(address, self.way.port, ssl=tls, server_hostname=name)
             writer.transport.abort()
         except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not SikkerAPI's: {error.verify_message.rstrip('.')}"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            return str(error) or type(error).__name__
-        except Exception as error:
-            log.warning("A server that has %s's name was not understood.", self.way.host, exc_info=error)
+            return f"its certificate is not SikkerAPI's: {printable(error.verify_message.rstrip('.'))}"
+        except FORESEEN as error:
+            return reason(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and this address has not proved itself
+            tell(error)
             return type(error).__name__
         return ""
 
@@ -171,17 +139,9 @@ class ApiDoor:
             host = address if address and self._proxy.scheme != "https" else self._proxy.host
             url = httpx.URL(scheme=self._proxy.scheme, host=host, port=self._proxy.port)
             proxy = httpx.Proxy(url, auth=self._proxy.auth)
-        # Without https no certificate is asked for, and none is good: reading all authorities takes a while.
-        tls = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.AsyncHTTPTransport(verify=tls, trust_env=False, proxy=proxy)
-
-    def _resolve(self, answer: Future[tuple[str, ...]]) -> None:
-        try:
-            addresses = dict.fromkeys(self._look_up(self.way.host))
-        except (OSError, UnicodeError):
-            # The second is what Python makes of a name with an empty or overlong label.
-            addresses = {}
-        answer.set_result(tuple(address for address in addresses if is_address(address)))
+        transport = httpx.AsyncHTTPTransport(verify=self._tls or _NO_AUTHORITIES, trust_env=False, proxy=proxy)
+        host = address if proxy is None else proxy.url.host
+        return _Named(transport, self.resolve) if not is_address(host) and not self.way.literal else transport
 
     def _address_of(self, url: httpx.URL, address: str) -> httpx.URL:
         return url if self._proxy is not None else url.copy_with(host=address)
@@ -237,6 +197,25 @@ class _Ways(httpx.AsyncBaseTransport):
             raise
 
 
+class _Named(httpx.AsyncBaseTransport):
+    """Sends a request to whatever a name stands for, if `resolve` finds that out in time. What sends it looks the name
+    up once more, but without a deadline, and in a thread which a stop has to wait for."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, resolve: Callable[[], Awaitable[tuple[str, ...]]]) -> None:
+        self._transport = transport
+        self._resolve = resolve
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """As httpx wants it."""
+        if not await self._resolve():
+            raise httpx.ConnectError("the name does not resolve", request=request)
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
 class _OneName(ssl.SSLContext):
     """Wants a certificate for this name, whatever the connection was addressed to: httpx on Debian 12 knows no other
     way to connect to an address and to verify a name."""
@@ -266,7 +245,7 @@ def tls_context(name: str) -> ssl.SSLContext:
         context = httpx.create_ssl_context()
     except OSError as error:
         raise FetchError(
-            f"the certificates of authorities can't be read ({error}); check SSL_CERT_FILE and SSL_CERT_DIR",
+            f"the certificates of authorities can't be read ({reason(error)}); check SSL_CERT_FILE and SSL_CERT_DIR",
             retryable=False,
         ) from error
     if name:

@@ -8,6 +8,7 @@ import select
 import sys
 from typing import IO, TYPE_CHECKING
 
+from sikkerguard.core.text import harmless
 from sikkerguard.edges.log_queue import DescriptorHandler, LogQueue
 
 if TYPE_CHECKING:
@@ -21,7 +22,25 @@ _COMPLAIN_SECONDS = 1.0
 _TALKATIVE = frozenset({"httpx", "httpcore", "asyncio", "pyroute2"})
 
 
-class _PrefixFormatter(logging.Formatter):
+class HarmlessFormatter(logging.Formatter):
+    """Lets no control character into a log, whoever wrote it: a message is one line, and a traceback lines. Where the
+    message was `formatted` before, its traceback is in it, and its lines stay."""
+
+    def __init__(self, form: str, date_form: str | None = None, *, formatted: bool = False) -> None:
+        super().__init__(form, date_form)
+        self._formatted = formatted
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """As logging has it."""
+        return harmless(super().formatMessage(record), lines=self._formatted)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging has it. Also what another handler has made of the traceback and left with the record goes through
+        here."""
+        return harmless(super().format(record), lines=True)
+
+
+class _PrefixFormatter(HarmlessFormatter):
     """As journald reads priorities from the beginning of each line on standard error (sd-daemon(3))."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -78,18 +97,18 @@ def begin(
     target = stream or sys.stderr
     handler: logging.Handler | None = None
     queued = stream is None
-    formatter = logging.Formatter("%(message)s")
+    formatter = HarmlessFormatter("%(message)s", formatted=queued)
     if not _is_journal(target):
-        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        formatter = HarmlessFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S", formatted=queued)
     elif (handler := open_journal()) is None:
-        formatter = _PrefixFormatter("%(message)s")
+        formatter = _PrefixFormatter("%(message)s", formatted=queued)
     if handler is None:
         handler = DescriptorHandler(target.fileno()) if queued else logging.StreamHandler(target)
     handler.setFormatter(formatter)
     front: logging.Handler = handler
     if queued:
         front = LogQueue(handler.emit)
-        front.setFormatter(logging.Formatter("%(message)s"))  # the rest is added by the one behind it
+        front.setFormatter(HarmlessFormatter("%(message)s"))  # the rest is added by the one behind it
     front.addFilter(_is_news)
     logging.basicConfig(level=getattr(logging, level.upper()), handlers=[front], force=True)
 
@@ -112,7 +131,7 @@ def complain(sentence: str) -> None:
     if not _is_read(sys.stderr):
         return
     prefix = f"<{_PRIORITIES[logging.ERROR]}>" if _is_journal(sys.stderr) else "sikkerguard: "
-    print(f"{prefix}{sentence}", file=sys.stderr)
+    print(f"{prefix}{harmless(sentence, lines=True)}", file=sys.stderr)
 
 
 def _is_read(stream: IO[str]) -> bool:

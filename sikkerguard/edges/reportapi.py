@@ -24,7 +24,9 @@ import httpx
 
 from sikkerguard.core.body import Pace, Unpacker
 from sikkerguard.core.reports import ReportAnswer
-from sikkerguard.edges.sikkerapi import BROKEN, TIMEOUT, broken, quota_of, refusal, within
+from sikkerguard.core.text import printable
+from sikkerguard.edges.failures import sentence, within
+from sikkerguard.edges.sikkerapi import TIMEOUT, quota_of, refusal
 from sikkerguard.errors import FetchError, Objection, UnansweredError
 
 if TYPE_CHECKING:
@@ -64,10 +66,16 @@ class ReportApi:
         content = _Body(body, before_last_byte)
         try:
             return await within(self._longest, self._post(content))
-        except TimeoutError as error:
-            raise content.failure(f"SikkerAPI took longer than {self._longest:g} s for a report") from error
-        except BROKEN as error:
-            raise content.failure(broken(error)) from error
+        except FetchError:
+            raise
+        except Exception as error:
+            if content.withheld:
+                raise
+            if isinstance(error, TimeoutError):
+                problem = f"SikkerAPI took longer than {self._longest:g} s for a report"
+            else:
+                problem = sentence(error)
+            raise content.failure(problem) from error
 
     async def _post(self, content: _Body) -> ReportAnswer:
         headers = {"Content-Type": "application/json", "Content-Length": str(content.length)}
@@ -89,13 +97,15 @@ class ReportApi:
 
 
 class _Body:
-    """The body in pieces, the last byte alone. `complete` is True from the moment at which that byte may leave."""
+    """The body in pieces, the last byte alone. `complete` is True from the moment at which that byte may leave, and
+    `withheld` where the caller did not want it to."""
 
     def __init__(self, body: bytes, before_last_byte: Callable[[], None]) -> None:
         self.length = len(body)
         self._body = body
         self._before_last_byte = before_last_byte
         self._begun = False
+        self.withheld = False
         self.complete = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -103,7 +113,11 @@ class _Body:
         for start in range(0, last, _PIECE):
             yield self._body[start : min(start + _PIECE, last)]
             self._begun = True
-        self._before_last_byte()
+        try:
+            self._before_last_byte()
+        except Exception:
+            self.withheld = True
+            raise
         self.complete = True
         yield self._body[-1:]
 
@@ -142,7 +156,9 @@ async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
     try:
         return _parsed(json.loads(body), quota_of(response.headers, *_REPORTS))
     except (ValueError, RecursionError) as fault:
-        raise UnansweredError(f"SikkerAPI's answer to a report can't be understood ({_shown(str(fault))})") from fault
+        raise UnansweredError(
+            f"SikkerAPI's answer to a report can't be understood ({printable(str(fault))})"
+        ) from fault
 
 
 def _parsed(value: Any, quota: Quota) -> ReportAnswer:
@@ -156,10 +172,10 @@ def _parsed(value: Any, quota: Quota) -> ReportAnswer:
         raise ValueError("its errors are no list of objects")
     if min(total, accepted, rejected) < 0 or accepted + rejected != total or len(errors) != rejected:
         raise ValueError(f"{total} rows, {accepted} accepted, {rejected} rejected, {len(errors)} errors")
-    named = tuple((_shown(str(error.get("ip"))), _shown(str(error.get("error", "no reason")))) for error in errors)
+    named = tuple((_shown(error.get("ip")), _shown(error.get("error", "no reason"))) for error in errors)
     return ReportAnswer(total, accepted, named, quota.remaining, quota.limit)
 
 
-def _shown(text: str) -> str:
-    """A server's words as they may stand in a log: on one line, and not without end."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_REASON])
+def _shown(value: Any) -> str:
+    """A server's words, of which a log line may have some twenty."""
+    return printable(str(value), _LONGEST_REASON)

@@ -6,17 +6,20 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import httpx
 
 from sikkerguard.core.body import LARGEST_BODY, PIECE, Pace, Unpacker, too_large
+from sikkerguard.core.text import printable
 from sikkerguard.edges.apidoor import USER_AGENT, ApiDoor
+from sikkerguard.edges.failures import reason, sentence, within
 from sikkerguard.errors import FetchError, Objection
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MOST_REDIRECTS = 5
@@ -25,10 +28,8 @@ _RETRYABLE = frozenset({408, 425})
 _OBJECTIONS = {400: Objection.CONTENT, 422: Objection.CONTENT, 413: Objection.SIZE}
 # The headers that tell the quota of pulls, by the beginnings of their names.
 _PULLS = ("X-RateLimit", "X-Daily")
-# All that a request may end with, an answer aside. `UnicodeError`: the addresses of redirects, and proxies.
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
-
-_Result = TypeVar("_Result")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LOCATION = "sikkerguard.location"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,29 @@ class SikkerApi:
 
         Raises:
             FetchError: the list could not be had, or not whole. What `sink` raises passes through.
+            MemoryError: there is not enough of it.
         """
-        query = {"plaintext": "true", "scoreMinimum": str(score_min)}
-        url = httpx.URL(f"{self.url}/v1/key/blacklist", params=query)
+        refused: list[Exception] = []
+
+        async def hand_on(piece: bytes) -> None:
+            try:
+                await sink(piece)
+            except Exception as error:
+                refused.append(error)
+                raise
+
         try:
-            return await within(self._longest, self._pull(url, sink))
-        except TimeoutError as error:
-            raise FetchError(f"SikkerAPI took longer than {self._longest:g} s for the list", retryable=True) from error
-        except BROKEN as error:
-            raise FetchError(broken(error), retryable=True) from error
+            return await within(self._longest, self._pull(score_min, hand_on))
+        except (FetchError, MemoryError):
+            raise
+        except Exception as error:
+            if refused:
+                raise
+            if isinstance(error, TimeoutError):
+                problem = f"SikkerAPI took longer than {self._longest:g} s for the list"
+            else:
+                problem = sentence(error)
+            raise FetchError(problem, retryable=True) from error
 
     def client(self, accept: str, packing: str = "gzip") -> httpx.AsyncClient:
         """A client that asks for this type of content, packed this way or not at all. The key is not in it: `auth`
@@ -105,29 +120,31 @@ class SikkerApi:
                 # Neither a proxy nor a password that the door does not know of.
                 trust_env=False,
                 headers={"User-Agent": USER_AGENT, "Accept": accept, "Accept-Encoding": packing},
+                event_hooks={"response": [_take_location]},
             )
         except (ImportError, ValueError, OSError) as error:
             raise FetchError(
-                f"the environment's proxy can't be used ({error}); check ALL_PROXY, HTTPS_PROXY and HTTP_PROXY",
+                f"the environment's proxy can't be used ({reason(error)}); check ALL_PROXY, HTTPS_PROXY and HTTP_PROXY",
                 retryable=False,
             ) from error
 
-    async def _pull(self, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
+    async def _pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Quota:
+        url = httpx.URL(f"{self.url}/v1/key/blacklist", params={"plaintext": "true", "scoreMinimum": str(score_min)})
         async with self.client("text/plain") as client:
             return await self._follow(client, url, sink)
 
     async def _follow(
         self, client: httpx.AsyncClient, url: httpx.URL, sink: Callable[[bytes], Awaitable[None]]
     ) -> Quota:
-        origin = (url.scheme, url.host, url.port)
+        origin = _origin(url)
         for _ in range(_MOST_REDIRECTS):
             async with client.stream("GET", url, auth=self.auth) as response:
-                if response.has_redirect_location:
-                    url = response.url.join(response.headers["Location"])
-                    if (url.scheme, url.host, url.port) != origin:
+                location = response.extensions[_LOCATION]
+                if response.status_code in _REDIRECTS and location is not None:
+                    url = _joined(url, location)
+                    if _origin(url) != origin:
                         raise FetchError(
-                            f"SikkerAPI redirects to {url.scheme}://{url.host}, where the key must not go; check "
-                            "SIKKER_API_URL",
+                            f"SikkerAPI redirects to {_shown(url)}, where the key must not go; check SIKKER_API_URL",
                             retryable=False,
                         )
                     continue
@@ -159,34 +176,31 @@ class SikkerApi:
             await sink(bytes(held))
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Have this work done, or raise `TimeoutError`.
-
-    In a task of its own: anyio before 4 cancels the task in which it connects, and does not take that back, so that a
-    `timeout` around it would let its own cancellation out instead of a `TimeoutError`, as if the service was stopped.
-    """
-    return await asyncio.wait_for(asyncio.create_task(work), seconds)
+async def _take_location(response: httpx.Response) -> None:
+    """Take the address of a redirect out of httpx's sight. It works out where that leads also where it is not to
+    follow it, and for some values ends the request with whatever the parsing of addresses ends with."""
+    response.extensions[_LOCATION] = response.headers.pop("Location", None)
 
 
-# These come without a text of their own.
-_WITHOUT_WORDS: dict[type[Exception], str] = {
-    httpx.ReadError: "the connection was closed",
-    httpx.WriteError: "the connection was closed",
-    httpx.ConnectTimeout: "no connection",
-    httpx.ReadTimeout: "nothing came",
-    httpx.WriteTimeout: "nothing was taken",
-}
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        return url.join(location)
+    except Exception as error:
+        # By version that is an InvalidURL, a ValueError, a UnicodeError or rfc3986's ResolutionError.
+        raise FetchError(
+            f"SikkerAPI redirects to what is no address ({printable(location)}); check SIKKER_API_URL", retryable=True
+        ) from error
 
 
-def broken(error: Exception) -> str:
-    """A sentence for one of `BROKEN`."""
-    if isinstance(error, httpx.TimeoutException):
-        return f"SikkerAPI did not answer in time ({_reason(error)})"
-    if isinstance(error, httpx.RemoteProtocolError):
-        return f"SikkerAPI's answer broke off or is not HTTP ({_reason(error)})"
-    if isinstance(error, httpx.TransportError | OSError):
-        return f"SikkerAPI can't be reached ({_reason(error)})"
-    return f"SikkerAPI's answer can't be followed ({_reason(error)})"
+def _origin(url: httpx.URL) -> tuple[bytes, bytes, int | None]:
+    # As they are on the wire: a host that is shown decoded may look like another one.
+    return url.raw_scheme, url.raw_host, url.port
+
+
+def _shown(url: httpx.URL) -> str:
+    host = url.raw_host.decode("ascii", "replace")
+    host = f"[{host}]" if ":" in host else host
+    return printable(f"{url.scheme}://{host}" + (f":{url.port}" if url.port is not None else ""))
 
 
 def refusal(response: httpx.Response, kinds: Sequence[str] = _PULLS) -> FetchError:
@@ -212,7 +226,7 @@ def refusal(response: httpx.Response, kinds: Sequence[str] = _PULLS) -> FetchErr
             limit=quota.limit,
         )
     return FetchError(
-        f"SikkerAPI answered {status} {response.reason_phrase}".rstrip(),
+        f"SikkerAPI answered {status} {printable(response.reason_phrase)}".rstrip(),
         retryable=status in _RETRYABLE or status >= 500,
         retry_after=_retry_after(response.headers),
         objection=_OBJECTIONS.get(status),
@@ -227,10 +241,13 @@ def _retry_after(headers: Mapping[str, str], *, reset: bool = False) -> float | 
     if text:
         # The other form that RFC 9110 allows (section 10.2.3); what is neither says nothing.
         with suppress(ValueError, OverflowError):
-            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    moment = headers.get("X-RateLimit-Reset", "")
-    if reset and moment.isascii() and moment.isdigit():
-        return max(0.0, float(moment[:12]) - time.time())
+            moment = parsedate_to_datetime(text)
+            # Of its three forms (section 5.6.7), asctime's names no zone; all are in UTC.
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return max(0.0, moment.timestamp() - time.time())
+    full = headers.get("X-RateLimit-Reset", "")
+    if reset and full.isascii() and full.isdigit():
+        return max(0.0, float(full[:12]) - time.time())
     return None
 
 
@@ -245,7 +262,3 @@ def quota_of(headers: Mapping[str, str], *kinds: str) -> Quota:
         return None
 
     return Quota(limit=number("Limit"), remaining=number("Remaining"))
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or _WITHOUT_WORDS.get(type(error), type(error).__name__)

@@ -244,6 +244,10 @@ BAD: dict[str, tuple[Fault, str]] = {
     "401": (Canned(401), r"does not know this key \(401\); check SIKKER_API_KEY"),
     "403": (Canned(403), r"refuses this key \(403\).*renew it and set SIKKER_API_KEY"),
     "500": (Canned(500), "answered 500 Internal Server Error"),
+    "redirect to what is no address": (
+        redirect(":http://%00@x[::1]:80///"),
+        r"redirects to what is no address \(:http://%00@x\[::1\]:80///\); check SIKKER_API_URL",
+    ),
     "redirect in a circle": (redirect("/v1/key/blacklist"), "redirects in a circle; check SIKKER_API_URL"),
     "reset before the answer": (Reset(), "broke off or is not HTTP|can't be reached"),
     "reset in the body": (Reset(after=100), "broke off or is not HTTP|can't be reached"),
@@ -256,6 +260,7 @@ VARIATIONS: dict[str, tuple[Fault, str]] = {
     "json list": (Canned(body=b'{"meta": {"count": 1}, "data": [{"ip": "203.0.113.7"}]}'), NO_LIST),
     "cut off by a byte": (CutOff(1), "answer broke off"),
     "last line half": (Canned(body=lines(*GOOD)[:-5], content_type=PLAIN), "ends in the middle of a line"),
+    "redirect to another kind of no address": (redirect("http:////[@x.example/"), "redirects to what is no address"),
     "two lengths": (
         Canned(body=lines(*GOOD), content_type=PLAIN, headers=(("Content-Length", "20"),)),
         "broke off or is not HTTP",

@@ -45,9 +45,10 @@ FRIENDS = {
     "ipset": ("ipset_netlink",),
     "ipset_netlink": ("ipset_listing",),
     "chains": ("xtables_abi",),
-    "sikkerapi": ("apidoor",),
-    "apidoor": ("proxies",),
-    "reportapi": ("sikkerapi",),
+    "sikkerapi": ("apidoor", "failures"),
+    "apidoor": ("failures", "proxies", "resolution"),
+    "reportapi": ("failures", "sikkerapi"),
+    "resolution": ("failures",),
     "outbox": ("database",),
     "counts": ("database",),
     "logs": ("log_queue",),
@@ -63,7 +64,7 @@ FRIENDS = {
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
-    "httpx": ("sikkerapi", "reportapi", "apidoor"),
+    "httpx": ("sikkerapi", "reportapi", "apidoor", "failures"),
     "h11": ("web",),
     "iptc": ("chains", "references", "xtables_abi"),
     "pyroute2": None,

@@ -71,7 +71,7 @@ def test_the_journal_gets_a_priority_and_no_time(
     assert written(stream) == [f"{prefix}Blocking 8774 IPs"]
 
 
-def test_every_line_of_a_message_has_the_priority(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_line_of_a_traceback_has_the_priority(stream: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
     journal(stream, monkeypatch)
     logs.begin("info", stream, lambda: None)
     try:
@@ -79,9 +79,61 @@ def test_every_line_of_a_message_has_the_priority(stream: IO[str], monkeypatch: 
     except RuntimeError:
         log.exception("It failed:\nhere is how")
     lines = written(stream)
-    assert lines[:2] == ["<3>It failed:", "<3>here is how"]
+    assert lines[:2] == ["<3>It failed: here is how", "<3>Traceback (most recent call last):"]
     assert lines[-1] == "<3>two"
     assert all(line.startswith("<3>") for line in lines)
+
+
+# An escape sequence, a carriage return, C1 control characters, ends of lines of other kinds, a mark that turns the
+# direction of writing round, half a surrogate pair, and DEL.
+ACTING = "\x1b[2K\x1b[1A\r\x9b31m\x85\u2028\u202e\ud800\x00\x07\x7f"
+
+
+@pytest.mark.parametrize("kind", ["terminal", "journal by standard error", "journal by its protocol"])
+@pytest.mark.parametrize("queued", [False, True])
+def test_nothing_that_acts_on_a_terminal_gets_into_the_log(
+    kind: str, queued: bool, stream: IO[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    handler = logs.JournalHandler(lambda message, **fields: sent.append(message)) if kind.endswith("protocol") else None
+    if kind.startswith("journal"):
+        journal(stream, monkeypatch)
+    if queued:
+        monkeypatch.setattr("sys.stderr", stream)
+    logs.begin("info", None if queued else stream, lambda: handler)
+    for name in ("sikkerguard.test", "httpx"):
+        logging.getLogger(name).warning("A server says: %s\nERROR forged", f"a{ACTING}\u00e9z")
+    try:
+        raise RuntimeError(f"b{ACTING}z")
+    except RuntimeError:
+        log.exception("It failed", stack_info=True)
+    logs.end(10)
+    text = "\n".join(sent) if sent else "\n".join(written(stream))
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert "A server says: a?[2K?[1A??31m???????\u00e9z ERROR forged\n" in text
+    # A traceback has its lines.
+    lines = [line.removeprefix("<3>") for line in text.split("\n")]
+    assert "Traceback (most recent call last):" in lines
+    assert "RuntimeError: b?[2K?[1A??31m???????z" in lines
+
+
+def test_what_another_handler_has_made_of_a_traceback_is_cleaned_as_well(stream: IO[str]) -> None:
+    logs.begin("info", stream)
+    record = log.makeRecord(log.name, logging.ERROR, "file", 1, "It failed", (), (RuntimeError, RuntimeError(), None))
+    record.exc_text = f"Traceback{ACTING}\nhere"
+    logging.getLogger().handle(record)
+    first, second, third = written(stream)
+    assert first.endswith("It failed")
+    assert second == "Traceback?[2K?[1A??31m???????"
+    assert third == "here"
+
+
+def test_why_a_command_failed_acts_on_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.complain(f"one{ACTING}\ntwo")
+    said = capsys.readouterr().err
+    assert said.startswith("sikkerguard: one?[2K?[1A?")
+    assert said.endswith("\ntwo\n")
+    assert "".join(said.split("\n")).isprintable()
 
 
 @pytest.mark.parametrize("named", [None, "", "0:0", "1", "x:y", "8:1:2"])

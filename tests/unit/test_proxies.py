@@ -15,6 +15,7 @@ from sikkerguard.errors import FetchError
 
 URL = "https://api.example.net"
 SECRET = "p%40ss-secret"
+MIXED = "fd00::/8,[::1],::1/128,10.0.0.0/8,*.example,[fe80::1%eth0],1::/129,[::1,::1],["
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,28 @@ def test_another_scheme_has_another_proxy() -> None:
         ("[2001:db8::7]", "[2001:db8::]/32", True),
         ("[2001:db8::7]", "2001:db8:1::/48", False),
         ("[2001:db8::7]", "2001:db8::7:443", False),
+        # As Docker, Kubernetes and corporate hosts have it.
+        ("[fd00::7]", MIXED, True),
+        ("[FD12:3456::7]", MIXED, True),
+        ("[::1]", "[::1]", True),
+        ("[::1]", "::1/128", True),
+        ("[::1]", "[::1]/128", True),
+        ("[::1]", "[::1/128]", True),
+        ("[::1]", "localhost,127.0.0.1,::1", True),
+        ("[0:0:0:0:0:0:0:1]", "::1", True),
+        ("[::1]", "localhost,127.0.0.0/8", False),
+        ("[2001:db8::7]", MIXED, False),
+        ("[2001:db8::7]", "::/0", True),
+        ("[2001:db8::7]", "0.0.0.0/0", False),
+        ("[2001:db8::7]", "[2001:db8::/32]:443", True),
+        ("[2001:db8::7]", "[2001:db8::/32]:80", False),
+        ("[::ffff:192.0.2.7]", "192.0.2.7", False),
+        ("10.1.2.3", MIXED, True),
+        ("192.0.2.7", MIXED, False),
+        ("192.0.2.7", "::/0", False),
+        ("api.example", MIXED, True),
+        ("api.example.net", MIXED, False),
+        ("api.example.net", "::/0,0.0.0.0/0", False),
     ],
 )
 def test_no_proxy_excepts_names_and_addresses(host: str, exceptions: str, excepted: bool) -> None:

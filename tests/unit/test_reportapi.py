@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from sikkerguard.core.reports import ReportAnswer, Row, first_request
+from sikkerguard.edges import failures
 from sikkerguard.edges.reportapi import ReportApi
 from sikkerguard.edges.sikkerapi import SikkerApi
 from sikkerguard.errors import FetchError, Objection, RecordError, UnansweredError
@@ -35,7 +36,7 @@ from sikkerguard.standin.faults import (
 from sikkerguard.standin.server import DEMO_KEY, Standin
 from sikkerguard.standin.tiers import FREE, Key
 from sikkerguard.version import VERSION
-from tests.unit.test_sikkerapi import every_kind
+from tests.unit.test_sikkerapi import ESCAPES, NO_ADDRESSES, Raw, every_kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -539,3 +540,67 @@ def test_the_key_is_in_no_message(standin: Standin) -> None:
         standin.fault("bulk-report", fault)
         error = failing(api_of(standin.url, secret))
         assert secret not in f"{error!r} {error.__cause__!r}"
+
+
+# What ends nothing
+
+
+@pytest.mark.parametrize("location", NO_ADDRESSES)
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_to_whatever_it_may_be_is_certainly_no_acceptance(
+    location: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Raw(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nLocation: " % status + location + b"\r\n\r\n") as server:
+        error = failing(api_of(server.url))
+    assert not isinstance(error, UnansweredError)
+    assert "a redirect, which reports don't follow" in str(error)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 503 " + ESCAPES, b"HTTP/1.1 418 " + ESCAPES, b"HTTP/1.1 200 " + ESCAPES])
+def test_what_a_server_says_of_a_report_acts_on_no_terminal(answer: bytes) -> None:
+    with Raw(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
+        error = str(failing(api_of(server.url)))
+    assert error.isascii()
+    assert error.isprintable()
+    assert len(error) < 300
+
+
+def test_the_words_for_a_rejected_row_act_on_no_terminal(standin: Standin) -> None:
+    errors = [{"ip": "203.0.113.0\u202e", "error": ESCAPES.decode("latin-1")}]
+    value = {"total": 20, "accepted": 19, "rejected": 1, "errors": errors}
+    ((address, reason),) = asyncio.run(meeting(standin, answering(value=value)).report(BODY, Mark())).errors
+    assert address == "203.0.113.0?"
+    assert reason.startswith("?[2K?[1A?]0;title??31m")
+    assert reason.isascii()
+    assert len(reason) == 100
+
+
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, ValueError, MemoryError])
+@pytest.mark.parametrize("sent", [False, True])
+def test_whatever_ends_a_request_is_our_error_and_known_for_what_it_is(
+    kind: type[Exception], sent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if sent:
+                await request.aread()
+            raise kind("odd")
+
+    monkeypatch.setattr(failures, "_told", set())
+    for _ in range(2):
+        error = failing(api_of("http://api.example.net", transport=Odd()))
+        assert isinstance(error, UnansweredError) is sent
+        assert error.retryable
+    assert len(caplog.records) == (0 if kind is ValueError else 1)
+
+
+@pytest.mark.parametrize("kind", [RecordError, KeyError, ValueError, OSError, TimeoutError])
+def test_whatever_withholds_the_last_byte_passes_through(
+    standin: Standin, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = kind("withheld")
+    with pytest.raises(kind) as caught:
+        asyncio.run(api_of(standin.url).report(BODY, Mark(own)))
+    assert caught.value is own
+    assert caplog.records == []

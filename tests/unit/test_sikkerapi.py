@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,9 @@ import pytest
 
 from sikkerguard.core.body import CRUMBS, LARGEST_BODY, REST_SECONDS
 from sikkerguard.core.parse import ApiParser
-from sikkerguard.edges.sikkerapi import SikkerApi, broken
+from sikkerguard.edges import failures
+from sikkerguard.edges.failures import sentence
+from sikkerguard.edges.sikkerapi import SikkerApi
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.standin.entries import Entry
 from sikkerguard.standin.faults import (
@@ -195,14 +198,6 @@ def test_a_gzip_body_of_several_members_is_not_cut_behind_the_first(standin: Sta
     sent = gzip.compress(first) + gzip.compress(second)
     got, _ = pulled(meeting(standin, answering(("Content-Encoding", "gzip"), body=sent)))
     assert got == LIST
-
-
-def test_what_the_sink_raises_passes_through(standin: Standin) -> None:
-    async def sink(piece: bytes) -> None:
-        raise ListError("not a list")
-
-    with pytest.raises(ListError, match="not a list"):
-        asyncio.run(client(standin).pull(50, sink))
 
 
 @pytest.mark.parametrize(
@@ -399,6 +394,29 @@ def test_the_reset_of_the_quota_is_a_moment_and_becomes_a_pause(standin: Standin
     assert 3500 < error.retry_after <= 3600
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles", "XXX-12:34"])
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
+def test_each_form_of_a_date_is_in_utc_wherever_the_host_is(
+    standin: Standin, monkeypatch: pytest.MonkeyPatch, form: str, zone: str
+) -> None:
+    # RFC 9110, section 5.6.7; the last one, asctime's, does not say so itself.
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", zone)
+        time.tzset()
+        moment = time.strftime(form, time.gmtime(time.time() + 3600))
+        error = refused(meeting(standin, answering(("Retry-After", moment), status=503)))
+    time.tzset()
+    assert error.retry_after is not None
+    assert 3590 < error.retry_after <= 3600
+
+
+@pytest.mark.parametrize(
+    "text", ["Sun, 06 Nov", ",", ", ,", "0 0 0 0", "Mon, : : : GMT", "Sun, 06 Nov 94 08:49:37 +9999999"]
+)
+def test_what_is_no_date_says_nothing(standin: Standin, text: str) -> None:
+    assert refused(meeting(standin, answering(("Retry-After", text), status=503))).retry_after is None
+
+
 def test_a_reset_in_a_million_years_is_a_number(standin: Standin) -> None:
     error = refused(meeting(standin, answering(("X-RateLimit-Reset", "9" * 5000), status=429)))
     assert error.retry_after is not None
@@ -481,7 +499,150 @@ def test_a_redirect_to_what_is_no_address_is_an_error_of_the_api(location: str) 
     refused(SikkerApi("http://api.example.net", DEMO_KEY, transport=httpx.MockTransport(answer)))
 
 
+# By version of httpx, Python or rfc3986, each of these has ended a request with something that was no error of httpx.
+NO_ADDRESSES = [
+    b"http://[",
+    b"http:////[@x.example/",
+    b":http://%00@x[::1]:80///",
+    b":http://[@api.example.net",
+    b"///[",
+    b"/[",
+    b":////[",
+    b"?[::1",
+    b"1:/user@[::1:",
+    b"http://xn--/",
+    b"http://xn--yl-43d9g.example\xc1",
+    b"https://" + "\u2100".encode() + b".example/",
+    b"http://[v1.x]/",
+    b"http://[1:2]/",
+    b"http:[::1",
+    b"\xff\xfe",
+    b"http://a\x1b[2K/",
+    b"http://api.example.net:65536/",
+    b"http://api.example.net:\xb2/",
+    b"",
+]
+
+
+@pytest.mark.parametrize("location", NO_ADDRESSES)
+@pytest.mark.parametrize("status", [200, 302, 308])
+def test_no_address_of_a_redirect_ends_anything(location: bytes, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    length = b"Content-Length: 12\r\n\r\n203.0.113.7\n"
+    with Raw(b"HTTP/1.1 %d X\r\nLocation: " % status + location + b"\r\n" + length) as server:
+        api = SikkerApi(server.url, DEMO_KEY)
+        if status == 200:
+            # Nobody is sent anywhere, whatever stands there.
+            assert pulled(api)[0] == b"203.0.113.7\n"
+        else:
+            error = str(refused(api))
+            assert "SIKKER_API_URL" in error
+            assert error.isascii()
+            assert error.isprintable()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        # Letters that look like those of another name are shown as they are on the wire (RFC 3492).
+        ("http://r\u0430ypal.example/x".encode(), "http://xn--rypal-4ve.example,"),
+        (b"http://xn--rypal-4ve.example/", "http://xn--rypal-4ve.example,"),
+        (b"https://EVIL.example:8443/", "https://evil.example:8443,"),
+        (b"http://user:secret@evil.example/", "http://evil.example,"),
+        (b"http://[2001:db8::1]:81/", "http://[2001:db8::1]:81,"),
+        (b"http://" + b"a." * 500 + b"example/", "..., where"),
+    ],
+)
+def test_where_a_redirect_leads_is_said_in_plain_letters(location: bytes, shown: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(302, headers=[(b"Location", location)])
+
+    error = refused(SikkerApi("http://api.example.net", DEMO_KEY, transport=httpx.MockTransport(answer)))
+    assert shown in str(error)
+    assert "where the key must not go" in str(error)
+    assert "secret" not in str(error)
+    assert str(error).isascii()
+    assert len(str(error)) < 300
+
+
+# What acts on a terminal
+
+ESCAPES = b"\x1b[2K\x1b[1A\x1b]0;title\x07\x9b31m" + "\u202e\u0430".encode() + b"A" * 2000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 503 " + ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 404 " + ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: " + ESCAPES + b"\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 302 OK\r\nLocation: " + ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 302 OK\r\nLocation: http://" + ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + ESCAPES + b"\r\n\r\n",
+        ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + ESCAPES + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + ESCAPES + b"\r\n\r\n",
+        # Of some thousand digits Python makes no number, and h11 0.14 no error of its own.
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + ESCAPES + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2100\r\n\r\n" + ESCAPES + b"\n",
+    ],
+)
+def test_what_a_server_says_acts_on_no_terminal_and_has_an_end(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    parser = ApiParser()
+
+    async def sink(piece: bytes) -> None:
+        parser.feed(piece)
+
+    with Raw(answer) as server, pytest.raises((FetchError, ListError)) as caught:
+        asyncio.run(SikkerApi(server.url, DEMO_KEY).pull(50, sink))
+    error = str(caught.value)
+    assert error.isascii()
+    assert error.isprintable()
+    assert len(error) < 400
+    assert caplog.records == []
+
+
 # What breaks on the way
+
+
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, AssertionError, ZeroDivisionError])
+def test_what_nobody_has_thought_of_is_our_error_and_told_once(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise kind("odd")
+
+    monkeypatch.setattr(failures, "_told", set())
+    for _ in range(3):
+        error = refused(SikkerApi("http://api.example.net", DEMO_KEY, transport=httpx.MockTransport(answer)))
+        assert error.retryable
+        assert f"({kind.__name__}: " in str(error)
+    (record,) = caplog.records
+    assert record.exc_info
+
+
+@pytest.mark.parametrize("kind", [ListError, KeyError, OSError, TimeoutError, ValueError, httpx.ReadError, MemoryError])
+def test_what_the_sink_raises_passes_through(
+    standin: Standin, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = kind("the sink's")
+
+    async def sink(piece: bytes) -> None:
+        raise own
+
+    with pytest.raises(kind) as caught:
+        asyncio.run(client(standin).pull(50, sink))
+    assert caught.value is own
+    assert caplog.records == []
+
+
+def test_what_a_library_cancels_is_our_error_and_no_stop() -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        raise asyncio.CancelledError
+
+    error = refused(SikkerApi("http://api.example.net", DEMO_KEY, transport=httpx.MockTransport(answer)))
+    assert error.retryable
 
 
 def every_kind(kind: type[httpx.TransportError]) -> list[type[httpx.TransportError]]:
@@ -606,6 +767,25 @@ def test_several_answers_in_one_connection_do_not_mix(standin: Standin) -> None:
     assert len(whole.split()) == 10
 
 
+def _receive(connection: socket.socket) -> None:
+    """Take a request whole: what is left unread would break the connection before the answer is read."""
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += _some(connection)
+    head, _, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    left = int(length[1]) - len(body) if length else 0
+    while left > 0:
+        left -= len(_some(connection))
+
+
+def _some(connection: socket.socket) -> bytes:
+    received = connection.recv(65536)
+    if not received:
+        raise ConnectionResetError
+    return received
+
+
 class Raw:
     """A server of a few bytes, for what no HTTP library would send."""
 
@@ -632,7 +812,7 @@ class Raw:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
+                _receive(connection)
                 connection.sendall(self._answer)
 
 
@@ -731,4 +911,4 @@ def test_a_pull_can_be_cancelled_and_leaves_no_connection(standin: Standin) -> N
     ],
 )
 def test_what_comes_without_words_is_said_in_words(error: Exception, said: str) -> None:
-    assert broken(error) == said
+    assert sentence(error) == said
