@@ -132,6 +132,16 @@ def missing_key(environment: Mapping[str, str], file: Path | None = None) -> str
     return " ".join(complaints) or f"put yours into {DEFAULT_KEY_FILE}."
 
 
+def state_dir(environment: Mapping[str, str], file: Path | None = None) -> Path:
+    """The state directory, as far as that can be known: other faults are not looked at, and what can't be read or used
+    is as if it were not set."""
+    text = _settings(environment, file, []).get("SIKKER_STATE_DIR", "")
+    try:
+        return _absolute(text)
+    except ValueError:
+        return Config().state_dir
+
+
 def in_force(config: Config) -> list[tuple[str, str]]:
     """Every variable with its value in force, as it would be written; the key is masked."""
     shown = {f.name: getattr(config, f.name) for f in fields(config)}

@@ -82,6 +82,10 @@ class SelfTestError(SikkerGuardError):
     """The host lost a connection that it had before the trial."""
 
 
+class ListenError(SikkerGuardError):
+    """Nobody can ask here how things are: the address or the socket can't be had."""
+
+
 class RecordError(SikkerGuardError):
     """Counts and reports can't be kept on disk, or not be read from it."""
 
