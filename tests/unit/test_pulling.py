@@ -53,7 +53,6 @@ class Store:
     def __init__(self) -> None:
         self.list: VerifiedList | None = None
         self.pulls: dict[str, Any] = {}
-        self.accept = False
         self.written: list[int] = []
 
     def save_list(self, verified: VerifiedList) -> None:
@@ -82,8 +81,7 @@ class Store:
         pass
 
     def take_acceptance(self) -> bool:
-        accept, self.accept = self.accept, False
-        return accept
+        raise AssertionError("a wish comes with a call")
 
 
 @dataclass
@@ -404,10 +402,13 @@ def test_a_pull_that_is_asked_for_while_one_is_under_way_is_made_behind_it() -> 
         made.api.held = asyncio.Event()
         async with made.running():
             await made.until(lambda: made.api.asked)
-            made.puller.pull_now()
+            numbers = [made.puller.pull_now() for _ in range(2)]
             await asyncio.sleep(0.05)
             made.api.held.set()
             await made.until(lambda: made.state.pulls == 2)
+            # The one that was under way answers neither wish, the one behind it both.
+            assert [state.pull_answered for state in made.states if state.pulls == 1][-1] < numbers[0]
+            assert made.state.pull_answered == numbers[1]
 
     with desk() as made:
         asyncio.run(run(made))
@@ -526,10 +527,8 @@ def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
             await made.until(lambda: made.state.pulls)
             made.api.lines = CROWD[:20]
             made.file.write(b"".join(b"203.0.%d.%d\n" % (number >> 8, number & 255) for number in range(3000)))
-            made.store.accept = True
-            made.puller.pull_now()
+            made.puller.pull_now(accept=True)
             await made.until(lambda: made.state.pulls == 2)
-            assert not made.store.accept
             made.api.lines = CROWD
             made.puller.pull_now()
             await made.until(lambda: made.state.pulls == 3)
