@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sikkerguard.edges import control_socket, logs, modules
+from sikkerguard.edges.claim import Claim
 from sikkerguard.edges.control import Control
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
@@ -144,7 +145,9 @@ def _listening(config: Config, service: Service) -> Listening:
         lambda accept: service.pull(accept=accept),
     )
     web = Web(config.health_host, config.health_port, service.health, service.status)
-    return Listening((web, control), service.trouble, optional=(control.name,) if config.dry_run else ())
+    if config.dry_run:
+        return Listening((web, control), service.trouble, optional=(control.name,))
+    return Listening((web, control, Claim()), service.trouble)
 
 
 def _kernel(config: Config) -> KernelFace:

@@ -51,6 +51,7 @@ FRIENDS = {
     "watch": ("addresses",),
     "web": ("pages",),
     "control": ("pages", "control_socket"),
+    "claim": ("control_socket",),
     "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
