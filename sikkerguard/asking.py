@@ -30,6 +30,8 @@ _LONGEST_LINE = 4000
 # A pull with its self-test and the largest list takes well under this, or is reported as still under way.
 _PULL_SECONDS = 120.0
 _LOOK_SECONDS = 0.2
+# What is over sooner need not be waited for in words.
+_STEP_SECONDS = 1.0
 _LABELS = {
     "status": "Status",
     "blockedIps": "Blocked",
@@ -104,9 +106,10 @@ def pull(places: Sequence[Path], *, accept: bool) -> int:
     """Have the service read its configuration and pull now; wait for the outcome and print it."""
     asked = _ask(places, f"/pull?accept={str(accept).lower()}", "POST")
     number = _object(asked)["pull"]
-    said = ""
-    deadline = time.monotonic() + _PULL_SECONDS
-    while time.monotonic() < deadline:
+    said = waited_for = ""
+    since = time.monotonic()
+    deadline = since + _PULL_SECONDS
+    while (now := time.monotonic()) < deadline:
         reply = _ask(places, "/status")
         if reply.process != asked.process:
             raise SikkerGuardError("the service has ended meanwhile and was started again; ask once more")
@@ -116,8 +119,9 @@ def pull(places: Sequence[Path], *, accept: bool) -> int:
                 raise SikkerGuardError(f"the pull failed: {printable(found['lastPullError'], _LONGEST_LINE)}")
             print(f"Blocking {int(found['blockedIps'])} IPs")
             return 0
-        step = _step(found)
-        if step and step != said:
+        if (step := _step(found)) != waited_for:
+            waited_for, since = step, now
+        if step and step != said and now - since >= _STEP_SECONDS:
             print(f"sikkerguard: {step}", file=sys.stderr)
             said = step
         time.sleep(_LOOK_SECONDS)

@@ -257,7 +257,7 @@ def test_a_socket_that_can_not_be_made_is_a_trouble_and_no_end(guard: Guard) -> 
 
 def test_a_pull_shows_what_it_waits_for(guard: Guard) -> None:
     begin(guard)
-    guard.standin.fault("blacklist", Delay(1.5), 1)
+    guard.standin.fault("blacklist", Delay(3), 1)
     done = guard.cli("pull")
     assert (done.returncode, done.stdout) == (0, "Blocking 2 IPs\n")
     lines = done.stderr.splitlines()

@@ -414,8 +414,10 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("accept", [True, False])
 def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], accept: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], accept: bool
 ) -> None:
+    monkeypatch.setattr(asking, "_STEP_SECONDS", 0.3)
+
     async def ask(made: Guarded) -> None:
         made.state = replace(STATE, pull_answered=0, last_pull=Attempt(NOW, "an earlier failure"))
         asked = asyncio.create_task(made.command(asking.pull, accept=accept))
