@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import stat
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,7 +84,6 @@ class Control:
         self._status = status
         self._pull = pull
         self._pages = Pages(self._answer)
-        self._server: asyncio.Server | None = None
         self._place: _Place | None = None
         self._opening: asyncio.Task[_Place] | None = None
 
@@ -99,16 +97,13 @@ class Control:
             if await _beside(self._place.is_ours):
                 return
             log.warning("The control socket %s was removed, and is made anew.", self._place.path)
-            self._forget()
+            self._pages.silence()
+            self._place = None
         # A stop in the middle of this is not to leave a socket behind.
         self._opening = asyncio.create_task(_beside(partial(_listen, self._directories)))
         self._place = await asyncio.shield(self._opening)
         self._opening = None
-        # Newer versions take the file away by themselves at the end, on the loop's own thread, whatever the disk does.
-        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        self._server = await asyncio.start_unix_server(
-            self._pages.connected, sock=self._place.listening, backlog=_BACKLOG, **keep
-        )
+        self._pages.serve(self._place.listening)
 
     async def close(self) -> None:
         """Close the server and what is still connected, and take the socket away."""
@@ -117,20 +112,13 @@ class Control:
                 if self._opening is not None:
                     with suppress(ListenError):  # it was said, or nobody wants to know any more
                         self._place = await self._opening
-                place = self._place
-                self._forget()
+                        self._place.listening.close()
+                place, self._place = self._place, None
                 await self._pages.close()
                 if place is not None:
                     await _beside(place.remove)
 
-    def _forget(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        elif self._place is not None:
-            self._place.listening.close()
-        self._server = self._place = None
-
-    def _answer(self, request: Request, connection: Any) -> Answer:
+    def _answer(self, request: Request, connection: socket.socket) -> Answer:
         peer = peer_of(connection)
         if peer.user not in (0, os.geteuid()) and os.getegid() not in peer.groups:
             return Answer(403, b"Only root and the service's group may ask.\n")

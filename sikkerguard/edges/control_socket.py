@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.errors import SikkerGuardError
 
@@ -45,7 +45,7 @@ class Peer:
     groups: frozenset[int]
 
 
-def peer_of(connection: Any) -> Peer:
+def peer_of(connection: socket.socket) -> Peer:
     """Who is at the other end of a connected socket. The server's are those of the time when it began to listen."""
     process, user, group = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

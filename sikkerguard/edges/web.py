@@ -6,7 +6,6 @@ resolve to 127.0.0.1 (DNS rebinding) names its own domain there and is refused.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import socket
@@ -33,7 +32,7 @@ class Web:
         self._health = health
         self._status = status
         self._pages = Pages(self._answer)
-        self._server: asyncio.Server | None = None
+        self._is_open = False
 
     async def open(self) -> None:
         """Answer from now on, unless that is so already.
@@ -41,7 +40,7 @@ class Web:
         Raises:
             ListenError: the address is taken or can't be had.
         """
-        if self._server is not None:
+        if self._is_open:
             return
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
@@ -53,15 +52,14 @@ class Web:
                 "things are. Protection goes on, commands work, and it is tried again. Stop the program that has the "
                 "port, or name a free one in SIKKER_HEALTH_ADDRESS"
             ) from error
-        self._server = await asyncio.start_server(self._pages.connected, sock=listening)
+        self._pages.serve(listening)
+        self._is_open = True
 
     async def close(self) -> None:
         """Close the server and what is still connected."""
-        if self._server is not None:
-            self._server.close()
-            await self._pages.close()
+        await self._pages.close()
 
-    def _answer(self, request: Request, _: Any) -> Answer:
+    def _answer(self, request: Request, _: socket.socket) -> Answer:
         if not _is_local(request.host):
             return Answer(403, b"This page is for this host only.\n")
         if request.method not in ("GET", "HEAD"):
