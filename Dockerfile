@@ -38,10 +38,14 @@ RUN apt-get update \
     && python3 -c "import importlib, pkgutil, sikkerguard; \
 [importlib.import_module(found.name) for found in pkgutil.walk_packages(sikkerguard.__path__, 'sikkerguard.')]; \
 import anyio._backends._asyncio, encodings.ascii, encodings.idna, h11, httpcore, httpx, iptc, pyroute2, sdnotify, systemd.journal" \
-    && install -d -m 700 /var/lib/sikkerguard
+    && install -d -m 700 /var/lib/sikkerguard \
+    && install -d -m 750 /run/sikkerguard
 
 # Nothing of its own can be written but the state, so nothing is to try.
 ENV PYTHONDONTWRITEBYTECODE=1
+# Of the control socket, at which commands and the health check ask; where it can't be written, the socket is beside the
+# state.
+ENV RUNTIME_DIRECTORY=/run/sikkerguard
 # Python itself is the first process: a signal reaches the service.
 ENTRYPOINT ["/usr/bin/sikkerguard"]
 CMD ["run"]

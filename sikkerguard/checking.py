@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from sikkerguard.edges.store import Store
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 
 if TYPE_CHECKING:
-    from sikkerguard.config import Config
+    from pathlib import Path
+
     from sikkerguard.core.model import VerifiedList
 
 
@@ -41,7 +43,8 @@ class Finding:
 
     def as_json(self) -> str:
         """As one JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        # What is not ASCII is escaped already, and of what is, this alone is a control character.
+        return json.dumps(asdict(self), indent=2).replace("\x7f", "\\u007f")
 
     def as_text(self) -> str:
         """As sentences."""
@@ -66,7 +69,7 @@ class Finding:
         return "\n".join(lines)
 
 
-def check(config: Config, text: str) -> Finding:
+def check(state_dir: Path, text: str) -> Finding:
     """Ask the kernel, the cached list and the kept allowlist about one address.
 
     Raises:
@@ -79,7 +82,7 @@ def check(config: Config, text: str) -> Finding:
         raise ConfigError([f"{text!r} can't be checked: {error}."]) from None
     if prefix.length != family.bits:
         raise ConfigError([f"{text!r} can't be checked: it is a range; name one address."])
-    store = Store(config.state_dir)
+    store = Store(state_dir)
     verified = _verified(store)
     protector = store.load_allowlist().protector(family, prefix.first)
     kernel = Kernel()
@@ -101,7 +104,11 @@ def _verified(store: Store) -> VerifiedList | None:
     try:
         return store.peek_list()
     except ListError as error:
-        raise SikkerGuardError(str(error)) from error
+        raise SikkerGuardError(f"{error}{_advice()}") from error
+
+
+def _advice() -> str:
+    return "" if os.geteuid() == 0 else "; run it as root (sudo)"
 
 
 def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[ListedBy, ...]:

@@ -4,22 +4,48 @@ run, so that `--help` and `config` touch nothing, and a start blocks before it h
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sikkerguard import config as configuration
+from sikkerguard.core.text import printable
 from sikkerguard.errors import BusyError, ConfigError, SikkerGuardError
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sikkerguard.config import Config
 
 _BLOCKED = 3
+_WRONG_USE = 2
+# How alike a word must be to a command to be taken for a slip of the pen, from 0 to 1 (difflib).
+_ALIKE = 0.6
+# A service that listens takes a connection at once.
+_ANSWER_SECONDS = 2.0
+_LONGEST_LINE = 4000
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the command that was meant, where it is known."""
+
+    commands: Mapping[str, argparse.ArgumentParser]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words, and end with exit code 2."""
+        wrong = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
+        super().error(self.unknown(wrong[1]) if wrong else message)
+
+    def unknown(self, word: str) -> str:
+        """That there is no such command, and which may be meant."""
+        near = difflib.get_close_matches(word, self.commands, n=1, cutoff=_ALIKE)
+        meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.commands)}"
+        return f"there is no command '{word}'; {meant}"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -28,19 +54,27 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SikkerGuardError: whatever kept the command from its end.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "command" not in options:
+        parser.print_help(sys.stderr)
+        return _WRONG_USE
     command: Callable[[argparse.Namespace], int] = options.command
     return command(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="sikkerguard",
         description="Keeps known attackers out, and never locks you out.",
         epilog="Settings are read from SIKKER_* variables and from /etc/sikkerguard/sikkerguard.env.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from this file")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"sikkerguard {VERSION}", help="print the version and exit"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    parser.commands = commands.choices
 
     def add(name: str, action: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=words, description=words)
@@ -55,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="as JSON")
     pull = add("pull", _pull, "have the running service pull the list now")
     pull.add_argument("--accept", action="store_true", help="take the list once, however much it grew or shrank")
-    add("health", _health, "exit with 0 if the running service is healthy")
+    add("health", _health, "exit with 0 if the list blocks")
     config = add("config", _config, "print the settings in force, the key masked")
     config.add_argument(
         "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
@@ -66,11 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     cleanup.add_argument(
         "--after-stop", action="store_true", help="as systemd's ExecStopPost=: only if the service was stopped for good"
     )
+    cleanup.add_argument("--force", action="store_true", help="also beside a service that runs, which puts it back")
     demo = add("demo", _demo, "start a stand-in for SikkerAPI, for trying things out")
     from sikkerguard.standin import command as standin
 
     standin.add_arguments(demo)
     add("version", _version, "print the version")
+    known = add("help", _help, "print this help, or that of a command")
+    known.add_argument("topic", nargs="?", metavar="COMMAND")
     return parser
 
 
@@ -162,6 +199,12 @@ def _ran_before(options: argparse.Namespace) -> bool:
 def _cleanup(options: argparse.Namespace) -> int:
     if options.after_stop and (_goes_on() or not _has_sets()):
         return 0
+    service = "" if options.after_stop else _running_service(options)
+    if service and not options.force:
+        raise SikkerGuardError(
+            f"{service} runs, and would put back within seconds what is removed; nothing was done. Stop it, which "
+            "removes everything (systemctl stop sikkerguard), or have it removed all the same with --force"
+        )
     from sikkerguard.edges.kernel import Kernel
 
     kernel = Kernel()
@@ -176,7 +219,8 @@ def _cleanup(options: argparse.Namespace) -> int:
         kernel.close()
     if not options.after_stop:
         print("Nothing of SikkerGuard is left in the kernel.")
-        _warn_of_service(options)
+    if service:
+        print(f"sikkerguard: {service} runs and will put it back; stop that instead.", file=sys.stderr)
     return 0
 
 
@@ -212,44 +256,49 @@ def _goes_on() -> bool:
     return job in ("restart", "shutdown") or (job != "stop" and result not in ("success", "exec-condition"))
 
 
-def _warn_of_service(options: argparse.Namespace) -> None:
-    """A service that runs puts back within seconds what was removed. Cleaning up must work with any configuration,
-    and for who may not read the state directory, so this is said only where it can be found out."""
+def _running_service(options: argparse.Namespace) -> str:
+    """The service that runs, as far as that can be found out, whatever the settings are; or nothing. Cleaning up must
+    work with any settings, and also for who may not read the state directory."""
+    from sikkerguard import asking
+    from sikkerguard.edges import control_socket
     from sikkerguard.edges.store import Store
 
+    if control_socket.is_answered(asking.directories(os.environ, options.config), _ANSWER_SECONDS):
+        return "the service"
     try:
-        pid = Store(_tolerated(options, need_key=False, defaults=True).state_dir).service_pid()
+        process = Store(configuration.state_dir(os.environ, options.config)).service_pid()
     except SikkerGuardError:
-        return
-    if pid is not None:
-        print(
-            f"sikkerguard: the service (process {pid}) runs and will put it back; stop that instead.", file=sys.stderr
-        )
+        return ""
+    return f"the service (process {process})" if process is not None else ""
 
 
 def _status(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.status(_settings(options), as_json=options.json)
+    return asking.status(asking.directories(os.environ, options.config), as_json=options.json)
 
 
 def _health(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.health(_settings(options))
+    return asking.health(asking.directories(os.environ, options.config))
 
 
 def _pull(options: argparse.Namespace) -> int:
     from sikkerguard import asking
 
-    return asking.pull(_settings(options), accept=options.accept)
+    return asking.pull(asking.directories(os.environ, options.config), accept=options.accept)
 
 
 def _check(options: argparse.Namespace) -> int:
     from sikkerguard import checking
 
-    found = checking.check(_settings(options), options.address)
-    print(found.as_json() if options.json else found.as_text())
+    found = checking.check(configuration.state_dir(os.environ, options.config), options.address)
+    if options.json:
+        print(found.as_json())
+    else:
+        for line in found.as_text().splitlines():
+            print(printable(line, _LONGEST_LINE))
     return _BLOCKED if found.blocked else 0
 
 
@@ -261,4 +310,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _version(options: argparse.Namespace) -> int:
     print(f"sikkerguard {VERSION}")
+    return 0
+
+
+def _help(options: argparse.Namespace) -> int:
+    parser = _parser()
+    if options.topic is None:
+        parser.print_help()
+    elif options.topic in parser.commands:
+        parser.commands[options.topic].print_help()
+    else:
+        parser.error(parser.unknown(ascii(options.topic)[1:-1]))
     return 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +169,16 @@ def sources(environment: Mapping[str, str], file: Path | None = None) -> tuple[P
     change of the settings."""
     settings = _settings(environment, file)
     return (file or DEFAULT_FILE, *setting_files.key_places(settings.of, environment, DEFAULT_KEY_FILE))
+
+
+def state_dir(environment: Mapping[str, str], file: Path | None = None) -> Path:
+    """The state directory, as far as that can be known: other faults are not looked at, and what can't be read or used
+    is as if it were not set."""
+    setting = _settings(environment, file).of.get("SIKKER_STATE_DIR")
+    with suppress(ValueError):
+        if setting is not None:
+            return Path(str(READERS["SIKKER_STATE_DIR"](setting.text)["state_dir"]))
+    return Config().state_dir
 
 
 def in_force(config: Config) -> list[tuple[str, str]]:

@@ -97,6 +97,10 @@ class UnexpectedError(SikkerGuardError):
     """Something that nobody thought of; what it was stands in the log with its trace."""
 
 
+class ListenError(SikkerGuardError):
+    """Nobody can ask here how things are: the address or the socket can't be had."""
+
+
 class RecordError(SikkerGuardError):
     """Counts and reports can't be kept on disk, or not be read from it."""
 

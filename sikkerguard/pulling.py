@@ -99,19 +99,25 @@ class Puller:
         )
         self._probes: tuple[Config, ProbesFace] | None = None
         self._fetching: asyncio.Task[tuple[Change, int | None]] | None = None
-        self._accept = False
+        self._accept = self._accept_wanted = False
+        # The last wish for a pull, and the last one that the pull under way answers.
+        self._wish = self._serving = 0
         self._under_way = 0
         self.in_force: InForce | None = None
         self.uncorrected = False
 
-    def pull_now(self) -> None:
-        """Pull now, by the settings of now; earlier failures are forgotten. A fetch that is under way is broken off for
-        it, a trial comes to its end first."""
+    def pull_now(self, *, accept: bool = False) -> int:
+        """Pull now, by the settings of now, and take that list whatever its size if `accept` says so; earlier failures
+        are forgotten. A fetch that is under way is broken off for it, a trial comes to its end first. Gives the number
+        of this wish: see `State.pull_answered`."""
+        self._wish += 1
+        self._accept_wanted = self._accept_wanted or accept
         self._failures = self._file_failures = 0
         self._pull_wanted = self._file_wanted = True
         if self._fetching is not None and self._fetching.cancel():
             log.info("The pull that is under way is broken off, and begun anew with the settings as they are now.")
         self._work_wanted.set()
+        return self._wish
 
     def _file_changed(self) -> None:
         self._file_failures = 0
@@ -199,7 +205,9 @@ class Puller:
             if pulling:
                 self._pull_wanted = False
                 # Whatever becomes of this round, the wish to accept what it brings is for no other.
-                self._accept = await self._take_acceptance() or self._accept
+                # Whatever becomes of it, the wish to accept what it brings is for no other, unless it is broken off.
+                self._accept, self._accept_wanted = self._accept or self._accept_wanted, False
+                self._serving = self._wish
             if self._file_wanted or pulling or now >= self._file_at:
                 self._file_wanted = False
                 self._file_at = await _after(self._attempt_file(accept=pulling and self._accept))
@@ -357,7 +365,12 @@ class Puller:
 
     def _pulled(self, failure: str) -> None:
         self._show_lists()
-        self._change(last_pull=Attempt(time.time(), failure), pulls=self._state().pulls + 1, pulling=False)
+        self._change(
+            last_pull=Attempt(time.time(), failure),
+            pulls=self._state().pulls + 1,
+            pulling=False,
+            pull_answered=self._serving,
+        )
 
     def _report_failure(self, error: SikkerGuardError, pause: float) -> None:
         if self.in_force is not None:
@@ -476,11 +489,6 @@ class Puller:
                 covered_v6=extent.share(Family.V6),
                 left_out=tuple(map(str, self.in_force.verified.left_out)),
             )
-
-    async def _take_acceptance(self) -> bool:
-        if self._settings().dry_run:
-            return False
-        return await asyncio.to_thread(self._edges.store.take_acceptance)
 
     async def _remember(self, memory: PullMemory) -> None:
         self._memory = memory

@@ -10,7 +10,9 @@ import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges import last_good, logs, modules
+from sikkerguard.edges import control_socket, last_good, logs, modules
+from sikkerguard.edges.claim import Claim
+from sikkerguard.edges.control import Control
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
@@ -21,7 +23,7 @@ from sikkerguard.edges.outgoing import Connections
 from sikkerguard.edges.proxies import way_of
 from sikkerguard.edges.store import Store
 from sikkerguard.edges.web import Web
-from sikkerguard.errors import ConfigError
+from sikkerguard.listening import Listening
 from sikkerguard.needs import Edges
 from sikkerguard.service import Service
 
@@ -163,24 +165,40 @@ async def _run(
     database = None if config.dry_run else Database(config.state_dir)
     edges = adjust(_edges(config, store, database))
     service = Service(config, edges, reread, files)
-    web = Web(config.health_host, config.health_port, service.health, service.status)
-    try:
-        web.bind()
-    except ConfigError:
-        edges.kernel.close()
-        raise
+    listening = _listening(config, service)
+
+    def reload() -> None:
+        listening.try_now()
+        service.reload()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
-    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     # What has come since the process began, and was held back, is answered now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
-        await service.run(web)
+        await service.run(listening)
     finally:
         edges.notifier.close()
         if database is not None:
             database.close()
+
+
+def _listening(config: Config, service: Service) -> Listening:
+    """The page, and the control socket: in systemd's runtime directory, or else in the state directory. A dry run
+    can do without, since it may stand beside a service that has it."""
+    found = control_socket.runtime_directory(os.environ)
+    control = Control(
+        (*((found,) if found else ()), config.state_dir),
+        service.health,
+        service.status,
+        lambda accept: service.pull(accept=accept),
+    )
+    web = Web(config.health_host, config.health_port, service.health, service.status)
+    if config.dry_run:
+        return Listening((web, control), service.trouble, optional=(control.name,))
+    return Listening((web, control, Claim()), service.trouble)
 
 
 def _kernel(config: Config) -> KernelFace:

@@ -156,6 +156,13 @@ class Service:
         if self._ready:
             self._edges.notifier.ready(self._said)
 
+    def pull(self, *, accept: bool) -> int:
+        """Read the configuration again, and pull now, taking that list whatever its size if `accept` says so. Gives the
+        number of this wish: see `State.pull_answered`."""
+        number = self._puller.pull_now(accept=accept)
+        self.reload()
+        return number
+
     def trouble(self, name: str, sentence: str) -> None:
         """Something besides the list does not work, or works again where the sentence is empty. The status is degraded
         for as long, and the log says so once."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sikkerguard.core.model import ANY, SIKKERAPI
 from sikkerguard.core.ports import service_of
 from sikkerguard.core.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
-from sikkerguard.core.schedule import duration_text
+from sikkerguard.core.schedule import duration_text, span_text
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,15 +57,16 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
 def status(
     state: State, now: float, unhealthy: tuple[str, ...], port_map: Mapping[int, str] | None = None
 ) -> dict[str, Any]:
-    """What `/status` answers. Times are ISO 8601 in UTC, `uptime` is in seconds, "today" is the day in UTC, and
-    `coverage` in percent of IPv4, and of 2000::/3 counted in /64s."""
+    """What `/status` answers. Times are ISO 8601 in UTC, "today" is the day in UTC, `coverage` in percent of IPv4, and
+    of 2000::/3 counted in /64s, `uptime` a text such as `2h 15m`."""
     port_map = port_map or {}
     return {
-        "status": "starting" if not state.protecting and state.last_pull is None else "degraded" if unhealthy else "ok",
+        "status": _word(state, unhealthy),
         "version": VERSION,
         "reasons": list(unhealthy),
         "dryRun": state.dry_run,
-        "uptime": round(now - state.started_at),
+        "uptime": span_text(now - state.started_at),
+        "uptimeSeconds": round(now - state.started_at),
         "blockedIps": state.blocked_v4 + state.blocked_v6,
         "blockedV4": state.blocked_v4,
         "blockedV6": state.blocked_v6,
@@ -75,6 +76,7 @@ def status(
         "nextPull": _iso(state.next_pull_at),
         "pulls": state.pulls,
         "pulling": state.pulling,
+        "pullAnswered": state.pull_answered,
         "quotaRemaining": state.quota_remaining,
         "lastReport": _iso(state.reports.last_report_at),
         "reports": {
@@ -105,6 +107,14 @@ def status(
         "logSource": state.log_source,
         "logLost": state.log_lost,
     }
+
+
+def _word(state: State, unhealthy: tuple[str, ...]) -> str:
+    if not state.protecting and state.last_pull is None:
+        return "starting"
+    if unhealthy:
+        return "degraded"
+    return "dry-run" if state.dry_run else "active"
 
 
 def _list(source: SourceStatus) -> dict[str, Any]:

@@ -408,7 +408,8 @@ class ReportNumbers:
 class State:
     """All that the outside may know of the service; replaced as a whole, never changed. Times are Unix seconds, but
     `settled_at`, which is on the monotonic clock: when the kernel was last seen to hold what it should. `troubles` are
-    named sentences on what does not work though the list blocks: an operator has to hear of them."""
+    named sentences on what does not work though the list blocks: an operator has to hear of them. Wishes for a pull are
+    numbered from 1, and `pull_answered` is the last one that a finished pull has answered."""
 
     started_at: float
     dry_run: bool
@@ -420,6 +421,7 @@ class State:
     next_pull_at: float | None = None
     pulls: int = 0
     pulling: bool = False
+    pull_answered: int = 0
     quota_remaining: int | None = None
     allowlist: str = ""
     lists: tuple[SourceStatus, ...] = ()

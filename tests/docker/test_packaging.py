@@ -46,6 +46,7 @@ def test_podman_makes_a_service_of_the_unit(tool_directory: Path, tmp_path: Path
         "--security-opt=no-new-privileges",
         "--read-only ",
         "-v sikkerguard-state:/var/lib/sikkerguard",
+        "--tmpfs /run/sikkerguard:rw,mode=0750,size=64k",
         "-v /run/systemd/sessions:/run/systemd/sessions:ro",
         "-v /run/systemd/seats:/run/systemd/seats:ro",
         "--device /dev/kmsg:/dev/kmsg:r",

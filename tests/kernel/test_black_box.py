@@ -101,7 +101,7 @@ def test_listed_sources_stay_out_and_innocent_ones_are_served_whatever_comes(gua
         assert {record.row.ip for record in guard.standin.record.reports} == {SCANNER}
         traffic.check()
         found = guard.status()
-        assert (found["status"], found["reasons"], found["blockedIps"]) == ("ok", [], BLOCKED + 1)
+        assert (found["status"], found["reasons"], found["blockedIps"]) == ("active", [], BLOCKED + 1)
         assert found["droppedReplies"] >= 60
     lab.host.run("ip", "addr", "flush", "dev", "lo", "to", "198.18.0.0/15")
     lab.host.run("ip", "route", "flush", "dev", "lo", "to", "root", "198.19.0.0/16")

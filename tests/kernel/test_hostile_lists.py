@@ -31,9 +31,9 @@ MANY_V6 = "".join(f"2{number:03x}::/16\n" for number in range(0, 500, 2))
 
 
 def pull(guard: Guard, *words: str) -> str:
-    """`sikkerguard pull`: what it prints, on either stream."""
+    """`sikkerguard pull`: what it prints of its outcome, on either stream."""
     done = guard.cli("pull", *words)
-    return done.stdout + done.stderr
+    return done.stdout + "".join(line for line in done.stderr.splitlines(True) if "waiting for" not in line)
 
 
 def serve(guard: Guard, lines: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard import asking
-from sikkerguard.config import Config
 from sikkerguard.core.health import STALLED_SECONDS, failures, reasons, sentence, status
 from sikkerguard.core.model import ANY, Attempt, Count, Counted, ReportNumbers, State
 from sikkerguard.core.protocols import REPLY
@@ -113,11 +112,12 @@ def test_every_reason_is_told() -> None:
 def test_the_status_has_what_readers_rely_on() -> None:
     found = status(BLOCKING, NOW, ())
     expected = {
-        "status": "ok",
+        "status": "active",
         "version": VERSION,
         "reasons": [],
         "dryRun": False,
-        "uptime": 259200,
+        "uptime": "3d 0h",
+        "uptimeSeconds": 259200,
         "blockedIps": 8774,
         "blockedV4": 8770,
         "blockedV6": 4,
@@ -167,7 +167,7 @@ def test_trouble_with_reports_is_shown_and_is_no_illness() -> None:
     troubled = replace(BLOCKING, reports=replace(BLOCKING.reports, trouble="SikkerAPI can't be reached."))
     assert why(troubled) == ()
     shown = status(troubled, NOW, ())
-    assert shown["status"] == "ok"
+    assert shown["status"] == "active"
     assert shown["reports"]["trouble"] == "SikkerAPI can't be reached."
     assert sentence(troubled, NOW) == sentence(BLOCKING, NOW)
 
@@ -177,8 +177,8 @@ def test_the_command_says_how_reporting_stands_in_words(
     trouble: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     troubled = replace(BLOCKING, reports=replace(BLOCKING.reports, trouble=trouble))
-    monkeypatch.setattr(asking, "_status", lambda config: status(troubled, NOW, ()))
-    assert asking.status(Config(), as_json=False) == 0
+    monkeypatch.setattr(asking, "_status", lambda places: status(troubled, NOW, ()))
+    assert asking.status((), as_json=False) == 0
     shown = capsys.readouterr().out.splitlines()
     numbers = "sent 247, withheld 31, rejected 2, unanswered 1, waiting 9, quota remaining 4,750, dropped 5"
     assert f"Reports:          {numbers}" in shown
@@ -196,8 +196,8 @@ def test_replies_are_shown_with_the_port_they_came_from(
         {"protocol": "TCP", "port": 443, "service": "reply", "packets": 5},
         {"protocol": "any", "port": None, "service": "further replies", "packets": 4},
     ]
-    monkeypatch.setattr(asking, "_status", lambda config: shown)
-    assert asking.status(Config(), as_json=False) == 0
+    monkeypatch.setattr(asking, "_status", lambda places: shown)
+    assert asking.status((), as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "Replies dropped:  67" in lines
     assert "Ports today:      443/TCP (reply): 5, any (further replies): 4" in lines
@@ -230,7 +230,9 @@ def test_the_status_has_each_busy_port_in_its_order(places: list[tuple[int, int]
         (STARTING, ("No list.",), "starting"),
         (replace(STARTING, last_pull=FAILED), ("No list.",), "degraded"),
         (BLOCKING, ("The list is old.",), "degraded"),
-        (BLOCKING, (), "ok"),
+        (BLOCKING, (), "active"),
+        (replace(BLOCKING, dry_run=True), (), "dry-run"),
+        (replace(BLOCKING, dry_run=True), ("The list is old.",), "degraded"),
     ],
 )
 def test_the_status_is_one_word(state: State, unhealthy: tuple[str, ...], word: str) -> None:
@@ -242,7 +244,7 @@ def test_the_status_of_a_start_has_the_same_keys_and_says_nothing_untrue() -> No
     found = status(STARTING, NOW + 1.4, ())
     assert found.keys() == status(BLOCKING, NOW, ()).keys()
     assert {name for name, value in found.items() if value is None} >= {"lastPull", "nextPull", "listVerified"}
-    assert (found["uptime"], found["blockedIps"]) == (1, 0)
+    assert (found["uptime"], found["uptimeSeconds"], found["blockedIps"]) == ("1s", 1, 0)
     assert all(found[name] == 0 for name in found if name.startswith("dropped") or name in ("sources", "logLost"))
     assert (found["topPorts"], found["logSource"]) == ([], "counters")
     assert status(replace(STARTING, last_pull=FAILED, dry_run=True), NOW, ())["lastPullError"] == FAILED.failure

@@ -60,12 +60,15 @@ FRIENDS = {
     "neighbours": ("netlink",),
     "routes": ("netlink",),
     "watch": ("addresses",),
+    "web": ("pages",),
+    "control": ("pages", "control_socket"),
+    "claim": ("control_socket",),
     "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.
 LIBRARIES: dict[str, tuple[str, ...] | None] = {
     "httpx": ("sikkerapi", "reportapi", "apidoor", "failures"),
-    "h11": ("web",),
+    "h11": ("pages",),
     "iptc": ("chains", "references", "xtables_abi"),
     "pyroute2": None,
     "sdnotify": ("notify",),
@@ -221,7 +224,7 @@ def test_the_modules_of_the_design_are_there() -> None:
     assert {"errors", "config", "service", "cycle", "cli", "__main__", "core.model", "core.plan"} <= names
     assert {"edges.kernel", "edges.sikkerapi", "edges.ipset", "edges.chains", "edges.notify"} <= names
     # Each owner of a library uses it, so that no rule above is one about nothing.
-    for edge, library in (("sikkerapi", "httpx"), ("web", "h11"), ("chains", "iptc"), ("notify", "sdnotify")):
+    for edge, library in (("sikkerapi", "httpx"), ("pages", "h11"), ("chains", "iptc"), ("notify", "sdnotify")):
         importer = f"sikkerguard.edges.{edge}"
         assert library in {each.root for each in imports_of(importer, SOURCES[importer])}
     for edge, friends in FRIENDS.items():

@@ -218,7 +218,7 @@ OPTIONS = {name: options_of(parser) for name, parser in parsers().items()}
 
 
 def options_in(text: str) -> set[str]:
-    return {f"-{name}" for name in re.findall(r"\bFl (-?[a-z][a-z-]*)", text)}
+    return {f"-{name}" for name in re.findall(r"\bFl (-?[A-Za-z][a-z-]*)", text)}
 
 
 def test_the_page_has_every_command_with_its_options() -> None:
@@ -238,7 +238,8 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
         described[command] = options_in(after)
         common |= options_in(before)
     assert described == {name: options - HELP for name, options in OPTIONS.items()}
-    assert common == options_of(cli._parser()) - HELP
+    # These stand for a command.
+    assert common == options_of(cli._parser()) - HELP - {"-V", "--version"}
 
 
 def test_the_page_names_the_defaults_of_the_demo() -> None:
@@ -289,12 +290,13 @@ def test_the_completion_offers_every_command_and_option() -> None:
         assert completed(name, "-") == sorted(options), name
         assert completed("--config", "FILE", name, "-") == sorted(options), name
         assert completed("--config", "=", "FILE", name, "-") == sorted(options), name
-        assert completed(name, "") == [], name
+        assert completed(name, "") == ([] if name != "help" else sorted(OPTIONS)), name
 
 
 def test_the_completion_offers_what_fits() -> None:
     assert completed("re") == ["restore"]
     assert completed("cl") == ["cleanup"]
+    assert completed("help", "cl") == ["cleanup"]
     assert completed("demo", "--lis") == ["--list", "--listen"]
     assert completed("check", "192.0.2.7", "--j") == ["--json"]
     assert completed("nonsense", "-") == []

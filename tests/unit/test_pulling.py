@@ -55,7 +55,6 @@ class Store:
     def __init__(self) -> None:
         self.list: VerifiedList | None = None
         self.pulls: dict[str, Any] = {}
-        self.accept = False
         self.written: list[int] = []
 
     def save_list(self, verified: VerifiedList) -> None:
@@ -84,8 +83,7 @@ class Store:
         pass
 
     def take_acceptance(self) -> bool:
-        accept, self.accept = self.accept, False
-        return accept
+        raise AssertionError("a wish comes with a call")
 
 
 @dataclass
@@ -409,22 +407,23 @@ def test_a_server_that_takes_its_time_keeps_the_file_from_nothing() -> None:
 def test_a_fetch_that_is_under_way_is_broken_off_for_newer_settings(caplog: pytest.LogCaptureFixture) -> None:
     async def run(made: Desk) -> None:
         made.api.hangs = True
-        made.store.accept = True
         async with made.running():
             await made.until(lambda: made.api.asked)
             made.api.hangs = False
             made.config = replace(made.config, score_min=90)
-            made.puller.pull_now()
+            number = made.puller.pull_now()
             await made.until(lambda: made.state.pulls == 1)
             assert (made.api.asked, made.api.scores) == (2, [50, 90])
+            assert made.state.pull_answered == number
             assert not made.state.pulling
             assert made.store.pulls["unfinished"] == 0
 
     with desk() as made, caplog.at_level("INFO"):
         made.store.list = VerifiedList((ListedSource(SIKKERAPI, listing("203.0.113.7"), time.time()),), time.time())
         made.puller.load_cached()
+        # The wish to take a list of whatever size is for the one that is broken off, and then for the next.
+        made.puller.pull_now(accept=True)
         asyncio.run(run(made))
-        # The wish to take a list of whatever size was for the one that was broken off, and is for the next.
         assert [len(each.admitted.blocklist) for each in made.live] == [2000]
     assert "broken off, and begun anew" in caplog.text
 
@@ -433,8 +432,11 @@ def test_a_trial_that_is_under_way_comes_to_its_end(caplog: pytest.LogCaptureFix
     async def run(made: Desk) -> None:
         async with made.running():
             await made.until(lambda: "begin" in made.kernel.steps)
-            made.puller.pull_now()
+            numbers = [made.puller.pull_now() for _ in range(2)]
             await made.until(lambda: made.state.pulls == 2)
+            # The one that was under way answers neither wish, the one behind it both.
+            assert [state.pull_answered for state in made.states if state.pulls == 1][-1] < numbers[0]
+            assert made.state.pull_answered == numbers[1]
 
     with desk() as made, caplog.at_level("INFO"):
         asyncio.run(run(made))
@@ -614,10 +616,8 @@ def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
             await made.until(lambda: made.state.pulls)
             made.api.lines = CROWD[:20]
             made.file.write(b"".join(b"203.0.%d.%d\n" % (number >> 8, number & 255) for number in range(3000)))
-            made.store.accept = True
-            made.puller.pull_now()
+            made.puller.pull_now(accept=True)
             await made.until(lambda: made.state.pulls == 2)
-            assert not made.store.accept
             made.api.lines = CROWD
             made.puller.pull_now()
             await made.until(lambda: made.state.pulls == 3)

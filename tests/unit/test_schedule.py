@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.schedule import duration_text, next_pull, next_try
+from sikkerguard.core.schedule import duration_text, next_pull, next_try, span_text
 from sikkerguard.errors import FetchError, KernelError, ListError, SelfTestError, SikkerGuardError
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -120,6 +120,24 @@ def test_there_is_always_a_pause_and_an_end_of_it(error: SikkerGuardError, failu
 )
 def test_a_length_of_time_as_people_say_it(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0s"),
+        (0.9, "0s"),
+        (45, "45s"),
+        (60, "1m 0s"),
+        (725, "12m 5s"),
+        (2 * HOUR + 15 * MINUTE + 59, "2h 15m"),
+        (DAY - 1, "23h 59m"),
+        (3 * DAY, "3d 0h"),
+        (400 * DAY + 5 * HOUR, "400d 5h"),
+    ],
+)
+def test_a_span_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert span_text(seconds) == text
 
 
 @settings(deadline=None)
