@@ -286,6 +286,10 @@ class Kernel:
                 "blocking; 'sikkerguard cleanup' removes it"
             )
 
+    def await_resume(self) -> None:
+        """Where our DROP rules' counters stood will be told later, by `resume` and before the first `drain`."""
+        self._meter.await_resume()
+
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """Our DROP rules' counters stood there when they were last taken into account."""
         self._meter.resume(counters)

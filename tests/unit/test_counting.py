@@ -90,6 +90,9 @@ class Kernel:
         self.asked: list[float] = []
         self.counters: Mapping[Family, Count] = {}
 
+    def await_resume(self) -> None:
+        assert not self.asked
+
     def resume(self, counters: Mapping[Family, Count]) -> None:
         self.resumed = counters
 
@@ -127,6 +130,9 @@ class Records:
         self.saves = 0
         self.broken = ""
         self._shown = shown
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def load(self) -> tuple[Ledger, list[bytes], dict[tuple[int, int], int]]:
         self._try()

@@ -29,6 +29,7 @@ from sikkerguard.core.model import (
     parse_prefix,
 )
 from sikkerguard.cycle import Owner
+from sikkerguard.disk import Disk
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
 from sikkerguard.needs import Edges
@@ -57,6 +58,9 @@ class Store:
         self.pulls: dict[str, Any] = {}
         self.accept = False
         self.written: list[int] = []
+
+    def claim(self) -> bool:
+        return False
 
     def save_list(self, verified: VerifiedList) -> None:
         self.list = verified
@@ -155,6 +159,8 @@ class Desk:
     """A puller with all that it needs, and what it told."""
 
     puller: Puller
+    disk: Disk
+    complaints: list[str]
     kernel: Kernel
     store: Store
     api: Api
@@ -183,6 +189,7 @@ class Desk:
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(outcome, asyncio.CancelledError), outcome
+            await self.disk.settled(5)
 
     def has_pulled(self, times: int) -> bool:
         return self.state.pulls == times
@@ -200,6 +207,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
         known = file.store = store or Store()
         unknown = Unknown()
         states = [State(started_at=time.time(), dry_run=False)]
+        complaints: list[str] = []
 
         def change(**changes: Any) -> None:
             states.append(replace(states[-1], **changes))
@@ -207,10 +215,11 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
         here = Surroundings(
             (AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY),), frozenset({Gateway(Family.V4, "192.0.2.1", 1)})
         )
+        disk = Disk(known, "/state", complaints.append)
         keeper = Keeper(
             kernel,
             owner,
-            known,
+            disk,
             lambda ways: here,
             lambda changed: None,
             lambda: None,
@@ -243,6 +252,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
 
         puller = Puller(
             edges,
+            disk,
             owner,
             keeper,
             Open(),  # type: ignore[arg-type]
@@ -255,7 +265,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
             lambda: nullcontext(frozenset()),
             unknown,
         )
-        made = Desk(puller, kernel, known, api, file, states)
+        made = Desk(puller, disk, complaints, kernel, known, api, file, states)
         made.config = replace(made.config, **settings)
         yield made
         keeper.close()
@@ -327,6 +337,7 @@ def test_a_process_that_dies_in_a_pull_leaves_a_mark_by_which_the_next_one_waits
     assert store.pulls["unfinished"] == 0
 
     async def begin(made: Desk) -> None:
+        await made.disk.load()
         made.puller.load_cached()
         async with made.running():
             await made.until(lambda: "began" in caplog.text or "ended in the middle" in caplog.text)
@@ -527,6 +538,7 @@ def test_a_list_that_an_earlier_version_took_though_it_covers_too_much_is_not_us
     )
     with desk(store, custom_blacklist=FILE) as made:
         made.file.write(b"203.0.113.7\n")
+        asyncio.run(made.disk.load())
         made.puller.load_cached()
         assert made.puller.in_force is not None
         assert made.puller.in_force.admitted.blocklist == mine
