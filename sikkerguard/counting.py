@@ -309,8 +309,6 @@ class Counting:
         if trouble != self._trouble:
             self._trouble = trouble
             self._tell_trouble(trouble)
-            if not trouble:
-                log.info("What is counted is kept on disk again.")
 
     def _counted(self) -> Counted:
         ledger, today = self._ledger, self._today

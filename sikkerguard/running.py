@@ -132,6 +132,7 @@ def _alone(store: Store) -> Iterator[None]:
     lock = NamespaceLock()
     try:
         _soon(store.prepare, otherwise=None)
+        lock.take()
         yield
     finally:
         _soon(store.close, otherwise=None)

@@ -171,8 +171,10 @@ class Service:
 
     def _records_trouble(self, sentence: str) -> None:
         self.trouble("records", sentence)
-        if not sentence and self._reporter is not None:
-            self._reporter.disk_healed()
+        if not sentence:
+            log.info("What is counted is kept on disk again.")
+            if self._reporter is not None:
+                self._reporter.disk_healed()
 
     def health(self) -> tuple[str, ...]:
         """Why it can't be said that the list blocks; empty where it does."""
