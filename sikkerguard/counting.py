@@ -127,9 +127,9 @@ class Counting:
             return
         if self._loading is None:
             self._loading = self._disk.start(self._records.load)
-        done, _ = await asyncio.wait({self._loading}, timeout=seconds)
-        if not done:
-            self._say_trouble("The records of earlier runs are not read yet: the disk does not answer")
+        if not await self._disk.soon(self._loading, seconds):
+            if self._disk.hangs():
+                self._say_trouble("The records of earlier runs are not read yet: the disk does not answer")
             return
         loading, self._loading = self._loading, None
         try:
@@ -283,10 +283,10 @@ class Counting:
         """Whether the last save has come to an end in this time, whatever it was."""
         assert self._saving is not None
         job, taken = self._saving
-        done, _ = await asyncio.wait({job}, timeout=seconds)
-        if not done:
+        if not await self._disk.soon(job, seconds):
             self._changed = True
-            self._say_trouble("Nothing that is counted can be kept: the disk does not answer")
+            if self._disk.hangs():
+                self._say_trouble("Nothing that is counted can be kept: the disk does not answer")
             return False
         self._saving = None
         try:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # A disk that takes longer than this for one thing hangs: nobody waits for it any more until it has done that.
 HUNG_SECONDS = 1.5
+# Who waits looks this often whether it does.
+_STEP_SECONDS = 0.25
 # So long that is its own affair. A busy host syncs for seconds.
 _SAID_SECONDS = 5.0
 # What a start reads may take so long: the largest list from a slow card.
@@ -78,8 +80,16 @@ class DiskThread(Executor):
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
-            await asyncio.wait({job}, timeout=LAST_SECONDS)
+            await self.soon(job, LAST_SECONDS)
             raise
+
+    async def soon(self, job: asyncio.Future[Any], seconds: float) -> bool:
+        """Whether this has come to its end, which is waited for for so many seconds at most, and no longer once the
+        disk hangs."""
+        deadline = time.monotonic() + seconds
+        while not job.done() and not self.hangs() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait({job}, timeout=min(left, _STEP_SECONDS))
+        return job.done()
 
     def at_once(self, action: Callable[[], None]) -> None:
         """Have this done while the caller, who can't await, waits for a second at most. It may be done later.
@@ -193,18 +203,16 @@ class Disk:
         one's."""
         job = self._wish or self._thread.start(self._store.take_acceptance)
         self._wish = None
-        done, _ = await asyncio.wait({job}, timeout=0.0 if self._thread.hangs() else _WISH_SECONDS)
-        if not done:
-            self._wish = job
-            return False
-        return job.result()
+        if await self._thread.soon(job, _WISH_SECONDS):
+            return job.result()
+        self._wish = job
+        return False
 
     async def settled(self, seconds: float) -> None:
         """Wait until all that is to be kept was written or refused, but no longer than so many seconds, and not for a
         disk that hangs."""
-        deadline = time.monotonic() + seconds
-        while self._writing is not None and not self._thread.hangs() and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait({self._writing}, timeout=min(left, HUNG_SECONDS))
+        if self._writing is not None:
+            await self._thread.soon(self._writing, seconds)
 
     async def watch_forever(self) -> None:
         """Try again what was refused, and say how the disk is."""

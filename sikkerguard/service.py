@@ -292,8 +292,7 @@ class Service:
         """Have what is known on disk, as far as it takes that in time."""
         await self._disk.finish()
         if self._edges.counts is not None:
-            done, _ = await asyncio.wait({self._records.start(self._edges.counts.close)}, timeout=LAST_SECONDS)
-            if not done:
+            if not await self._records.soon(self._records.start(self._edges.counts.close), LAST_SECONDS):
                 log.error("The disk does not answer: what was counted last is lost. The process ends when it does.")
         self._records.shutdown()
 

@@ -496,6 +496,9 @@ class Held(DiskThread):
     def hold(self) -> None:
         self._held = []
 
+    def hangs(self) -> bool:
+        return bool(self._held)
+
     def waiting(self) -> int:
         return len(self._held or ())
 
