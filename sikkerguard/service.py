@@ -291,9 +291,9 @@ class Service:
     async def _close_disk(self) -> None:
         """Have what is known on disk, as far as it takes that in time."""
         await self._disk.finish()
-        if self._edges.counts is not None:
-            if not await self._records.soon(self._records.start(self._edges.counts.close), LAST_SECONDS):
-                log.error("The disk does not answer: what was counted last is lost. The process ends when it does.")
+        counts = self._edges.counts
+        if counts is not None and not await self._records.soon(self._records.start(counts.close), LAST_SECONDS):
+            log.error("The disk does not answer: what was counted last is lost. The process ends when it does.")
         self._records.shutdown()
 
     async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> None:
