@@ -264,7 +264,7 @@ class Disk:
         self._trouble = trouble
         self._tell(trouble)
         if not trouble:
-            log.info("%s can be written again, and has all that was to be kept.", self._place)
+            log.warning("%s can be written again, and has all that was to be kept.", self._place)
 
     def _judged(self) -> str:
         if (took := self._thread.took()) > _SAID_SECONDS:

@@ -172,7 +172,7 @@ class Service:
     def _records_trouble(self, sentence: str) -> None:
         self.trouble("records", sentence)
         if not sentence:
-            log.info("What is counted is kept on disk again.")
+            log.warning("What is counted is kept on disk again.")
             if self._reporter is not None:
                 self._reporter.disk_healed()
 

@@ -44,6 +44,8 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "logs": ("log_queue",),
+    "store": ("directory", "processes"),
+    "lock": ("processes",),
     "kernlog": ("journal", "kmsg"),
     "flows": ("addresses", "netlink"),
     "outgoing": ("flows", "addresses"),

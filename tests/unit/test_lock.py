@@ -73,7 +73,8 @@ def test_a_second_service_is_refused_and_the_first_is_named(name: str, hold: lis
         NamespaceLock(name).take()
     free.close()
     free.close()
-    NamespaceLock(name).take()
+    free.take()
+    free.close()
 
 
 @pytest.mark.parametrize("how", ["listens", "is deaf"])
