@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -638,3 +639,65 @@ def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
         asyncio.run(run(made))
         # 20 addresses are in force: their 100-fold is within what four weeks have seen, and no more is accepted.
         assert [len(each.admitted.blocklist) for each in made.live][-2:] == [3020, 5000]
+
+
+# A disk that hangs
+
+
+def test_an_update_does_not_wait_for_its_mark_on_a_disk_that_hangs() -> None:
+    store, may_go = Store(), threading.Event()
+    saved = store.save_pulls
+
+    def hang(known: dict[str, Any]) -> None:
+        may_go.wait(30)
+        saved(known)
+
+    async def run(made: Desk) -> None:
+        began = time.monotonic()
+        async with made.running():
+            await made.until(lambda: made.live, 10)
+            assert time.monotonic() - began < 8
+            assert store.written == []
+            made.puller.pull_now()
+            began = time.monotonic()
+            await made.until(partial(made.has_pulled, 2), 10)
+            # From then on it is known to hang.
+            assert time.monotonic() - began < 2
+            # A stop in the middle of a pull waits for it as little.
+            made.api.hangs = True
+            made.puller.pull_now()
+            await made.until(lambda: made.api.asked == 3)
+            began = time.monotonic()
+        assert time.monotonic() - began < 7
+        may_go.set()
+        await made.until(lambda: store.list is not None and store.written[-1] == 0)
+
+    with desk(store) as made, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "save_pulls", hang)
+        asyncio.run(run(made))
+
+
+def test_the_list_file_s_disk_may_hang_and_pulls_go_on() -> None:
+    may_go = threading.Event()
+
+    async def run(made: Desk) -> None:
+        stamp = made.file.stamp
+
+        def hang(path: str) -> object:
+            may_go.wait(30)
+            return stamp(path)
+
+        async with made.running():
+            await made.until(partial(made.has_pulled, 1), 10)
+            made.file.stamp = hang  # type: ignore[method-assign]
+            for pulls in (2, 3):
+                made.puller.pull_now()
+                await made.until(partial(made.has_pulled, pulls), 10)
+            may_go.set()
+            made.file.stamp = stamp  # type: ignore[method-assign]
+            made.file.write(b"203.0.113.9\n")
+            await made.until(lambda: len(made.live[-1].admitted.blocklist) == 2001, 15)
+
+    with desk(custom_blacklist=FILE) as made:
+        made.file.write(b"# nothing yet\n")
+        asyncio.run(run(made))
