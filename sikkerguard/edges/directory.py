@@ -164,7 +164,8 @@ def _trusted(handle: int, place: int) -> int:
         found, owner = os.fstat(handle), os.fstat(place).st_uid
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        if found.st_uid != owner and not (found.st_nlink == 1 and found.st_uid in (0, os.geteuid())):
+        known = {owner, os.geteuid() or owner}
+        if found.st_uid not in known and not (found.st_nlink == 1 and found.st_uid == 0):
             raise OSError(errno.EPERM, "its owner is not that of the directory")
     except OSError:
         os.close(handle)
