@@ -35,6 +35,7 @@ from sikkerguard.core.policy import always_allowed
 from sikkerguard.core.pull_memory import PullMemory
 from sikkerguard.core.size_guard import Limits
 from sikkerguard.cycle import Cycle, InForce, Owner, fetch, read_file
+from sikkerguard.disk import DiskThread
 from sikkerguard.edges.kernel import Kernel
 from sikkerguard.edges.listfile import ListFile
 from sikkerguard.edges.outgoing import Connections
@@ -270,7 +271,7 @@ async def pull(kind: str, directory: Path) -> None:
             try:
                 changes = [(await fetch(config, SikkerApi(f"http://127.0.0.1:{_PORT}", "key"), lambda: None))[0]]
                 if custom is not None:
-                    changes.append(await read_file(custom, ListFile()))
+                    changes.append(await read_file(custom, ListFile(), DiskThread("list file")))
                 in_force, memory = await cycle.put_in_force(
                     changes, allowlist, in_force, memory, accept=False, api_addresses=()
                 )

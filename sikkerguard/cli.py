@@ -247,12 +247,15 @@ def _goes_on() -> bool:
     if state := os.environ.get("STATE_DIRECTORY"):
         # The service, which can still ask, leaves word for the unit that is stopped after it, when D-Bus has ended. The
         # next start takes it away.
-        word = Path(state) / "going-down"
+        from sikkerguard.edges.directory import Directory
+
+        words = Directory(Path(state))
         if job == "shutdown":
             with suppress(OSError):  # on a full disk the rules are gone a moment before the network is
-                word.touch()
-        if word.exists():
-            return True
+                words.replace("going-down")
+        with suppress(OSError):
+            if words.has("going-down"):
+                return True
     return job in ("restart", "shutdown") or (job != "stop" and result not in ("success", "exec-condition"))
 
 

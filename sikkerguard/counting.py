@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.attribution import Owed, name
@@ -14,13 +15,15 @@ from sikkerguard.core.ledger import Ledger, day_of
 from sikkerguard.core.model import NOTHING, Counted
 from sikkerguard.core.tally import Line, Tally, in_fields
 from sikkerguard.core.today import Today
+from sikkerguard.core.unsaved import Unsaved
+from sikkerguard.disk import LAST_SECONDS, DiskThread
 from sikkerguard.errors import KernelError, RecordError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from sikkerguard.core.faces import CountsFace, KernelFace
-    from sikkerguard.core.model import Drain, DropEvent, Key
+    from sikkerguard.core.model import Drain, DropEvent
     from sikkerguard.cycle import Owner
 
 log = logging.getLogger(__name__)
@@ -37,14 +40,20 @@ _REFUSED_SECONDS = 10.0
 _PORTS, _SHOWN_PORTS = 64, 10
 # New sources that are written to disk in one go; of a flood the rest follows.
 _SOURCES_AT_ONCE = 10_000
+# So long is waited for what earlier runs have counted, before counting begins without, and for what was counted to be
+# on disk, before it is shown all the same. Records that can't be read are tried again this often.
+_LOAD_SECONDS, _SAVE_SECONDS, _AGAIN_SECONDS = 2.0, 1.0, 5.0
 
 
 _Result = TypeVar("_Result")
 
 
 class Counting:
-    """Begun with `begin`, then `count_forever` until it is cancelled, then `finish`. `tell` gets what is counted each
-    time it has changed. Without `records` nothing is kept on disk."""
+    """`prepare` before the kernel's rules are touched, then `count_forever` until it is cancelled, then `finish`.
+
+    `tell` gets what is counted each time it has changed, and `trouble` a sentence when nothing of it can be kept, and
+    an empty one when it can again. Without `records` nothing is kept on disk; `disk` is the thread that does it, for
+    which nobody waits but a moment."""
 
     def __init__(
         self,
@@ -53,6 +62,8 @@ class Counting:
         records: CountsFace | None,
         port_map: Mapping[int, str],
         tell: Callable[[Counted], None],
+        trouble: Callable[[str], None] = lambda sentence: None,
+        disk: DiskThread | None = None,
     ) -> None:
         self._kernel = kernel
         self._owner = owner
@@ -62,12 +73,16 @@ class Counting:
         self._today = Today(0)
         self._tally = Tally(port_map)
         self._owed: Owed = {}
-        self._fresh: list[bytes] = []
-        self._new_day = self._changed = False
-        self._blocked: Sequence[tuple[Key, int]] = ()
-        self._unfiled = 0
-        self._watched: set[bytes] | None = None
+        self._unsaved = Unsaved()
+        self._changed = False
+        self._tell_trouble = trouble
         self._trouble = ""
+        self._disk = disk or DiskThread("records")
+        self._loaded = self._resumed = False
+        self._loading: asyncio.Future[tuple[Ledger, list[bytes], dict[tuple[int, int], int]]] | None = None
+        self._load_at = 0.0
+        self._saving: tuple[asyncio.Future[None], Unsaved] | None = None
+        self._watched: set[bytes] | None = None
         self._counted_at = 0.0
         self._refused = False
         self._spent = 0.0
@@ -92,30 +107,65 @@ class Counting:
         if self._tally.is_news((event.address, event.protocol, event.port), time.monotonic()):
             self._noticed.set()
 
-    async def begin(self) -> None:
-        """Go on from where the last run ended; before the kernel's rules are touched."""
+    async def prepare(self) -> None:
+        """Lose nothing of what the kernel counts until it is known where the last run ended."""
+        await self._owner.run(self._kernel.await_resume)
+
+    async def begin(self, seconds: float = _LOAD_SECONDS) -> None:
+        """Go on from where the last run ended, if the disk tells within so many seconds; else join it when it does."""
         self._counted_at = asyncio.get_running_loop().time()
         if self._records is not None:
-            try:
-                self._ledger, sources, ports = await asyncio.to_thread(self._records.load)
-            except RecordError as error:
-                # What can't be read must not be written over either.
-                self._records = None
-                log.error(
-                    "%s. Blocking and counting go on, but nothing of it is kept and nothing is reported until the "
-                    "service is started again.",
-                    as_sentence(error),
-                )
-            else:
-                self._today = Today(self._ledger.day, sources, ports)
-                self._tally.told = self._ledger.told
-        await self._owner.run(self._kernel.resume, self._ledger.counters)
+            await self._load(seconds)
+        if not self._resumed:
+            self._resumed = True
+            await self._owner.run(self._kernel.resume, {})
         self._tell(self._counted())
+
+    async def _load(self, seconds: float) -> None:
+        """Take what earlier runs have counted, if it comes within so many seconds."""
+        if self._records is None or self._loaded:
+            return
+        if self._loading is None:
+            self._loading = self._disk.start(self._records.load)
+        if not await self._disk.soon(self._loading, seconds):
+            if self._disk.hangs():
+                self._say_trouble("The records of earlier runs are not read yet: the disk does not answer")
+            return
+        loading, self._loading = self._loading, None
+        try:
+            ledger, sources, ports = loading.result()
+        except RecordError as error:
+            # What can't be read must not be written over either.
+            self._say_trouble(as_sentence(error))
+            self._load_at = asyncio.get_running_loop().time() + _AGAIN_SECONDS
+            return
+        self._loaded = True
+        if self._resumed:
+            await asyncio.to_thread(self._join, ledger, sources, ports)
+            self._changed = True
+        else:
+            self._resumed = True
+            self._ledger, self._today = ledger, Today(ledger.day, sources, ports)
+            await self._owner.run(self._kernel.resume, ledger.counters)
+        self._tally.told = self._ledger.told
+        self._say("")
+
+    def _join(self, ledger: Ledger, sources: list[bytes], ports: dict[tuple[int, int], int]) -> None:
+        """Both are one account from here on."""
+        self._ledger = self._ledger.after(ledger)
+        if self._today.day in (0, ledger.day):
+            self._today.day = ledger.day
+            self._today.join(sources, ports)
+            self._unsaved.new_day = False
 
     async def count_forever(self) -> None:
         """Log what falls due, keep what is counted, and tell it."""
         now = asyncio.get_running_loop().time
+        if not self._resumed:
+            await self.begin()
         while True:
+            if not self._loaded and (self._loading is not None or now() >= self._load_at):
+                await self._load(0.0)
             started, self._spent = now(), 0.0
             # Not to be broken off: what was read is nowhere else until it is kept.
             self._under_way = asyncio.create_task(self.count_once())
@@ -135,8 +185,12 @@ class Counting:
         the rules have counted, and say what was not said yet."""
         if self._under_way is not None:
             await self._under_way
+        if not self._resumed:
+            await self.begin(LAST_SECONDS)
         if final:
             await self.count_once(final=True)
+            if self._saving is not None and await self._is_saved(LAST_SECONDS) and self._changed:
+                await self._keep()
 
     async def count_once(self, *, final: bool = False) -> None:
         """Take into account what was counted until now, where the kernel tells; with `final` no more will come."""
@@ -183,56 +237,78 @@ class Counting:
         ledger = self._ledger.with_drain(drain, named.packets, time.time(), named.replies())
         if ledger.day != self._today.day:
             self._today = Today(ledger.day)
-            self._fresh, self._new_day = [], True
+            self._unsaved.turn_over()
         fresh = self._today.add(drain, named.ports)
-        if self._records is not None:
-            self._fresh += fresh
         lines = self._tally.take(named.largest, ledger.dropped.packets, time.monotonic())
         # Also where a rule was made, and has dropped nothing yet: from then on it is known where it stands.
         anew = ledger.counters != self._ledger.counters
         self._ledger = replace(ledger, told=self._tally.told)
-        self._blocked = named.largest
+        if self._records is not None:
+            self._unsaved.add(named.largest, named.packets - sum(packets for _, packets in named.largest), fresh)
         watched = self._watched  # this may be a thread, and the watch end meanwhile
         if watched is not None:
             watched.update(key[0] for key, _ in named.largest)
-        self._unfiled = named.packets - sum(packets for _, packets in named.largest)
-        self._changed = bool(lines or drain.dropped.packets or named.packets or self._fresh or anew)
+        self._changed |= bool(lines or drain.dropped.packets or named.packets or self._unsaved.fresh or anew)
         return lines
 
     async def _show(self, lines: list[Line]) -> None:
         if self._changed:
-            # Kept before they are shown: whoever dies in between says nothing twice.
-            await asyncio.to_thread(self._timed, self._save)
-            self._changed, self._blocked, self._unfiled = False, (), 0
+            # Kept before they are shown: whoever dies in between says nothing twice. But a disk keeps nobody waiting.
+            await self._keep()
         for line in lines:
             log.info("%s", line.text, extra={"fields": in_fields(line, self._tally.port_map)})
 
-    def _save(self) -> None:
-        if self._records is None:
+    async def _keep(self) -> None:
+        """Have what is known on disk, or as much of it as the disk takes in a moment. What it does not take waits."""
+        if self._records is None or not self._loaded:
+            self._changed = self._records is not None
             return
-        try:
-            self._records.save(
-                self._ledger,
-                self._blocked,
-                self._fresh[:_SOURCES_AT_ONCE],
-                self._today.top_ports(_PORTS),
-                new_day=self._new_day,
-                unfiled=self._unfiled,
-            )
-        except RecordError as error:
-            self._say_trouble(error)
-        else:
-            del self._fresh[:_SOURCES_AT_ONCE]
-            self._new_day, self._trouble = False, ""
+        if self._saving is not None and not await self._is_saved(0.0):
+            return
+        taken = self._unsaved.take(_SOURCES_AT_ONCE)
+        save = partial(
+            self._records.save,
+            self._ledger,
+            tuple(taken.blocked.items()),
+            taken.fresh,
+            self._today.top_ports(_PORTS),
+            new_day=taken.new_day,
+            unfiled=taken.unfiled,
+        )
+        self._changed = bool(self._unsaved.fresh)
+        self._saving = self._disk.start(partial(self._timed, save)), taken
+        await self._is_saved(_SAVE_SECONDS)
 
-    def _say_trouble(self, error: RecordError) -> None:
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.error(
-                "%s. Blocking and counting go on, but what is counted meanwhile is lost with the next start, and what "
-                "is blocked meanwhile is not reported.",
-                as_sentence(error),
-            )
+    async def _is_saved(self, seconds: float) -> bool:
+        """Whether the last save has come to an end in this time, whatever it was."""
+        assert self._saving is not None
+        job, taken = self._saving
+        if not await self._disk.soon(job, seconds):
+            self._changed = True
+            if self._disk.hangs():
+                self._say_trouble("Nothing that is counted can be kept: the disk does not answer")
+            return False
+        self._saving = None
+        try:
+            job.result()
+        except RecordError as error:
+            self._unsaved.give_back(taken)
+            self._changed = True
+            self._say_trouble(as_sentence(error))
+        else:
+            self._say("")
+        return True
+
+    def _say_trouble(self, what: str) -> None:
+        self._say(
+            f"{what}. Blocking and counting go on, and what is counted waits in memory: it is kept and reported when "
+            "the disk takes it, and lost where the service ends before."
+        )
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._tell_trouble(trouble)
 
     def _counted(self) -> Counted:
         ledger, today = self._ledger, self._today

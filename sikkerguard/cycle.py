@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.connections import MOST_LEFT_OUT
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.parse import Parsed
     from sikkerguard.core.pull_memory import PullMemory
     from sikkerguard.core.size_guard import Limits
+    from sikkerguard.disk import DiskThread
     from sikkerguard.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 _IN_WORDS = {SIKKERAPI: "SikkerAPI's list", LOCAL_FILE: "the file of SIKKER_CUSTOM_BLACKLIST"}
 # Lines of the local file that can't be read, and entries of the allowlist that are listed, which are named one by one.
 _SHOWN = 20
+# Seconds that the largest file may take from a slow disk.
+_READ_SECONDS = 10.0
 
 _Result = TypeVar("_Result")
 
@@ -105,13 +109,17 @@ async def fetch(config: Config, api: ApiFace, progress: Callable[[], None]) -> t
     return Change(SIKKERAPI, parsed.content, offer), quota.remaining
 
 
-async def read_file(path: Path, files: ListFileFace) -> Change:
-    """Read the list that the host's owner keeps. Lines that can't be read are named in the log.
+async def read_file(path: Path, files: ListFileFace, disk: DiskThread) -> Change:
+    """Read the list that the host's owner keeps, by the thread of its disk. Lines that can't be read are named in the
+    log.
 
     Raises:
         ListError: the file can't be read, is empty, or nothing in it can be understood.
     """
-    content = await asyncio.to_thread(files.read, str(path))
+    job = disk.start(partial(files.read, str(path)))
+    if not (await asyncio.wait({job}, timeout=_READ_SECONDS))[0]:
+        raise ListError(f"{path} can't be read (its disk has not answered for {_READ_SECONDS:g} s)")
+    content = job.result()
     parsed, skipped = await asyncio.to_thread(read_custom, str(path), content)
     for sentence in skipped[:_SHOWN]:
         log.warning("SIKKER_CUSTOM_BLACKLIST: %s.", sentence)

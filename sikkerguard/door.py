@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.model import PROXY
 from sikkerguard.core.ways import Known, candidates, entry_of, from_record, is_due, settled, to_record, usable
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import DoorFace, StoreFace
+    from sikkerguard.core.faces import DoorFace
     from sikkerguard.core.ways import Way
+    from sikkerguard.disk import Disk
     from sikkerguard.keeping import Keeper
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _PROVE_SECONDS = 5.0
 
 class Door:
     """Owns what is known of the addresses. `way` says what requests connect to, without reading any library; `make`,
-    called in a thread, gives the edge that connects. Without a `store` nothing is kept on disk. `clock` gives Unix
+    called in a thread, gives the edge that connects. Without a `disk` nothing is kept. `clock` gives Unix
     seconds, and `prove_seconds` is the time limit for a handshake."""
 
     def __init__(
@@ -39,14 +40,16 @@ class Door:
         way: Callable[[Config], Way],
         make: Callable[[Config], DoorFace],
         keeper: Keeper,
-        store: StoreFace | None,
+        disk: Disk | None,
         clock: Callable[[], float] = time.time,
         prove_seconds: float = _PROVE_SECONDS,
     ) -> None:
         self._way_of = way
         self._make = make
         self._keeper = keeper
-        self._store = store
+        self._disk = disk
+        # As it is on disk, or will be.
+        self._record: dict[str, Any] = {}
         self._clock = clock
         self._prove_seconds = prove_seconds
         self._opening = asyncio.Lock()
@@ -55,7 +58,9 @@ class Door:
         self._door: tuple[tuple[str, str], DoorFace] | None = None
 
     def begin(self, config: Config) -> None:
-        """Have allowed what proved itself in an earlier run. Reads the disk."""
+        """Have allowed what proved itself in an earlier run."""
+        if self._disk is not None:
+            self._record = self._disk.kept.ways
         self._take(self._way_of(config))
 
     async def open(self, config: Config) -> bool:
@@ -109,7 +114,7 @@ class Door:
             # What proved itself is allowed for good before it is no longer allowed for these seconds.
             await self._keeper.follow_host()
         if self._known.proofs != former.proofs:
-            await self._keep(way)
+            self._keep(way)
         for address, why in answers.items():
             log.debug("%s: %s", way, f"{address} is not used: {why}" if why else f"{address} is genuine")
         if not all(answers.values()):
@@ -122,8 +127,8 @@ class Door:
     def _take(self, way: Way) -> None:
         self._way = way
         self._known = Known()
-        if not way.literal and self._store is not None:
-            self._known = from_record(self._store.load_ways(), way, self._clock())
+        if not way.literal:
+            self._known = from_record(self._record, way, self._clock())
         self._show(way)
 
     def _show(self, way: Way) -> None:
@@ -131,16 +136,10 @@ class Door:
         # In an order of their own, so that what is allowed changes only where an address comes or goes.
         self._keeper.ways = tuple(entry_of(address, way.reason) for address in sorted(addresses))
 
-    async def _keep(self, way: Way) -> None:
-        if self._store is None:
-            return
-        try:
-            await asyncio.to_thread(self._store.save_ways, to_record(way, self._known))
-        except OSError as error:
-            log.warning(
-                "The addresses of SikkerAPI could not be kept on disk (%s); a start without network knows older ones.",
-                error,
-            )
+    def _keep(self, way: Way) -> None:
+        self._record = to_record(way, self._known)
+        if self._disk is not None:
+            self._disk.save_ways(self._record)
 
     async def _door_of(self, config: Config) -> DoorFace:
         place = config.api_url, config.api_key

@@ -17,10 +17,11 @@ from sikkerguard.errors import BusyError, KernelError, as_sentence
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from sikkerguard.core.faces import KernelFace, StoreFace
+    from sikkerguard.core.faces import KernelFace
     from sikkerguard.core.model import AllowEntry, Blocklist, Gateway, Surroundings
     from sikkerguard.core.plan import Operation
     from sikkerguard.cycle import Owner
+    from sikkerguard.disk import Disk
     from sikkerguard.supervision import Unknown
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Keeper:
     that a host that takes long to look at keeps nobody from the kernel. `changed` hears of entries that came or went,
     and `routed` of a way out that came; `change` takes changes of the service's state; `alive` is called after each
     look that was good, or that failed for nothing but another program's doing; `unknown` tells of what nobody thought
-    of. Without a `store` nothing is kept on disk.
+    of. Without a `disk` nothing is kept.
 
     `ways` are the addresses to which requests go, SikkerAPI's or a proxy's; whoever sets them has them followed.
     """
@@ -47,7 +48,7 @@ class Keeper:
         self,
         kernel: KernelFace,
         owner: Owner,
-        store: StoreFace | None,
+        disk: Disk | None,
         detect: Callable[[Iterable[AllowEntry]], Surroundings],
         changed: Callable[[Iterable[AllowEntry]], None],
         routed: Callable[[], None],
@@ -57,7 +58,7 @@ class Keeper:
     ) -> None:
         self._kernel = kernel
         self._owner = owner
-        self._store = store
+        self._disk = disk
         self._detect = detect
         self._changed = changed
         self._routed = routed
@@ -201,14 +202,10 @@ class Keeper:
                 except KernelError as error:
                     log.error("%s; what was allowed for seconds is taken out by the next look.", as_sentence(error))
 
-    async def keep(self) -> None:
-        """Write what is allowed to disk, for `sikkerguard check` and for a start without network."""
-        if self._store is None:
-            return
-        try:
-            await asyncio.to_thread(self._store.save_allowlist, self.allowlist)
-        except OSError as error:
-            log.warning("The allowlist could not be kept on disk (%s); 'sikkerguard check' shows an older one.", error)
+    def keep(self) -> None:
+        """Have what is allowed on disk, for `sikkerguard check` and for a start without network."""
+        if self._disk is not None:
+            self._disk.save_allowlist(self.allowlist)
 
     async def _detected(self) -> Allowlist:
         found = await asyncio.get_running_loop().run_in_executor(self._looking, self._detect, self.ways)
@@ -234,7 +231,7 @@ class Keeper:
             log.debug("Safety whitelist: %s %s", "now with" if entry in allowlist.entries else "without", entry)
         self.allowlist = allowlist
         self._change(allowlist=allowlist.summary())
-        await self.keep()
+        self.keep()
         self._changed(changed)
 
     async def _allow(self, allowlist: Allowlist, tentative: tuple[AllowEntry, ...]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.model import LOCAL_FILE
 from sikkerguard.core.parse import merge_content
 from sikkerguard.cycle import Change, read_file
+from sikkerguard.disk import HUNG_SECONDS, DiskThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +43,8 @@ class LocalFile:
         self._path = path
         self._in_force = in_force
         self._wake = wake
+        self._disk = DiskThread("list file")
+        self._seen: object = None
         self._judged: object = None
         self.trouble = ""
 
@@ -72,7 +76,7 @@ class LocalFile:
             return Change(LOCAL_FILE) if known else None
         for _ in range(_READINGS):
             stamp = await self._stamp()
-            change = await read_file(path, self._files)
+            change = await read_file(path, self._files, self._disk)
             if await self._stamp() == stamp:
                 break
         if not known:
@@ -89,8 +93,12 @@ class LocalFile:
         self.trouble = trouble
 
     async def _stamp(self) -> object:
+        """What differs for another version. While the file's disk hangs, it is the one that was seen last."""
         path = self._path()
-        found: object = None
-        if path is not None:
-            found = await asyncio.to_thread(self._files.stamp, str(path))
-        return path, found
+        if path is None:
+            return path, None
+        if not self._disk.hangs():
+            job = self._disk.start(partial(self._files.stamp, str(path)))
+            if (await asyncio.wait({job}, timeout=HUNG_SECONDS))[0]:
+                self._seen = job.result()
+        return path, self._seen

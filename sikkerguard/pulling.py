@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.faces import ApiFace, ProbesFace
     from sikkerguard.core.model import AllowEntry, Allowlist, Blocklist, State, VerifiedList
     from sikkerguard.cycle import Owner
+    from sikkerguard.disk import Disk
     from sikkerguard.door import Door
     from sikkerguard.keeping import Keeper
     from sikkerguard.needs import Edges
@@ -41,8 +42,9 @@ log = logging.getLogger(__name__)
 # A host that has just started may have no network yet: a pull waits for a default gateway, but not for ever, since
 # SikkerAPI may be reached without one. Behind the route come the resolvers, a moment later.
 _NETWORK_SECONDS, _RESOLVERS_SECONDS = 30.0, 2.0
-# A stop does not wait longer than this for the disk.
-_LAST_SECONDS = 1.0
+# An update does not wait longer than this for its mark to be on disk, and the word that a list is in force not longer
+# than that for the list to be.
+_MARK_SECONDS, _LIST_SECONDS = 1.0, 5.0
 
 
 class Puller:
@@ -57,6 +59,7 @@ class Puller:
     def __init__(
         self,
         edges: Edges,
+        disk: Disk,
         owner: Owner,
         keeper: Keeper,
         door: Door,
@@ -70,6 +73,7 @@ class Puller:
         unknown: Unknown,
     ) -> None:
         self._edges = edges
+        self._disk = disk
         self._owner = owner
         self._keeper = keeper
         self._door = door
@@ -85,7 +89,6 @@ class Puller:
         self._memory = PullMemory()
         self._troubles: dict[str, str] = {}
         self._said_of_connections = set[str]()
-        self._disk_trouble = ""
         self._failures = self._file_failures = 0
         self._unreachable = False
         self._next_at = self._file_at = -math.inf
@@ -144,17 +147,15 @@ class Puller:
             self._work_wanted.set()
 
     def load_cached(self) -> None:
-        """Load the list on disk and what is known of earlier pulls, and admit the list against the allowlist. Reads the
-        disk; the kernel is not touched."""
-        self._memory = from_json(self._edges.store.load_pulls())
-        try:
-            verified = self._edges.store.load_list()
-        except ListError as error:
-            log.error("%s.", as_sentence(error))
+        """Take the list that was on disk and what is known of earlier pulls, and admit the list against the allowlist.
+        Neither the disk nor the kernel is touched."""
+        kept = self._disk.kept
+        self._memory = from_json(kept.pulls)
+        if kept.complaint:
+            log.error("%s.", kept.complaint)
+        if kept.verified is None:
             return
-        if verified is None:
-            return
-        verified = self._believable(verified)
+        verified = self._believable(kept.verified)
         listed = merge_content([source.content for source in verified.sources])
         admission = admit(listed, self._keeper.allowlist, verified.left_out)
         self.in_force = InForce(verified, listed, admission, extent_of(admission.blocklist))
@@ -335,8 +336,7 @@ class Puller:
         try:
             yield
         except asyncio.CancelledError:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._remember(self._without_mark()), _LAST_SECONDS)
+            await self._remember(self._without_mark())
             raise
         except BaseException:
             # What failed is noted on disk behind this; after what is no error of ours, the mark stays there.
@@ -451,16 +451,9 @@ class Puller:
             # The host changed while the list was tried: it was admitted with what was allowed before.
             self._want_readmission()
         if not self._settings().dry_run:
-            try:
-                await asyncio.to_thread(self._edges.store.save_list, in_force.verified)
-            except OSError as error:
-                log.error(
-                    "The list is in force but could not be kept on disk (%s); after a reboot, protection waits "
-                    "for a new pull. Make room or mend the state directory.",
-                    error,
-                )
+            self._disk.save_list(in_force.verified)
             # Before it is said: whoever ends the process then does not end it in the middle of an update.
-            await self._remember(self._without_mark())
+            await self._remember(self._without_mark(), _LIST_SECONDS)
         self._show_lists()
         self._live(in_force)
 
@@ -490,22 +483,12 @@ class Puller:
                 left_out=tuple(map(str, self.in_force.verified.left_out)),
             )
 
-    async def _remember(self, memory: PullMemory) -> None:
+    async def _remember(self, memory: PullMemory, seconds: float = _MARK_SECONDS) -> None:
         self._memory = memory
         if self._settings().dry_run:
             return
-        try:
-            await asyncio.to_thread(self._edges.store.save_pulls, memory.as_json())
-        except OSError as error:
-            if str(error) != self._disk_trouble:
-                log.warning(
-                    "The state directory can't be written (%s); after a restart, the next list is measured by an older "
-                    "one.",
-                    error,
-                )
-            self._disk_trouble = str(error)
-        else:
-            self._disk_trouble = ""
+        self._disk.save_pulls(memory.as_json())
+        await self._disk.settled(seconds)
 
     def _want_readmission(self) -> None:
         self._readmission_wanted = True

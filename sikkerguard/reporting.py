@@ -19,9 +19,10 @@ from sikkerguard.core.ledger import day_of
 from sikkerguard.core.model import ReportNumbers
 from sikkerguard.core.reports import dropped_line, reported_line, row_of, spent_line
 from sikkerguard.core.schedule import duration_text, next_pull, next_try
+from sikkerguard.disk import DiskThread
 from sikkerguard.errors import FetchError, RecordError, UnansweredError, as_sentence
 from sikkerguard.screening import Screening
-from sikkerguard.sending import OutboxFace, ReportFace, Sender, on_disk
+from sikkerguard.sending import OutboxFace, ReportFace, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -50,7 +51,7 @@ class Reporter:
     force or None where none is known, are asked anew each round and before each request, `make_api` in a thread and
     only when there is something to send; `tell` hears how reporting stands. `reach` is asked before that: it finds the
     way to SikkerAPI, says whether what may never be blocked has changed by it, and raises `FetchError` where there is
-    none. `clock` (Unix seconds), `chance` and `retry` are for tests to put in."""
+    none. `disk` is the thread of the records. `clock` (Unix seconds), `chance` and `retry` are for tests to put in."""
 
     def __init__(
         self,
@@ -62,13 +63,15 @@ class Reporter:
         tell: Callable[[ReportNumbers], None],
         *,
         reach: Callable[[Config], Awaitable[bool]] | None = None,
+        disk: DiskThread | None = None,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         retry: Callable[[SikkerGuardError, int, Callable[[], float]], float] = next_try,
     ) -> None:
         self._outbox = outbox
         self._screening = Screening(config, allowed, lists)
-        self._sender = Sender(outbox, make_api, self._screening, clock)
+        self._disk = disk or DiskThread("records")
+        self._sender = Sender(outbox, make_api, self._screening, clock, self._disk)
         self._config = config
         self._tell = tell
         self._reach = reach
@@ -93,6 +96,11 @@ class Reporter:
         self._failures, self._not_before = 0, 0.0
         self._wakes += 1
         self._woken.set()
+
+    def disk_healed(self) -> None:
+        """The records can be written again: what was refused for their sake is tried now."""
+        if self._disk_trouble:
+            self._woken.set()
 
     async def report_forever(self) -> None:
         """Report until cancelled; a request that is on its way then has two seconds to come to its end."""
@@ -135,7 +143,7 @@ class Reporter:
     async def _gather(self, config: Config) -> None:
         """Have all that was blocked in the outbox, and nothing there that is neither waiting nor done with."""
         if not self._recovered:
-            found = await on_disk(self._outbox.recover)
+            found = await self._disk.run(self._outbox.recover)
             self._recovered = True
             _say_recovered(found)
         await self._sender.pay()
@@ -143,10 +151,10 @@ class Reporter:
             await self._show()
             self._dropped = self.numbers.dropped
         if not config.report_enabled:
-            await on_disk(self._outbox.discard)
+            await self._disk.run(self._outbox.discard)
         elif (screen := await self._screening.now()) is not None:
             decide = partial(row_of, port_map=config.port_map, spoofable=config.report_spoofable)
-            await on_disk(self._outbox.gather, day_of(self._clock()), decide, screen)
+            await self._disk.run(self._outbox.gather, day_of(self._clock()), decide, screen)
         await self._show()
         if self.numbers.dropped > self._dropped:
             log.warning("%s", dropped_line(self.numbers.dropped - self._dropped))
@@ -189,7 +197,7 @@ class Reporter:
             await asyncio.sleep(_SHOW_SECONDS)
 
     async def _show(self) -> None:
-        self.numbers = await on_disk(self._outbox.numbers, day_of(self._clock()), self._config().api_key)
+        self.numbers = await self._disk.run(self._outbox.numbers, day_of(self._clock()), self._config().api_key)
         self._publish()
 
     def _publish(self) -> None:

@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import threading
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from sikkerguard.disk import within
 from sikkerguard.edges import control_socket, last_good, logs, modules
-from sikkerguard.edges.claim import Claim
 from sikkerguard.edges.control import Control
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
 from sikkerguard.edges.dryrun import DryRunKernel
 from sikkerguard.edges.listfile import ListFile
+from sikkerguard.edges.lock import NamespaceLock
 from sikkerguard.edges.notify import Notifier
 from sikkerguard.edges.outbox import Outbox
 from sikkerguard.edges.outgoing import Connections
@@ -28,7 +30,7 @@ from sikkerguard.needs import Edges
 from sikkerguard.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from sikkerguard.config import Config
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
     from sikkerguard.sending import ReportFace
 
 log = logging.getLogger(__name__)
+
+# A start goes on without a lock where the disk has none to offer in this time.
+_PREPARE_SECONDS = 3.0
+
+_Result = TypeVar("_Result")
 
 
 def run(
@@ -58,10 +65,7 @@ def run(
     if config.is_plain and config.allow_http:
         log.warning("SIKKER_API_URL does not begin with https: the key goes over the network as anyone can read it.")
     store = Store(config.state_dir)
-    if not config.dry_run:
-        store.prepare()
     kept = _KeptSettings(config)
-    kept.keep(config)
 
     def reread_and_keep() -> Config:
         fresh = reread()
@@ -69,9 +73,10 @@ def run(
         return fresh
 
     try:
-        asyncio.run(_run(config, reread_and_keep, files, store, adjust))
+        with nullcontext() if config.dry_run else _alone(store):
+            kept.keep(config)
+            asyncio.run(_run(config, reread_and_keep, files, store, adjust))
     finally:
-        store.close()
         logs.end()
     return 0
 
@@ -85,15 +90,14 @@ def restore(config: Config) -> int:
     logs.begin(config.log_level)
     modules.load_and_let_go()
     store = Store(config.state_dir)
-    if config.dry_run or not store.has_list():
+    if config.dry_run or not _soon(store.has_list, otherwise=True):
         log.info("No list is kept on disk yet: nothing is blocked until one was pulled.")
         logs.end()
         return 0
-    store.prepare()
     try:
-        asyncio.run(_restore(config, store))
+        with _alone(store):
+            asyncio.run(_restore(config, store))
     finally:
-        store.close()
         logs.end()
     return 0
 
@@ -123,12 +127,30 @@ class _KeptSettings:
                 )
 
 
-async def _restore(config: Config, store: Store) -> None:
-    database = Database(config.state_dir)
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Be the only service on this directory and in this network namespace. A directory that can't be used is no reason
+    not to protect, and no more is one on a disk that hangs."""
+    lock = NamespaceLock()
     try:
-        await Service(config, _edges(config, store, database), lambda: config).restore()
+        _soon(store.prepare, otherwise=None)
+        lock.take()
+        yield
     finally:
-        database.close()
+        _soon(store.close, otherwise=None)
+        lock.close()
+
+
+def _soon(action: Callable[[], _Result], *, otherwise: _Result) -> _Result:
+    try:
+        return within(_PREPARE_SECONDS, action)
+    except (TimeoutError, OSError) as error:
+        log.debug("the state directory can't be used yet: %s", error)
+        return otherwise
+
+
+async def _restore(config: Config, store: Store) -> None:
+    await Service(config, _edges(config, store, Database(config.state_dir)), lambda: config).restore()
 
 
 def _edges(config: Config, store: Store, database: Database | None) -> Edges:
@@ -181,8 +203,6 @@ async def _run(
         await service.run(listening)
     finally:
         edges.notifier.close()
-        if database is not None:
-            database.close()
 
 
 def _listening(config: Config, service: Service) -> Listening:
@@ -198,7 +218,7 @@ def _listening(config: Config, service: Service) -> Listening:
     web = Web(config.health_host, config.health_port, service.health, service.status)
     if config.dry_run:
         return Listening((web, control), service.trouble, optional=(control.name,))
-    return Listening((web, control, Claim()), service.trouble)
+    return Listening((web, control), service.trouble)
 
 
 def _kernel(config: Config) -> KernelFace:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.ledger import day_of
 from sikkerguard.core.reports import MOST_ROWS, judge, rejected_line
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.model import ReportNumbers
     from sikkerguard.core.reports import Parcel, ReportAnswer, Row, Verdict
     from sikkerguard.core.screen import Screen
+    from sikkerguard.disk import DiskThread
     from sikkerguard.screening import Screening
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,6 @@ _MOST_ALONE = 3
 # A server's wish to be left alone that ends so near to midnight UTC means the day's quota.
 _NEAR_MIDNIGHT = 60.0
 
-_Result = TypeVar("_Result")
-_Arguments = ParamSpec("_Arguments")
-
 
 class RecoveredFace(Protocol):
     """Rows of requests that were cut off: those that wait again, and those that are not sent again."""
@@ -46,7 +44,7 @@ class RecoveredFace(Protocol):
 
 
 class OutboxFace(Protocol):
-    """Rows on disk. Every method raises `RecordError`; `on_wire` alone is called in the event loop."""
+    """Rows on disk. Every method raises `RecordError`; `on_wire` alone is waited for in the event loop."""
 
     def recover(self) -> RecoveredFace: ...
     def gather(
@@ -73,26 +71,14 @@ class ReportFace(Protocol):
     async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer: ...
 
 
-async def on_disk(
-    action: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
-) -> _Result:
-    """Have this done by a thread, and to its end though the task is cancelled meanwhile: what still uses a database
-    would open it again behind the back of who closes it."""
-    job = asyncio.create_task(asyncio.to_thread(action, *arguments, **named))
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.gather(job, return_exceptions=True)
-        raise
-
-
 class _WithdrawnError(Exception):
     """The last byte of a request was kept back."""
 
 
 class Sender:
     """Sends what waits, request by request. `reported` counts the rows accepted by their protocol, for whoever says
-    so, and empties it. `screening` says who may be reported, and `clock` gives Unix seconds."""
+    so, and empties it. `screening` says who may be reported, `clock` gives Unix seconds, and
+    `disk` is the thread of the records."""
 
     def __init__(
         self,
@@ -100,7 +86,9 @@ class Sender:
         make_api: Callable[[Config], ReportFace],
         screening: Screening,
         clock: Callable[[], float],
+        disk: DiskThread,
     ) -> None:
+        self._disk = disk
         self._outbox = outbox
         self._make_api = make_api
         self._screening = screening
@@ -115,7 +103,7 @@ class Sender:
     async def pay(self) -> None:
         """Put down what is owed; nothing may be sent before that is done. Raises `RecordError`."""
         if self._owed:
-            await on_disk(self._pay)
+            await self._disk.run(self._pay)
 
     async def send_next(self, config: Config, wanted: Callable[[], bool]) -> bool:
         """One request; says whether there may be another one at once. `wanted` says whether rows that were taken may
@@ -126,16 +114,16 @@ class Sender:
             RecordError: nothing is to be sent before the disk takes what is owed.
         """
         day, key = day_of(self._clock()), config.api_key
-        remaining = await on_disk(self._outbox.quota, day, key)
+        remaining = await self._disk.run(self._outbox.quota, day, key)
         if remaining == 0:
             return False
         api = await self._api_for(config)
         # Where nobody said what is left, it is at most what there is on a whole day.
-        bound = await on_disk(self._outbox.quota_limit, key) if remaining is None else remaining
+        bound = await self._disk.run(self._outbox.quota_limit, key) if remaining is None else remaining
         most = self._most if bound is None else min(self._most, max(1, bound))
         # As late as can be: what is allowed, listed and set may have changed since the rows were made.
         screen = await self._screening.now()
-        parcel = None if screen is None else await on_disk(self._outbox.take, most, screen)
+        parcel = None if screen is None else await self._disk.run(self._outbox.take, most, screen)
         if screen is None or parcel is None:
             return False
         if not wanted():
@@ -164,7 +152,7 @@ class Sender:
             nonlocal on_wire
             if not may_go():
                 raise _WithdrawnError
-            self._outbox.on_wire(parcel.request)
+            self._disk.at_once(partial(self._outbox.on_wire, parcel.request))
             on_wire = True
 
         try:

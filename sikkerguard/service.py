@@ -22,6 +22,7 @@ from sikkerguard.core.schedule import duration_text
 from sikkerguard.corrections import Corrections
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
+from sikkerguard.disk import LAST_SECONDS, Disk, DiskThread, Kept
 from sikkerguard.door import Door
 from sikkerguard.errors import BusyError, ConfigError, KernelError
 from sikkerguard.keeping import Keeper
@@ -81,10 +82,12 @@ class Service:
         self._stopped = asyncio.Event()
         unknown = Unknown()
         self._supervisor = Supervisor(self.trouble, unknown)
+        self._disk = Disk(edges.store, config.state_dir, lambda sentence: self.trouble("disk", sentence))
+        self._records = DiskThread("records")
         self._keeper = Keeper(
             edges.kernel,
             self._owner,
-            None if config.dry_run else edges.store,
+            None if config.dry_run else self._disk,
             lambda ways: edges.detect(self._config.whitelist, ways, self._config.ssh_ports, self._is_listed),
             lambda changed: self._puller.allowed_changed(changed),
             lambda: self._puller.routed(),
@@ -92,9 +95,10 @@ class Service:
             self._looked,
             unknown,
         )
-        self._door = Door(edges.way, edges.make_door, self._keeper, None if config.dry_run else edges.store)
+        self._door = Door(edges.way, edges.make_door, self._keeper, None if config.dry_run else self._disk)
         self._puller = Puller(
             edges,
+            self._disk,
             self._owner,
             self._keeper,
             self._door,
@@ -108,7 +112,13 @@ class Service:
             unknown,
         )
         self._counting = Counting(
-            edges.kernel, self._owner, edges.counts, config.port_map, lambda counted: self._change(counted=counted)
+            edges.kernel,
+            self._owner,
+            edges.counts,
+            config.port_map,
+            lambda counted: self._change(counted=counted),
+            self._records_trouble,
+            self._records,
         )
         self._reporter = None
         if edges.outbox is not None:
@@ -121,6 +131,7 @@ class Service:
                 lambda: self._puller.in_force.verified.sources if self._puller.in_force else None,
                 lambda numbers: self._change(reports=numbers),
                 reach=self._door.open,
+                disk=self._records,
             )
         self._corrections = Corrections(
             files,
@@ -171,6 +182,13 @@ class Service:
             log.error("%s", sentence)
         self._change(troubles=tuple(sorted({**others, **({name: sentence} if sentence else {})}.items())))
 
+    def _records_trouble(self, sentence: str) -> None:
+        self.trouble("records", sentence)
+        if not sentence:
+            log.warning("What is counted is kept on disk again.")
+            if self._reporter is not None:
+                self._reporter.disk_healed()
+
     def health(self) -> tuple[str, ...]:
         """Why it can't be said that the list blocks; empty where it does."""
         return health.failures(self.state, time.monotonic())
@@ -217,6 +235,7 @@ class Service:
             try:
                 await self._end()
             finally:
+                await self._close_disk()
                 await self._owner.run(self._edges.kernel.close)
                 self._executor.shutdown(wait=True)
                 self._keeper.close()
@@ -230,8 +249,10 @@ class Service:
         try:
             if await self._begin(_RESTORE_PATIENCE_SECONDS):
                 # What was read while rules were made anew is nowhere else. What comes now, the service takes and tells.
+                await self._counting.begin()
                 await self._counting.count_once()
         finally:
+            await self._close_disk()
             await self._owner.run(self._edges.kernel.close)
             self._executor.shutdown(wait=True)
             self._keeper.close()
@@ -248,6 +269,7 @@ class Service:
         if self._reporter is not None:
             works["reporting"] = self._reporter.report_forever
         if not self._config.dry_run:
+            works["looking after the disk"] = self._disk.watch_forever
             # Nothing of ours is in the kernel's log where nothing of ours is in the kernel.
             works["following the kernel's log"] = partial(
                 watch_forever,
@@ -283,6 +305,14 @@ class Service:
         else:
             log.info("Stopped: nothing of ours is left in the kernel.")
 
+    async def _close_disk(self) -> None:
+        """Have what is known on disk, as far as it takes that in time."""
+        await self._disk.finish()
+        counts = self._edges.counts
+        if counts is not None and not await self._records.soon(self._records.start(counts.close), LAST_SECONDS):
+            log.error("The disk does not answer: what was counted last is lost. The process ends when it does.")
+        self._records.shutdown()
+
     async def _until_stopped(self, tasks: set[asyncio.Task[None]]) -> None:
         stopped = asyncio.create_task(self._stopped.wait())
         done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -295,9 +325,10 @@ class Service:
         what had to be done for that. Another program that is in the way is waited for with so many seconds' patience.
         """
         self.trouble(_SETTINGS, " ".join(self._config.troubles))
-        await self._counting.begin()
-        await asyncio.to_thread(self._door.begin, self._config)
-        await self._keeper.begin(self._edges.store.load_allowlist())
+        await self._counting.prepare()
+        await self._disk.load()
+        self._door.begin(self._config)
+        await self._keeper.begin(self._disk.kept.allowlist)
         await asyncio.to_thread(self._puller.load_cached)
         in_force = self._puller.in_force
         if in_force is not None:
@@ -315,7 +346,10 @@ class Service:
             age = f"from the cache, verified {duration_text(time.time() - verified_at)} ago" if verified_at else ""
             self._live(blocklist, verified_at, age or "found in the kernel, left by an earlier run")
         self._tell()
-        await self._keeper.keep()
+        self._disk.kept = Kept()
+        self._keeper.keep()
+        if not self._config.dry_run:
+            self._disk.claim()
         return operations
 
     # Changing what is known and told

@@ -23,7 +23,8 @@ class Account:
 
     `advanced` and `named` are what counter and sets have told since then. `lead` is what the sets had told, at the last
     settling, of packets that were not settled yet: at least so many, and at most `most`, None where that is not known.
-    `peak` is where the counter would stand had nobody set it back, until it is there.
+    `peak` is where the counter would stand had nobody set it back, until it is there. `first` is the first reading of
+    a counter of which nobody had told where it stood.
     """
 
     stood: Count | None = NOTHING
@@ -32,6 +33,20 @@ class Account:
     lead: int = 0
     most: int | None = None
     peak: int | None = None
+    first: Count | None = None
+
+    def resume(self, known: Count | None) -> None:
+        """The counter stood there when it was last taken into account, by a run before this one; None where nobody
+        knows. It may have been read since, but not settled."""
+        first, self.first = self.first, None
+        if self.stood is None:
+            self.stood = known
+        elif first is None or known is None:
+            return  # the rule was made since, and its counter began anew; or it is taken from the first reading on
+        elif first.packets < known.packets or first.octets < known.octets:
+            self.peak = max(self.peak or 0, known.packets)
+        else:
+            self.advanced = _sum(self.advanced, _less(first, known))
 
     def standing(self) -> Count:
         """From where a rule goes on that is made anew."""
@@ -51,7 +66,9 @@ class Account:
             return
         if self.went_back(found):
             self.peak = max(self.peak or 0, self.standing().packets)
-        elif self.stood is not None:
+        elif self.stood is None:
+            self.first = found
+        else:
             self.advanced = _sum(self.advanced, _less(found, self.stood))
         self.stood = found
 

@@ -48,6 +48,29 @@ class Ledger:
             replies=self.replies + replies,
         )
 
+    def after(self, earlier: Ledger) -> Ledger:
+        """What both have, this one having begun without knowing of the earlier one. Where the counters went on in
+        between, they say how much that was."""
+        between = NOTHING
+        for family, stands in self.counters.items():
+            stood = earlier.counters.get(family)
+            if stood is not None and stands.packets >= stood.packets and stands.octets >= stood.octets:
+                between = _sum(between, Count(stands.packets - stood.packets, stands.octets - stood.octets))
+        dropped = between if between.packets > self.dropped.packets else self.dropped
+        gap = Count(dropped.packets - self.dropped.packets, max(0, dropped.octets - self.dropped.octets))
+        today, day = _sum(self.dropped_today, gap), self.day or earlier.day
+        if day == earlier.day:
+            today = _sum(today, earlier.dropped_today)
+        return Ledger(
+            dropped=_sum(earlier.dropped, dropped),
+            day=day,
+            dropped_today=today,
+            named=earlier.named + self.named,
+            told=earlier.told + self.told,
+            counters={**earlier.counters, **self.counters},
+            replies=earlier.replies + self.replies,
+        )
+
     def is_over(self, now: float) -> bool:
         """Whether another day than the ledger's has begun. A clock that is put back over midnight does not bring
         yesterday back; one that was wrong by more than that is put right."""

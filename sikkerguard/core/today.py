@@ -52,6 +52,14 @@ class Today:
             self._ports = dict(self.top_ports(_MOST_PORTS // 2))
         return fresh
 
+    def join(self, sources: Iterable[bytes], ports: Mapping[Port, int]) -> None:
+        """Add what was known of this day before."""
+        for source in sources:
+            if len(self._sources) < MOST_SOURCES:
+                self._sources.add(source)
+        for port, packets in ports.items():
+            self._ports[port] = self._ports.get(port, 0) + packets
+
     def top_ports(self, most: int) -> list[tuple[Port, int]]:
         """The ports that most packets were for, the busiest first."""
         return nlargest(most, self._ports.items(), key=itemgetter(1))

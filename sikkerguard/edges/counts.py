@@ -29,6 +29,10 @@ class Counts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def close(self) -> None:
+        """Close the database; everything committed is in it."""
+        self._database.close()
+
     def load(self) -> tuple[Ledger, list[bytes], dict[tuple[int, int], int]]:
         """The ledger, and of its day the sources and packets by (protocol, port)."""
         with self._database.transaction() as connection:

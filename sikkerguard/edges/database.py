@@ -1,7 +1,9 @@
 """The SQLite file of counts and reports: opening it, its tables, and transactions.
 
-In WAL mode, so that a process killed at any point leaves what it committed and nothing else. One connection, for any
-thread, one at a time.
+In WAL mode, so that a process killed at any point leaves what it committed and nothing else, and locked for as long as
+it is open: so SQLite keeps the index of the WAL in memory. Otherwise it is a file that is mapped, and where a full disk
+has no room for one of its pages, touching that ends the process by SIGBUS. One connection, for any thread, one at a
+time.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,8 @@ FILE = "records.sqlite3"
 # The ledger's name for packets whose rows were deleted, so that a sum over everything is still possible.
 PURGED = "filed_packets_purged"
 _VERSION = 3
-# Seconds that a transaction waits for another process: a backup, or a person with a shell.
-_BUSY_SECONDS = 5.0
+# Seconds that opening waits for another process, a backup or a person with a shell; it is tried again soon.
+_BUSY_SECONDS = 0.2
 # Pages of 4 KiB kept in memory: a megabyte is more than all of it in quiet times.
 _CACHE_PAGES = 256
 
@@ -96,6 +98,7 @@ class Database:
         self._path = directory / FILE
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         # Damage was met while the file was in use: it may be where the quick look of a start does not find it.
         self._suspect = False
 
@@ -103,7 +106,7 @@ class Database:
         """Open the file, or make it. One that is damaged is set aside, and a new one takes its place."""
         with self._lock:
             try:
-                self._connection = self._connection or self._opened_or_new()
+                self._ready()
             except (sqlite3.Error, OSError) as error:
                 raise self._unusable(error) from error
 
@@ -118,17 +121,16 @@ class Database:
         sync, also a power failure at that moment."""
         with self._lock:
             try:
-                if self._connection is None:
-                    self._connection = self._opened_or_new()
-                self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                self._connection.execute("BEGIN IMMEDIATE")
+                connection = self._ready()
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
                 try:
-                    yield self._connection
+                    yield connection
                 except BaseException:
                     with suppress(sqlite3.Error):  # the first error is the one to tell
-                        self._connection.rollback()
+                        connection.rollback()
                     raise
-                self._connection.commit()
+                connection.commit()
             except (sqlite3.Error, OSError) as error:
                 if self._connection is not None:
                     with suppress(sqlite3.Error):  # a commit that failed leaves its transaction open
@@ -139,6 +141,28 @@ class Database:
                     with suppress(sqlite3.Error):
                         self._close()
                 raise self._unusable(error) from error
+
+    def _ready(self) -> sqlite3.Connection:
+        """The connection, opened if need be; of a file that was deleted meanwhile all content is in a new one."""
+        connection = self._connection
+        if connection is not None and self._identity != (found := _identity(self._path)):
+            self._connection = None
+            if found is None:
+                self._copy(connection)
+            connection.close()
+        if self._connection is None:
+            self._connection = self._opened_or_new()
+            self._identity = _identity(self._path)
+        return self._connection
+
+    def _copy(self, connection: sqlite3.Connection) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(0o600)
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(FILE + suffix).unlink(missing_ok=True)
+        with closing(sqlite3.connect(self._path)) as copy:
+            connection.backup(copy)
+        log.warning("%s was deleted; it is there again with all that was in it.", self._path)
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -163,6 +187,7 @@ class Database:
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         try:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # before the first look at the file
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA cache_size={_CACHE_PAGES}")
             check = "integrity_check" if self._suspect else "quick_check"
@@ -229,6 +254,15 @@ def purge(
     """Delete these rows, whose packets stay counted; gives how many went."""
     add(connection, PURGED, total(connection, table, condition, values))
     return connection.execute(f"DELETE FROM {table} WHERE {condition}", dict(values)).rowcount
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_damage(error: Exception) -> bool:

@@ -77,6 +77,9 @@ class DryRunKernel:
     def remove(self) -> None:
         """There is nothing of ours."""
 
+    def await_resume(self) -> None:
+        """Nothing is counted."""
+
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """Nothing was counted before."""
 

@@ -275,6 +275,10 @@ class Kernel:
         """
         Removal(self._sets, self._chains, self.families).run()
 
+    def await_resume(self) -> None:
+        """Where our DROP rules' counters stood will be told later, by `resume` and before the first `drain`."""
+        self._meter.await_resume()
+
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """Our DROP rules' counters stood there when they were last taken into account."""
         self._meter.resume(counters)

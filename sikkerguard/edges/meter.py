@@ -52,12 +52,23 @@ class Meter:
         self._unread = True
         # Families of which not every packet since the last drain is in a listing.
         self._gaps = set(families)
+        self._awaited = False
+
+    def await_resume(self) -> None:
+        """It will be told where the counters stood, by `resume` and before the first `drain`; but what is read until
+        then is not lost."""
+        self._awaited = True
+        for account in self._accounts.values():
+            account.stood = None
 
     def resume(self, counters: Mapping[Family, Count]) -> None:
         """The counters stood there when they were last taken into account. One of which nobody knows where it stood is
-        taken from now on: what it says is of years, perhaps, and was told by those who counted it."""
+        taken from the first reading on: what it says is of years, perhaps, and was told by those who counted it."""
+        if not self._awaited:
+            self.await_resume()
+        self._awaited = False
         for family, account in self._accounts.items():
-            account.stood = counters.get(family)
+            account.resume(counters.get(family))
 
     def stood(self, family: Family) -> Count:
         """Where this family's counter stood when it was last read: a rule that is made anew goes on from there."""
@@ -82,8 +93,9 @@ class Meter:
             self._drains.append(self._drain({}))
         if any(not account.is_settled() or self._filled(family) for family, account in self._accounts.items()):
             self._change_sets()
-            self._settle()
-        else:
+            if not self._awaited:
+                self._settle()
+        elif not self._awaited:
             for account in self._accounts.values():
                 account.rest()
             self._gaps.clear()

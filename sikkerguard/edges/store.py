@@ -1,14 +1,16 @@
 """What survives on disk: the last verified list, what is known of earlier pulls, and the lock of the one service.
 
 Every file is written beside its place, synced, and renamed into it, so that a reader sees the old or the new one and
-never half of either. The list carries its checksum inside.
+never half of either. The list carries its checksum inside, and the one before it is kept beside it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from contextlib import suppress
@@ -27,14 +29,18 @@ from sikkerguard.core.model import (
     parse_prefix,
     to_text,
 )
-from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
+from sikkerguard.edges.directory import Directory
+from sikkerguard.edges.processes import is_dying, owner_of
+from sikkerguard.errors import ConfigError, ListError, SikkerGuardError, as_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_LIST, _ALLOW, _PULLS, _LOCK, _ACCEPT = "list.bin", "allowlist.json", "pulls.json", "service.lock", "accept-once"
-_WAYS = "ways.json"
+log = logging.getLogger(__name__)
+
+_LIST, _ALLOW, _PULLS, _LOCK = "list.bin", "allowlist.json", "pulls.json", "service.lock"
+_BEFORE, _DAMAGED, _WAYS = "list.bin.1", "list.bin.damaged", "ways.json"
 # The format's name and version; a list of another one is as unreadable as a damaged one, and is pulled anew.
 _MAGIC = b"SIKKERGUARD LIST 1\n"
 _DIGEST = hashlib.sha256
@@ -54,52 +60,85 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._files = Directory(directory)
         self._lock: int | None = None
+        self._named = self._damaged = False
 
     def prepare(self) -> None:
-        """Make the directory, private to its owner, and take the lock that only one service may hold.
+        """Take the lock that only one service may hold, where the disk has one to offer. Nothing is written where the
+        lock is there already, and a disk that refuses is no reason not to go on: `claim` tells of it.
 
         Raises:
-            ConfigError: the directory can't be used, or another service runs on it.
+            ConfigError: another service runs on this directory.
         """
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._take_lock(_LOCK_SECONDS)
+        except BlockingIOError as error:
+            raise ConfigError(
+                [f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."]
+            ) from error
         except OSError as error:
-            raise self._unusable(error) from error
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(handle):
-            if time.monotonic() > deadline:
-                os.close(handle)
-                raise ConfigError([f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."])
-            time.sleep(0.02)
-        self._lock = handle
-        try:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            self.close()
-            raise self._unusable(error) from error
+            log.debug("the lock in %s can't be had: %s", self.directory, error)
 
-    def _unusable(self, error: OSError) -> ConfigError:
-        return ConfigError(
-            [f"SIKKER_STATE_DIR: {self.directory} can't be used ({error.strerror}); mend its rights, or make room."]
-        )
+    def claim(self) -> bool:
+        """Have the directory, the lock in it and the number of this process in that, as far as they are not there;
+        says whether the directory, or its lock, had to be made again.
+
+        Raises:
+            OSError: the disk refuses, or would refuse the next write.
+        """
+        anew = False
+        if self._lock is not None and not self._is_in_place(self._lock):
+            self.close()
+            anew = True
+        if self._lock is None:
+            self._take_lock(0.0)
+        if not self._named:
+            self._files.overwrite(_LOCK, f"{os.getpid()}\n".encode())
+            self._named = True
+        _check_room(self.directory)
+        return anew
+
+    def _take_lock(self, seconds: float) -> None:
+        handle = self._files.open_or_make(_LOCK)
+        deadline = time.monotonic() + seconds
+        try:
+            while not _locked(handle):
+                # A process that has ended but for a thread in the hands of a hung disk does nothing any more.
+                if time.monotonic() > deadline:
+                    holder = _holder(handle)
+                    if holder is None or not is_dying(holder):
+                        raise BlockingIOError(errno.EAGAIN, "another sikkerguard has its lock")
+                    os.close(handle)
+                    return
+                time.sleep(0.02)
+        except OSError:
+            os.close(handle)
+            raise
+        self._lock, self._named = handle, False
+
+    def _is_in_place(self, handle: int) -> bool:
+        try:
+            found = (self.directory / _LOCK).lstat()
+        except FileNotFoundError:
+            return False
+        held = os.fstat(handle)
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
     def close(self) -> None:
         """Let go of the lock."""
         if self._lock is not None:
             os.close(self._lock)
-            self._lock = None
+            self._lock, self._named = None, False
 
     def service_pid(self) -> int | None:
-        """The process that holds the lock, or None where no service runs.
+        """The process that holds the lock, or None where no service runs, or none that can be told for certain.
 
         Raises:
             SikkerGuardError: the directory may not be read by this user.
         """
         try:
-            handle = os.open(self.directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._files.open(_LOCK)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -109,8 +148,7 @@ class Store:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(handle, 32, 0).strip()
-            return int(text) if text.isdigit() else None
+            return _holder(handle)
         else:
             return None
         finally:
@@ -118,36 +156,60 @@ class Store:
 
     def has_list(self) -> bool:
         """Whether a list is kept, sound or not."""
-        return (self.directory / _LIST).exists()
+        return self._files.has(_LIST) or self._files.has(_BEFORE)
 
     def save_list(self, verified: VerifiedList) -> None:
-        """Keep a list that passed its trial."""
-        self._replace(_LIST, *_encoded(verified))
+        """Keep a list that passed its trial; the one before it stays beside it, but for one that was found to be
+        damaged, which is set aside."""
+        if self._damaged:
+            with suppress(FileNotFoundError):
+                self._files.move(_LIST, _DAMAGED)
+            self._damaged = False
+        self._files.replace(_LIST, *_encoded(verified), before=_BEFORE)
 
     def load_list(self) -> VerifiedList | None:
-        """The last verified list, or None where there is none yet.
+        """The last verified list, or the one before it where that is damaged, or None where there is none yet. Nothing
+        is written: a damaged file is set aside when the next list is kept.
 
         Raises:
-            ListError: the file is damaged; it was set aside, and nothing of it is used.
+            ListError: what is there is damaged or can't be read, and nothing of it is used.
         """
-        path = self.directory / _LIST
         try:
-            return self.peek_list()
-        except _DamagedError as error:
-            aside = path.with_name(f"{_LIST}.damaged")
-            with suppress(OSError):  # a disk that can't even rename is reported by the next write
-                path.replace(aside)
-            raise ListError(f"{error}; it is set aside as {aside} and not used, and a new one is pulled") from error
+            return self._newest()
+        except ListError as error:
+            self._damaged = isinstance(error, _DamagedError)
+            try:
+                found = self._sound(_BEFORE)
+            except ListError:
+                found = None
+            if found is None:
+                raise ListError(f"{error}; it is not used, and a new one is pulled") from error
+            log.error("%s; the one before it is used, and a new one is pulled.", as_sentence(error))
+            return found
 
     def peek_list(self) -> VerifiedList | None:
         """The same for a reader that is not the service: a damaged file stays where it is.
 
         Raises:
-            ListError: the file can't be read, or is damaged.
+            ListError: the file can't be read, or is damaged, and so is the one before it.
         """
-        path = self.directory / _LIST
         try:
-            content = path.read_bytes()
+            return self._newest()
+        except ListError:
+            with suppress(ListError):
+                if (found := self._sound(_BEFORE)) is not None:
+                    return found
+            raise
+
+    def _newest(self) -> VerifiedList | None:
+        # Where the file system has no links, the newest is without its own name for a moment.
+        found = self._sound(_LIST)
+        return self._sound(_BEFORE) if found is None else found
+
+    def _sound(self, name: str) -> VerifiedList | None:
+        path = self.directory / name
+        try:
+            content = self._files.read(name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -155,12 +217,12 @@ class Store:
         try:
             return _decoded(content)
         except (ValueError, KeyError, TypeError) as error:
-            raise _DamagedError(f"the cached list is damaged ({error})") from error
+            raise _DamagedError(f"the cached list {path} is damaged ({error})") from error
 
     def save_allowlist(self, allowlist: Allowlist) -> None:
         """Keep what is allowed and why, for `sikkerguard check` and for a start without network."""
         rows = [[to_text(entry.family, entry.prefix), entry.reason] for entry in allowlist.entries]
-        self._replace(_ALLOW, json.dumps(rows).encode())
+        self._files.replace(_ALLOW, json.dumps(rows).encode())
 
     def load_allowlist(self) -> Allowlist:
         """What was last allowed and why; empty where nothing readable is kept."""
@@ -172,7 +234,7 @@ class Store:
 
     def save_pulls(self, known: dict[str, Any]) -> None:
         """Keep what the next pull has to know of the last ones."""
-        self._replace(_PULLS, json.dumps(known).encode())
+        self._files.replace(_PULLS, json.dumps(known).encode())
 
     def load_pulls(self) -> dict[str, Any]:
         """What is known of earlier pulls; empty where nothing readable is kept."""
@@ -181,50 +243,29 @@ class Store:
 
     def save_ways(self, known: dict[str, Any]) -> None:
         """Keep at which addresses SikkerAPI, or a proxy, proved to be there, and when."""
-        self._replace(_WAYS, json.dumps(known).encode())
+        self._files.replace(_WAYS, json.dumps(known).encode())
 
     def load_ways(self) -> dict[str, Any]:
         """What was last kept of them; empty where nothing readable is."""
         known = self._json(_WAYS, {})
         return known if isinstance(known, dict) else {}
 
-    def request_acceptance(self) -> None:
-        """Have the next pull take its list whatever its size."""
-        self._replace(_ACCEPT, b"")
-
-    def take_acceptance(self) -> bool:
-        """Whether the next list is to be taken whatever its size; the wish is used up by asking."""
-        try:
-            (self.directory / _ACCEPT).unlink()
-        except OSError:
-            return False
-        return True
-
     def _json(self, name: str, otherwise: Any) -> Any:
         try:
-            return json.loads((self.directory / name).read_bytes())
+            return json.loads(self._files.read(name))
         except (OSError, ValueError):
             return otherwise
 
-    def _replace(self, name: str, *parts: bytes) -> None:
-        path = self.directory / name
-        temporary = path.with_name(f".{name}.new")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+
+def _check_room(directory: Path) -> None:
+    """Raises the `OSError` that the next write would, where the file system itself says so."""
+    found = os.statvfs(directory)
+    if found.f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    # Some of what is free is kept for root; a file system of no size, as some networks have, has no end either.
+    free = found.f_bavail if os.geteuid() else found.f_bfree
+    if found.f_blocks and not free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _locked(handle: int) -> bool:
@@ -233,6 +274,15 @@ def _locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _holder(handle: int) -> int | None:
+    """The process that the lock's file names, if it is one of the file's owner, or of root. The file is as believable
+    as its owner: it must not have others' processes, or a whole group, meet a signal of root's."""
+    text = os.pread(handle, 32, 0).partition(b"\n")[0].strip()
+    if not text.isdigit() or not (number := int(text)):
+        return None
+    return number if owner_of(number) in (0, os.fstat(handle).st_uid) else None
 
 
 def _parts(content: Blocklist) -> Iterator[tuple[Family, Networks]]:

@@ -16,6 +16,7 @@ import pytest
 from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, crossed, packet, repeated, segment, tcp, udp
 from tests.kernel.traffic import Traffic
 from tests.laboratory import wait_for
+from tests.records import records_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,16 +61,13 @@ def told_of(guard: Guard, place: str) -> int:
 
 def filed(guard: Guard) -> int:
     """The packets that will be in reports or are withheld, as they lie on disk."""
-    connection = sqlite3.connect(guard.state / "records.sqlite3")
-    try:
-        queries = (
-            "SELECT SUM(packets) FROM blocked",
-            "SELECT SUM(packets) FROM outbox",
-            "SELECT value FROM ledger WHERE name = 'filed_packets_purged'",
-        )
+    queries = (
+        "SELECT SUM(packets) FROM blocked",
+        "SELECT SUM(packets) FROM outbox",
+        "SELECT value FROM ledger WHERE name = 'filed_packets_purged'",
+    )
+    with records_of(guard.state) as connection:
         return sum((connection.execute(query).fetchone() or (0,))[0] or 0 for query in queries)
-    finally:
-        connection.close()
 
 
 def settle(guard: Guard, packets: int) -> None:

@@ -28,6 +28,7 @@ from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
 from tests.laboratory import log_of_all_namespaces, wait_for
+from tests.records import records_of
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Guard
@@ -178,7 +179,7 @@ def test_nothing_is_reported_where_that_is_switched_off(guard: Guard) -> None:
 
 def records(guard: Guard) -> list[list[tuple[object, ...]]]:
     """All that is on disk of what was blocked and what is to be reported."""
-    with closing(sqlite3.connect(f"file:{guard.state / FILE}?mode=ro", uri=True)) as connection:
+    with records_of(guard.state) as connection:
         tables = ("ledger", "blocked", "outbox")
         return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
 
@@ -315,7 +316,7 @@ def test_who_is_allowed_while_rows_are_on_their_way_is_not_reported(guard: Guard
     wire.send([*[tcp(SSH, 22)] * 30, *[tcp(WEB, 443)] * 20])
 
     def sending() -> bool:
-        with closing(sqlite3.connect(f"file:{guard.state / FILE}?mode=ro", uri=True)) as connection:
+        with records_of(guard.state) as connection:
             (rows,) = connection.execute("SELECT count(*) FROM outbox WHERE state = 'sending'").fetchone()
         return bool(rows == 2)
 

@@ -23,6 +23,7 @@ from sikkerguard.core.reports import row_of
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.errors import RecordError
+from tests.records import records_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,18 +66,18 @@ def save(
 
 
 def rows(directory: Path, query: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(directory / FILE)) as connection:
+    with records_of(directory) as connection:
         return connection.execute(query).fetchall()
 
 
 def blocked_in(directory: Path) -> dict[Key, int]:
     query = "SELECT address, protocol, port, packets FROM blocked"
-    with closing(sqlite3.connect(directory / FILE)) as connection:
+    with records_of(directory) as connection:
         return {(address, protocol, port): packets for address, protocol, port, packets in connection.execute(query)}
 
 
 def in_ledger(directory: Path, name: str) -> int:
-    with closing(sqlite3.connect(directory / FILE)) as connection:
+    with records_of(directory) as connection:
         found = connection.execute("SELECT value FROM ledger WHERE name = ?", (name,)).fetchone()
     return int(found[0]) if found else 0
 
@@ -329,6 +330,7 @@ def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_a_file_that_another_hand_changed_is_said(tmp_path: Path) -> None:
     with opened(tmp_path) as counts:
         save(counts)
+        counts.close()
         with closing(sqlite3.connect(tmp_path / FILE)) as connection:
             connection.execute("DROP TABLE sources")
         for action in (counts.load, lambda: save(counts, blocked={(V4, 6, 23): 5}, fresh=[V4])):

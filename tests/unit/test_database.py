@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from sikkerguard.edges.database import FILE, Database
 from sikkerguard.errors import RecordError
+from tests.records import records_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,16 +70,50 @@ def test_nobody_else_may_read_it(database: Database, tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_it_is_written_ahead_so_that_readers_hold_up_nobody(database: Database, tmp_path: Path) -> None:
+def test_it_is_written_ahead_and_maps_no_file(database: Database, tmp_path: Path) -> None:
+    """Of a file that is mapped, a page for which a full disk has no room ends the process by SIGBUS."""
     write(database, "a", 1)
-    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as reader:
+    assert {path.name for path in tmp_path.iterdir()} == {FILE, f"{FILE}-wal"}
+    assert FILE not in Path("/proc/self/maps").read_text()
+    with records_of(tmp_path) as reader:
         assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        reader.execute("BEGIN")
-        reader.execute("SELECT * FROM ledger").fetchall()
-        began = time.monotonic()
-        write(database, "b", 2)
-        assert time.monotonic() - began < 2
         assert reader.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
+
+
+def test_nobody_else_can_write_it_meanwhile(database: Database, tmp_path: Path) -> None:
+    write(database, "a", 1)
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None, timeout=0)) as other:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("DELETE FROM ledger")
+        database.close()
+        other.execute("DELETE FROM ledger")
+
+
+def test_a_file_that_was_deleted_is_there_again_with_all_that_was_in_it(tmp_path: Path) -> None:
+    database = Database(tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    write(database, "a", 1)
+    for number in range(2):
+        if number:
+            shutil.rmtree(tmp_path / "state")
+        else:
+            (tmp_path / "state" / FILE).unlink()
+        write(database, f"b{number}", 2)
+        write(database, "c", 3)
+    database.close()
+    with closing(Database(tmp_path / "state")) as again:
+        assert read(again) == {"a": 1, "b0": 2, "b1": 2, "c": 3}
+
+
+def test_a_file_that_somebody_put_in_its_place_is_the_one_from_then_on(database: Database, tmp_path: Path) -> None:
+    write(database, "a", 1)
+    with closing(Database(tmp_path / "other")) as other:
+        (tmp_path / "other").mkdir()
+        write(other, "theirs", 1)
+    (tmp_path / "other" / FILE).replace(tmp_path / FILE)
+    (tmp_path / f"{FILE}-wal").unlink()
+    write(database, "b", 2)
+    assert read(database) == {"theirs": 1, "b": 2}
 
 
 def test_all_or_nothing(database: Database) -> None:
@@ -184,9 +220,10 @@ def spoil(database: Database, file: Path, damage: str) -> None:
         rows = [(20_000, each, "a" * 40, each, 1, "c", 0, "b" * 200, 1, "waiting", 20_000) for each in addresses]
         columns = "day, source, category, address, leading, entry, own, protocol, packets, state, seen"
         connection.executemany(f"INSERT INTO outbox ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        if damage == "index":
+    database._ready().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if damage == "index":
+        database.close()
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
             # Two indexes with each other's pages: only a thorough look finds what they lack.
             other.execute("PRAGMA writable_schema = ON")
             (root,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'outbox_by_state'").fetchone()
@@ -218,7 +255,7 @@ def test_what_an_error_still_holds_of_a_damaged_file_does_no_harm(database: Data
     gc.collect()
     # The file that is written ahead bears the same name for both.
     assert (tmp_path / f"{FILE}-wal").stat().st_size > 0
-    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+    with records_of(tmp_path) as other:
         assert other.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
 
 
@@ -416,14 +453,19 @@ def test_without_room_for_the_file_itself_it_is_an_error_and_nothing_is_set_asid
     assert {path.name for path in tmp_path.iterdir()} == {FILE}
 
 
-def test_another_process_that_writes_is_waited_for(database: Database, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None, check_same_thread=False)) as other:
+def test_another_process_that_has_it_is_hardly_waited_for(tmp_path: Path) -> None:
+    with closing(Database(tmp_path)) as database:
+        database.open()
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        ending = threading.Timer(0.3, other.execute, ["COMMIT"])
-        ending.start()
+        began = time.monotonic()
+        with pytest.raises(RecordError, match="locked"):
+            write(database, "a", 1)
+        assert time.monotonic() - began < 1
+        other.execute("COMMIT")
+    with closing(database):
         write(database, "a", 1)
-        ending.join()
-    assert read(database) == {"a": 1}
+        assert read(database) == {"a": 1}
 
 
 WRITER = """

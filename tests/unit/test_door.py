@@ -13,6 +13,7 @@ from sikkerguard.config import Config
 from sikkerguard.core.model import API, PROXY, Allowlist, Surroundings, to_text
 from sikkerguard.core.ways import FRESH_SECONDS, KEPT_SECONDS, MOST, Way
 from sikkerguard.cycle import Owner
+from sikkerguard.disk import Disk
 from sikkerguard.door import Door
 from sikkerguard.edges.store import Store
 from sikkerguard.errors import FetchError, KernelError
@@ -82,15 +83,16 @@ class Bench:
         self.edge = Fake(self.kernel)
         self.way = Way(API, "https", "api.example.net", 443)
         self.owner = Owner(executor)
-        self.saves: list[str] = []
+        self.complaints: list[str] = []
         self.start()
 
     def start(self) -> None:
         """As after a restart."""
+        self.disk = Disk(self.store, self.store.directory, self.complaints.append)
         self.keeper = Keeper(
             cast("KernelFace", self.kernel),
             self.owner,
-            self.store,
+            self.disk,
             lambda ways: Surroundings(tuple(ways), frozenset()),
             lambda changed: None,
             lambda: None,
@@ -99,13 +101,20 @@ class Bench:
             Unknown(),
         )
         self.door = Door(
-            lambda config: self.way, lambda config: self.edge, self.keeper, self.store, lambda: self.now, 0.1
+            lambda config: self.way, lambda config: self.edge, self.keeper, self.disk, lambda: self.now, 0.1
         )
+        self.run(self.disk.load())
         self.door.begin(NAMED)
         self.run(self.keeper.begin(self.store.load_allowlist()))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run(work)
+        async def to_its_end() -> Any:
+            try:
+                return await work
+            finally:
+                await self.disk.settled(5)
+
+        return asyncio.run(to_its_end())
 
     def open(self, config: Config = NAMED) -> bool:
         changed: bool = self.run(self.door.open(config))
@@ -315,9 +324,7 @@ def test_pulls_and_reports_at_once_ask_once(bench: Bench) -> None:
     assert bench.edge.asked == [A]
 
 
-def test_a_disk_that_refuses_is_told_and_no_more(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_refuses_is_told_and_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(known: dict[str, Any]) -> None:
         raise OSError("no room")
 
@@ -325,7 +332,8 @@ def test_a_disk_that_refuses_is_told_and_no_more(
     bench.edge.resolved, bench.edge.genuine = [A], {A}
     assert bench.open()
     assert bench.allowed() == {A}
-    assert "could not be kept on disk (no room)" in caplog.text
+    (complaint,) = bench.complaints
+    assert "can't be written (no room): blocking goes on" in complaint
 
 
 @pytest.mark.parametrize("reason", [API, PROXY])

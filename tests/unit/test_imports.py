@@ -52,6 +52,8 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "logs": ("log_queue",),
+    "store": ("directory", "processes"),
+    "lock": ("processes",),
     "kernlog": ("journal", "kmsg"),
     "flows": ("addresses", "netlink"),
     "outgoing": ("flows", "addresses"),
@@ -62,7 +64,6 @@ FRIENDS = {
     "watch": ("addresses",),
     "web": ("pages",),
     "control": ("pages", "control_socket"),
-    "claim": ("control_socket",),
     "probes": ("neighbours", "routes"),
 }
 # Libraries that are not Python's own, and the edges that may import each; None: every edge.

@@ -92,3 +92,21 @@ def test_nothing_is_lost_from_the_account(drawn: list[tuple[int, int, int, int]]
     assert ledger.dropped == Count(sum(count.packets for count in every), sum(count.octets for count in every))
     assert ledger.named + ledger.unnamed() == ledger.dropped.packets
     assert ledger.told == 17
+
+
+counts = st.builds(Count, st.integers(0, 1000), st.integers(0, 60_000))
+
+
+@given(counts, counts, st.integers(0, 1000), st.integers(0, 1000))
+def test_two_ledgers_are_one_account(earlier: Count, later: Count, stood: int, stands: int) -> None:
+    """What the counter says of the time between, where it went on, is in neither."""
+    one = Ledger(earlier, 5, earlier, earlier.packets, earlier.packets, {Family.V4: Count(stood, 60 * stood)})
+    other = Ledger(later, 5, later, later.packets, 0, {Family.V4: Count(stands, 60 * stands)})
+    joined = other.after(one)
+    dropped = max(later.packets, stands - stood)
+    assert joined.dropped.packets == joined.dropped_today.packets == earlier.packets + dropped
+    assert joined.named == earlier.packets + later.packets
+    assert joined.unnamed() == dropped - later.packets
+    assert joined.counters == other.counters
+    assert replace(other, day=6).after(one).dropped_today.packets == dropped
+    assert Ledger().after(one) == one

@@ -7,6 +7,7 @@ Sets and chains are those of the plan's tests, reached as the meter reaches them
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any, cast
@@ -783,3 +784,30 @@ def test_whatever_happens_all_that_was_dropped_is_given_away_and_named_once(
     sent = sum(reader.places.values())
     assert sent == host.dropped()
     assert reader.replies == replies
+
+
+@given(st.lists(st.integers(0, 50), max_size=4), st.integers(0, 100), st.integers(0, 100))
+def test_where_a_counter_stood_may_be_told_after_it_was_read(steps: list[int], stood: int, stands: int) -> None:
+    """What was told late is as good as what was told before the first reading."""
+    known = Count(stood, 60 * stood)
+    readings = [Count(sum(steps[:each], stands), 60 * sum(steps[:each], stands)) for each in range(len(steps) + 1)]
+    early, late = Account(stood=None), Account(stood=None)
+    early.resume(known)
+    for reading in readings:
+        early.read(reading)
+        late.read(reading)
+    late.resume(known)
+    assert replace(late, first=None) == early
+    unknown = Account(stood=None)
+    for reading in readings:
+        unknown.read(reading)
+    unknown.resume(None)
+    assert unknown.advanced.packets == sum(steps)
+
+
+def test_a_rule_that_was_made_since_has_counted_nothing_before() -> None:
+    account = Account(stood=None)
+    account.read(None)
+    account.resume(Count(500, 30_000))
+    account.read(Count(3, 180))
+    assert account.settle(Count(3, 180), complete=True).packets == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -29,6 +30,7 @@ from sikkerguard.core.model import (
     parse_prefix,
 )
 from sikkerguard.cycle import Owner
+from sikkerguard.disk import Disk
 from sikkerguard.errors import FetchError, ListError
 from sikkerguard.keeping import Keeper
 from sikkerguard.needs import Edges
@@ -57,6 +59,9 @@ class Store:
         self.pulls: dict[str, Any] = {}
         self.written: list[int] = []
 
+    def claim(self) -> bool:
+        return False
+
     def save_list(self, verified: VerifiedList) -> None:
         self.list = verified
 
@@ -81,9 +86,6 @@ class Store:
 
     def save_ways(self, known: Mapping[str, Any]) -> None:
         pass
-
-    def take_acceptance(self) -> bool:
-        raise AssertionError("a wish comes with a call")
 
 
 @dataclass
@@ -153,6 +155,8 @@ class Desk:
     """A puller with all that it needs, and what it told."""
 
     puller: Puller
+    disk: Disk
+    complaints: list[str]
     kernel: Kernel
     store: Store
     api: Api
@@ -181,6 +185,7 @@ class Desk:
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(outcome, asyncio.CancelledError), outcome
+            await self.disk.settled(5)
 
     def has_pulled(self, times: int) -> bool:
         return self.state.pulls == times
@@ -198,6 +203,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
         known = file.store = store or Store()
         unknown = Unknown()
         states = [State(started_at=time.time(), dry_run=False)]
+        complaints: list[str] = []
 
         def change(**changes: Any) -> None:
             states.append(replace(states[-1], **changes))
@@ -205,10 +211,11 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
         here = Surroundings(
             (AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY),), frozenset({Gateway(Family.V4, "192.0.2.1", 1)})
         )
+        disk = Disk(known, "/state", complaints.append)
         keeper = Keeper(
             kernel,
             owner,
-            known,
+            disk,
             lambda ways: here,
             lambda changed: None,
             lambda: None,
@@ -241,6 +248,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
 
         puller = Puller(
             edges,
+            disk,
             owner,
             keeper,
             Open(),  # type: ignore[arg-type]
@@ -253,7 +261,7 @@ def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any
             lambda: nullcontext(frozenset()),
             unknown,
         )
-        made = Desk(puller, kernel, known, api, file, states)
+        made = Desk(puller, disk, complaints, kernel, known, api, file, states)
         made.config = replace(made.config, **settings)
         yield made
         keeper.close()
@@ -325,6 +333,7 @@ def test_a_process_that_dies_in_a_pull_leaves_a_mark_by_which_the_next_one_waits
     assert store.pulls["unfinished"] == 0
 
     async def begin(made: Desk) -> None:
+        await made.disk.load()
         made.puller.load_cached()
         async with made.running():
             await made.until(lambda: "began" in caplog.text or "ended in the middle" in caplog.text)
@@ -529,6 +538,7 @@ def test_a_list_that_an_earlier_version_took_though_it_covers_too_much_is_not_us
     )
     with desk(store, custom_blacklist=FILE) as made:
         made.file.write(b"203.0.113.7\n")
+        asyncio.run(made.disk.load())
         made.puller.load_cached()
         assert made.puller.in_force is not None
         assert made.puller.in_force.admitted.blocklist == mine
@@ -626,3 +636,65 @@ def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
         asyncio.run(run(made))
         # 20 addresses are in force: their 100-fold is within what four weeks have seen, and no more is accepted.
         assert [len(each.admitted.blocklist) for each in made.live][-2:] == [3020, 5000]
+
+
+# A disk that hangs
+
+
+def test_an_update_does_not_wait_for_its_mark_on_a_disk_that_hangs() -> None:
+    store, may_go = Store(), threading.Event()
+    saved = store.save_pulls
+
+    def hang(known: dict[str, Any]) -> None:
+        may_go.wait(30)
+        saved(known)
+
+    async def run(made: Desk) -> None:
+        began = time.monotonic()
+        async with made.running():
+            await made.until(lambda: made.live, 10)
+            assert time.monotonic() - began < 8
+            assert store.written == []
+            made.puller.pull_now()
+            began = time.monotonic()
+            await made.until(partial(made.has_pulled, 2), 10)
+            # From then on it is known to hang.
+            assert time.monotonic() - began < 2
+            # A stop in the middle of a pull waits for it as little.
+            made.api.hangs = True
+            made.puller.pull_now()
+            await made.until(lambda: made.api.asked == 3)
+            began = time.monotonic()
+        assert time.monotonic() - began < 7
+        may_go.set()
+        await made.until(lambda: store.list is not None and store.written[-1] == 0)
+
+    with desk(store) as made, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "save_pulls", hang)
+        asyncio.run(run(made))
+
+
+def test_the_list_file_s_disk_may_hang_and_pulls_go_on() -> None:
+    may_go = threading.Event()
+
+    async def run(made: Desk) -> None:
+        stamp = made.file.stamp
+
+        def hang(path: str) -> object:
+            may_go.wait(30)
+            return stamp(path)
+
+        async with made.running():
+            await made.until(partial(made.has_pulled, 1), 10)
+            made.file.stamp = hang  # type: ignore[method-assign]
+            for pulls in (2, 3):
+                made.puller.pull_now()
+                await made.until(partial(made.has_pulled, pulls), 10)
+            may_go.set()
+            made.file.stamp = stamp  # type: ignore[method-assign]
+            made.file.write(b"203.0.113.9\n")
+            await made.until(lambda: len(made.live[-1].admitted.blocklist) == 2001, 15)
+
+    with desk(custom_blacklist=FILE) as made:
+        made.file.write(b"# nothing yet\n")
+        asyncio.run(run(made))

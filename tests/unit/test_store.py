@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -29,6 +33,8 @@ from sikkerguard.core.model import (
     VerifiedList,
     parse_prefix,
 )
+from sikkerguard.edges import store as module
+from sikkerguard.edges.processes import is_dying
 from sikkerguard.edges.store import Store
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 from tests.unit.test_ranges import families, gather, prefixes, some_networks
@@ -59,6 +65,7 @@ OLD, NEW = verified(1), verified(2)
 def _store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "state")
     store.prepare()
+    store.claim()
     yield store
     store.close()
 
@@ -155,13 +162,6 @@ def test_what_is_known_of_the_way_to_sikkerapi_comes_back(store: Store) -> None:
     assert Store(store.directory).load_ways() == {"way": "https", "proofs": [["192.0.2.1", 1.5]]}
 
 
-def test_a_list_is_accepted_once(store: Store) -> None:
-    assert not store.take_acceptance()
-    Store(store.directory).request_acceptance()
-    assert store.take_acceptance()
-    assert not store.take_acceptance()
-
-
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\xff", b"null", b"7", b'"ab"', b"[1]", b"[[1, 2]]", b'[["198.51.100.300", "x"]]', b"[null]"],
@@ -183,12 +183,11 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
         store.save_allowlist(Allowlist())
         store.save_pulls({})
         store.save_ways({})
-        store.request_acceptance()
     finally:
         os.umask(before)
         store.close()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.directory.iterdir()}
-    names = ["list.bin", "allowlist.json", "pulls.json", "ways.json", "accept-once", "service.lock"]
+    names = ["list.bin", "allowlist.json", "pulls.json", "ways.json", "service.lock"]
     assert modes == dict.fromkeys(names, 0o600)
     assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
 
@@ -229,15 +228,62 @@ def test_every_cut_is_noticed(store: Store) -> None:
 )
 def test_a_damaged_list_is_set_aside_and_a_new_one_can_be_kept(store: Store, content: bytes) -> None:
     list_file(store).write_bytes(content)
-    with pytest.raises(ListError, match="set aside") as refused:
+    with pytest.raises(ListError, match=r"is damaged .* not used"):
         store.load_list()
-    aside = store.directory / "list.bin.damaged"
-    assert str(aside) in str(refused.value)
-    assert aside.read_bytes() == content
-    assert not list_file(store).exists()
-    assert store.load_list() is None
+    # Reading writes nothing: a disk that hangs must not keep a start from its end.
+    assert files(store) == {"list.bin", "service.lock"}
     store.save_list(NEW)
+    assert (store.directory / "list.bin.damaged").read_bytes() == content
     assert store.load_list() == NEW
+
+
+@pytest.mark.parametrize("cut", [0, 1, -1, 60])
+def test_the_list_before_a_damaged_one_is_used(store: Store, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    store.save_list(OLD)
+    store.save_list(NEW)
+    content = list_file(store).read_bytes()[:cut]
+    list_file(store).write_bytes(content)
+    assert store.peek_list() == OLD
+    assert not caplog.records
+    assert store.load_list() == OLD
+    assert "the one before it is used, and a new one is pulled" in caplog.text
+    # It is not the damaged one that is kept as the one before.
+    third = verified(3)
+    store.save_list(third)
+    assert store.load_list() == third
+    assert (store.directory / "list.bin.damaged").read_bytes() == content
+    list_file(store).write_bytes(b"")
+    assert Store(store.directory).load_list() == OLD
+
+
+def test_two_damaged_lists_are_none(store: Store) -> None:
+    for known in (OLD, NEW):
+        store.save_list(known)
+    for name in ("list.bin", "list.bin.1"):
+        (store.directory / name).write_bytes(b"?")
+    for read in (store.load_list, store.peek_list):
+        with pytest.raises(ListError, match=r"list\.bin is damaged"):
+            read()
+
+
+def test_the_list_before_is_found_where_the_newest_was_about_to_take_its_place(store: Store) -> None:
+    store.save_list(OLD)
+    list_file(store).rename(store.directory / "list.bin.1")
+    assert store.has_list()
+    assert store.load_list() == store.peek_list() == OLD
+
+
+def test_a_file_system_without_links_keeps_two_lists_as_well(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for number in (1, 2, 3):
+        store.save_list(verified(number))
+    assert store.load_list() == verified(3)
+    list_file(store).write_bytes(b"")
+    assert store.load_list() == verified(2)
+    assert files(store) == {"list.bin", "list.bin.1", "service.lock"}
 
 
 def test_a_list_of_another_version_is_not_guessed_at(store: Store) -> None:
@@ -348,7 +394,7 @@ def test_what_a_crash_left_half_written_is_in_nobodys_way(store: Store) -> None:
     assert store.load_list() == OLD
     store.save_list(NEW)
     assert store.load_list() == NEW
-    assert files(store) == {"list.bin", "service.lock"}
+    assert files(store) == {"list.bin", "list.bin.1", "service.lock"}
 
 
 WRITER = """
@@ -372,6 +418,7 @@ from sikkerguard.errors import ConfigError
 store = Store(Path(sys.argv[1]))
 try:
     store.prepare()
+    store.claim()
 except ConfigError as error:
     print(error, flush=True)
 else:
@@ -437,6 +484,7 @@ def test_the_first_service_is_named_and_its_lock_dies_with_it(tmp_path: Path) ->
         assert store.load_list() is None
     assert store.service_pid() is None
     store.prepare()
+    store.claim()
     assert Store(tmp_path).service_pid() == os.getpid()
     store.close()
 
@@ -447,6 +495,7 @@ def test_a_lock_that_was_let_go_can_be_taken(store: Store) -> None:
     assert store.service_pid() is None
     other = Store(store.directory)
     other.prepare()
+    other.claim()
     assert store.service_pid() == os.getpid()
     other.close()
 
@@ -456,6 +505,7 @@ def test_a_lock_file_of_long_ago_names_nobody(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.service_pid() is None
     store.prepare()
+    store.claim()
     assert Store(tmp_path).service_pid() == os.getpid()
     store.close()
 
@@ -490,27 +540,151 @@ def test_nothing_is_left_open(store: Store) -> None:
     assert handles() == before
     store.close()
     assert handles() == before - 1
-    with pytest.raises(ConfigError), no_room(0):
-        store.prepare()
+    with no_room(0), pytest.raises(OSError, match="too large"):
+        store.claim()
+    assert handles() == before
+    store.close()
     assert handles() == before - 1
 
 
-def test_a_place_that_can_not_be_a_directory_is_a_matter_of_configuration(tmp_path: Path) -> None:
+# No disk, no reason not to protect
+
+
+def test_a_place_that_can_not_be_a_directory_keeps_nobody_from_starting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=r"SIKKER_STATE_DIR: .* can't be used"):
-            Store(place).prepare()
+        store = Store(place)
+        store.prepare()
+        assert not store.has_list()
+        assert store.load_pulls() == {}
+        with pytest.raises(NotADirectoryError):
+            store.claim()
+        store.close()
     with pytest.raises(SikkerGuardError, match="can't be read"):
         Store(tmp_path / "file").service_pid()
 
 
-def test_a_full_disk_is_a_matter_of_configuration_too(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with no_room(0), pytest.raises(ConfigError, match=r"SIKKER_STATE_DIR: .* can't be used"):
-        store.prepare()
-    # And keeps no lock that the next try would stumble over.
-    store.prepare()
+def test_the_lock_is_taken_without_a_write(store: Store) -> None:
+    """A disk without room: the lock was there, and is one; who holds it was in it, and is replaced in place."""
     store.close()
+    lock = store.directory / "service.lock"
+    lock.write_text("9" * 20 + "\n")
+    before = lock.stat()
+    with no_room(0):
+        store.prepare()
+        with pytest.raises(ConfigError, match="another sikkerguard runs"):
+            Store(store.directory).prepare()
+    assert (lock.stat().st_ino, lock.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    store.claim()
+    assert Store(store.directory).service_pid() == os.getpid()
+
+
+def test_a_directory_that_was_deleted_is_made_again(store: Store) -> None:
+    assert not store.claim()
+    shutil.rmtree(store.directory)
+    assert store.claim()
+    assert not store.claim()
+    assert Store(store.directory).service_pid() == os.getpid()
+    with pytest.raises(ConfigError, match="another sikkerguard runs"):
+        Store(store.directory).prepare()
+    shutil.rmtree(store.directory)
+    store.save_list(NEW)
+    assert store.load_list() == NEW
+    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+
+
+def test_what_ended_but_for_its_last_thread_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after SIGKILL, with a thread that waits for a frozen disk: the lock stays until that thaws."""
+    monkeypatch.setattr(module, "is_dying", lambda number: number == os.getpid())
+    other = Store(store.directory)
+    other.prepare()
+    other.save_list(NEW)
+
+
+@pytest.mark.parametrize("state", ["Z (zombie)", "X (dead)", "S (sleeping)"])
+def test_who_is_dying_is_told_by_the_kernel(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"Name:\tpython3\nState:\t{state}\nUid:\t0\t0\t0\t0\n")
+    assert is_dying(1) == (state[0] != "S")
+
+
+# Whose directory this is, who must not have root do what he can't
+
+
+@pytest.fixture(name="trap")
+def _trap(tmp_path: Path) -> Iterator[Trap]:
+    """A directory of another user, and a file of root's that he would like to have."""
+    if os.geteuid():
+        pytest.fail("run as root: another user's directory can't be made otherwise")
+    directory = tmp_path / "theirs"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, 65534, 65534)
+    precious = tmp_path / "precious"
+    precious.write_text("of root\n")
+    yield Trap(Store(directory), precious)
+    assert precious.read_text() == "of root\n"
+    assert precious.stat().st_uid == 0
+
+
+@dataclass
+class Trap:
+    store: Store
+    precious: Path
+
+    def lay(self, kind: str, name: str) -> None:
+        place = self.store.directory / name
+        place.unlink(missing_ok=True)
+        if kind == "link":
+            place.symlink_to(self.precious)
+        elif kind == "second name":
+            os.link(self.precious, place)
+        else:
+            os.mkfifo(place)
+            os.chown(place, 65534, 65534)
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "fifo"])
+def test_nothing_that_another_user_laid_is_followed(trap: Trap, kind: str) -> None:
+    for name in ("list.bin", "list.bin.1", "allowlist.json", "pulls.json", "ways.json", "service.lock"):
+        trap.lay(kind, name)
+    trap.precious.write_text("[]\n")
+    for read in (trap.store.peek_list, trap.store.load_list):
+        with pytest.raises(ListError, match="can't be read"):
+            read()
+    with pytest.raises(SikkerGuardError, match="can't be read"):
+        trap.store.service_pid()
+    trap.store.prepare()
+    with pytest.raises(OSError, match=r"symbolic|owner|regular"):
+        trap.store.claim()
+    trap.store.load_allowlist()
+    trap.precious.write_text("of root\n")
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "fifo"])
+def test_what_root_writes_there_goes_nowhere_else_and_is_the_others(trap: Trap, kind: str) -> None:
+    for name in (".pulls.json.new", "pulls.json", ".list.bin.new", ".list.bin.1.new", "list.bin"):
+        trap.lay(kind, name)
+    trap.store.save_pulls({})
+    assert (trap.store.directory / "pulls.json").lstat().st_uid == 65534
+    trap.store.save_list(NEW)
+    assert trap.store.load_list() == NEW
+    assert list_file(trap.store).lstat().st_uid == 65534
+
+
+@pytest.mark.parametrize("number", ["0", "1 ", "-1", "", "x", "9" * 30])
+def test_root_signals_no_process_that_the_lock_names_at_will(trap: Trap, number: str) -> None:
+    lock = trap.store.directory / "service.lock"
+    # Process 1 is root's, and there wherever this runs.
+    other = 65534
+    with child("import os, sys; os.setuid(65534); print('up', flush=True); sys.stdin.read()", Path()) as (mine, output):
+        assert output.readline() == "up\n"
+        lock.write_text(f"{number}\n")
+        os.chown(lock, other, other)
+        with lock.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            found = trap.store.service_pid()
+            assert found in ((None, 1) if number == "1 " else (None,))
+            lock.write_text(f"{mine.pid}\n")
+            assert trap.store.service_pid() == mine.pid
 
 
 def test_nothing_is_made_before_a_method_says_so(tmp_path: Path) -> None:
@@ -519,6 +693,5 @@ def test_nothing_is_made_before_a_method_says_so(tmp_path: Path) -> None:
     assert store.peek_list() is None
     assert store.load_allowlist() == Allowlist()
     assert store.load_pulls() == {}
-    assert not store.take_acceptance()
     assert store.service_pid() is None
     assert list(tmp_path.iterdir()) == []
