@@ -80,7 +80,6 @@ def _bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         ("_LOAD", 0.3),
         ("_AGAIN", 0.1),
         ("_LOOK", 0.05),
-        ("_WISH", 0.5),
     ):
         monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
     bench = Bench()
