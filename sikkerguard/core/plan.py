@@ -34,6 +34,8 @@ _LINES_OF_A_SOURCE = 5
 # The LOG rule's limit in all. Lines say where to look, counters count: without a limit a dropped packet costs eleven
 # times as much, so that being blocked would be a weapon, and every line is kept on disk by someone.
 _LOG_RATE, _LOG_BURST = "10/sec", "50"
+# debug of syslog(2): Debian's kernels print everything above it on the console.
+_LOG_LEVEL = "7"
 
 # Entries that a description names: a host may have thousands of addresses, and a line of the log should be read.
 _SHOWN = 20
@@ -138,7 +140,7 @@ def chain_rules(family: Family) -> tuple[Rule, ...]:
                 known_for(_LINES_OF_A_SOURCE),
                 Extension("limit", (("limit", (_LOG_RATE,)), ("limit-burst", (_LOG_BURST,)))),
             ),
-            Extension("LOG", (("log-prefix", (LOG_PREFIX,)),)),
+            Extension("LOG", (("log-prefix", (LOG_PREFIX,)), ("log-level", (_LOG_LEVEL,)))),
             NEWS_CHAIN,
         ),
         Rule((known_for(_PORTS_OF_A_SOURCE),), _add_to_set(names.hits, "src,dst"), NEWS_CHAIN),

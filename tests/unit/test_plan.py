@@ -360,6 +360,8 @@ def test_a_new_source_is_logged_however_many_packets_there_were_of_others(family
 def test_the_log_is_limited_in_all(family: Family) -> None:
     (rule,) = [rule for rule in chain_rules(family) if rule.target.name == "LOG"]
     assert dict(rule.target.options)["log-prefix"] == (LOG_PREFIX,) == ("SIKKERGUARD ",)
+    # Debian's kernels print what is more urgent on the console.
+    assert dict(rule.target.options)["log-level"] == ("7",)
     # Last of the matches, so that only what would be logged takes from it.
     limit = dict(rule.matches[-1].options)
     assert rule.matches[-1].name == "limit"
