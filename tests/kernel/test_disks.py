@@ -77,6 +77,14 @@ class Ext4:
             command("fsfreeze", "-u", str(self.place))
 
 
+@pytest.fixture(autouse=True)
+def _runtime_directory(guard: Guard) -> None:
+    """As systemd gives one, and images do: commands find the service without the disk that is to fail."""
+    place = guard.directory / "run"
+    place.mkdir(mode=0o755)
+    guard.environment["RUNTIME_DIRECTORY"] = str(place)
+
+
 @contextmanager
 def disk(guard: Guard, block: int = 4096) -> Iterator[Ext4]:
     """The state directory is such a file system; it is gone at the end, whatever happened."""
@@ -294,10 +302,13 @@ def test_another_owner_s_directory_is_no_reason_not_to_protect(guard: Guard) -> 
         state = directory / "state"
         state.mkdir(mode=0o700)
         guard.expected_errors += ["Permission denied"]
-        guard.start(*with_only(*ENOUGH), *SIKKERGUARD, "run", SIKKER_STATE_DIR=str(state))
+        runtime = directory / "run"
+        runtime.mkdir(mode=0o755)
+        os.chown(runtime, 65534, 65534)
+        guard.environment |= {"RUNTIME_DIRECTORY": str(runtime), "SIKKER_STATE_DIR": str(state)}
+        guard.start(*with_only(*ENOUGH), *SIKKERGUARD, "run")
         guard.logged("Blocking 2 IPs$")
         check_blocked(guard)
-        guard.environment["SIKKER_STATE_DIR"] = str(state)
         reason(guard, "can't be written (Permission denied)")
         os.chown(state, 65534, 65534)
         healed(guard)
