@@ -6,6 +6,7 @@ The disks are real: ext4 on loop devices. What can't be made with them is put in
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -134,7 +135,7 @@ def reason(guard: Guard, words: str, seconds: float = 15) -> str:
         assert (status["status"] == "degraded") or not reasons
         return reasons[0] if reasons else ""
 
-    guard.expected_errors.append(words)
+    guard.expected_errors.append(re.escape(words))
     return wait_for(f"a reason with {words!r}", found, seconds)
 
 
@@ -302,8 +303,10 @@ def test_another_owner_s_directory_is_no_reason_not_to_protect(guard: Guard) -> 
         state = directory / "state"
         state.mkdir(mode=0o700)
         guard.expected_errors += ["Permission denied"]
-        runtime = directory / "run"
-        runtime.mkdir(mode=0o755)
+        # A place that root gave to that user, whom root's commands believe there.
+        runtime = directory / "given" / "run"
+        for place in (runtime.parent, runtime):
+            place.mkdir(mode=0o755)
         os.chown(runtime, 65534, 65534)
         guard.environment |= {"RUNTIME_DIRECTORY": str(runtime), "SIKKER_STATE_DIR": str(state)}
         guard.start(*with_only(*ENOUGH), *SIKKERGUARD, "run")
