@@ -8,7 +8,6 @@ import json
 import signal
 import socket
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,26 +288,3 @@ def test_cleanup_beside_a_service_is_refused_without_force(guard: Guard) -> None
     guard.stop()
     assert guard.lab.sets() == ""
     assert guard.cli("cleanup").returncode == 0
-
-
-def test_a_second_service_in_the_same_network_says_so(guard: Guard) -> None:
-    begin(guard)
-    second = replace(guard, directory=guard.directory / "second", process=None)
-    second.directory.mkdir()
-    second.start(SIKKER_STATE_DIR=str(second.state), SIKKER_HEALTH_ADDRESS="127.0.0.1:8081")
-    try:
-        said = second.logged("ERROR Another sikkerguard runs on this host")
-        assert guard.process is not None
-        assert f"(user 0, process {guard.process.pid})" in said
-        # What the first one leaves is the second one's from then on.
-        guard.kill()
-        assert second.process is not None
-        second.process.send_signal(signal.SIGHUP)
-        wait_for(
-            "the name", lambda: second.cli("status", SIKKER_STATE_DIR=str(second.state)).returncode == 0, seconds=15
-        )
-        protects(guard)
-        second.stop()
-    finally:
-        if second.process is not None and second.process.poll() is None:
-            second.kill()
