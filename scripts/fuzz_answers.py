@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import faulthandler
 import logging
-import os
 import random
 import sys
 import time
@@ -23,6 +22,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpcore
@@ -277,7 +277,7 @@ class Fuzzer:
 
 def _open() -> tuple[int, int]:
     """The numbers of descriptors and of tasks."""
-    return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())  # noqa: PTH208 - it is only counted
+    return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(asyncio.all_tasks())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

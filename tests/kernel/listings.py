@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.laboratory import wait_for
@@ -60,5 +61,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _sleeps_in_write(pid: int) -> bool:
     # write(2) is 1 on x86-64 and 64 elsewhere (asm/unistd.h).
     call = "64" if os.uname().machine == "aarch64" else "1"
-    with open(f"/proc/{pid}/syscall") as file:  # noqa: PTH123 - a file of proc, read at once
-        return file.read().split()[0] == call
+    return Path(f"/proc/{pid}/syscall").read_text("ascii").split()[0] == call

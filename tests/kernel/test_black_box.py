@@ -1,18 +1,25 @@
 """The service as its owner sees it, while lists, answers and neighbours do their worst, one after the other.
 
 Packets of listed and innocent sources come each millisecond, before, during and after: no listed one gets in, no
-innocent one is lost, and in the end nothing of the service is left.
+innocent one is lost, and in the end nothing of the service is left. And the same while what is ordinary on a host goes
+wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 from typing import TYPE_CHECKING
 
 from sikkerguard.standin.faults import Canned
+from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import ACK, RST, SYN, Wire, tcp
+from tests.kernel.listings import pager
+from tests.kernel.test_control import impostor
+from tests.kernel.test_disks import disk
 from tests.kernel.test_hostile_lists import CROWD, EIGHTHS, LISTED, LISTED_V6, SIXTEENTHS, pull, serve, write
+from tests.kernel.test_ordinary import manager
 from tests.kernel.traffic import Traffic
 from tests.laboratory import API, GATEWAY, Resolver, wait_for
 
@@ -119,3 +126,99 @@ def refused(server: str, port: int) -> bool:
         except TimeoutError:
             return True
     return False
+
+
+def test_nothing_ordinary_ends_it_and_no_packet_notices(guard: Guard) -> None:
+    guard.expected_errors += [
+        "127.0.0.1 port 8080 can't be listened on",
+        " ERROR SikkerAPI",
+        "The new configuration is not used",
+        "SIKKER_SCORE_MIN",
+        "SIKKER_PORT_MAP",
+        "Another program has held",
+        "can't be written",
+    ]
+    lab = guard.lab
+    for tool, address in (("iptables-legacy", "192.0.2.250"), ("ip6tables-legacy", "2001:db8::250")):
+        lab.host.run(tool, "-t", "raw", "-A", "OUTPUT", "-d", address, "-j", "ACCEPT")
+    before = lab.everything()
+    place, lock, settings = (guard.directory / name for name in ("run", "xtables.lock", "sikkerguard.env"))
+    place.mkdir(mode=0o755)
+    guard.environment |= {
+        "RUNTIME_DIRECTORY": str(place),
+        "XTABLES_LOCKFILE": str(lock),
+        # As containers, clusters and companies have it.
+        "NO_PROXY": "localhost,127.0.0.0/8,fd00::/8,[::1],::1/128,10.96.0.0/12,.svc",
+        "no_proxy": "[fd00::1]:443,*",
+        "NOTIFY_SOCKET": str(guard.directory / "notify"),
+    }
+    settings.write_text("SIKKER_SCORE_MIN=60\nSIKKER_PORT_MAP=2222=my_ssh\n")
+    run = (*SIKKERGUARD, "--config", str(settings), "run")
+    # More than a pipe takes of a listing.
+    crowd = [LISTED, LISTED_V6, *(f"11.0.{number >> 8}.{number & 255}" for number in range(20_000))]
+    with disk(guard) as state, impostor(guard), manager(guard) as systemd:
+        systemd.listen()
+        serve(guard, crowd)
+        guard.start(*run)
+        guard.logged(f"Blocking {len(crowd)} IPs")
+        wait_for("READY", lambda: systemd.said("READY"))
+        with Traffic(lab, innocent=(INNOCENT, INNOCENT_V6), listed=(LISTED, LISTED_V6)) as traffic:
+            # Another program has the port of the page, and a word for ports is no word.
+            found = guard.status()
+            assert found["status"] == "degraded"
+            said = " ".join(found["reasons"])
+            assert "port 8080 can't be listened on" in said
+            assert "'my_ssh' is no name" in said
+            assert guard.cli("health").stdout == "OK\n"
+            settings.write_text("SIKKER_SCORE_MIN=60\nSIKKER_PORT_MAP=2222=my-ssh:ssh\n")
+            traffic.check()
+
+            # Answers that no library understands.
+            for location in ("http://[bad", "//[::1]]/v1"):
+                guard.standin.clear_faults()
+                guard.standin.fault("blacklist", Canned(302, headers=(("Location", location),)), 1000)
+                pull(guard)
+                assert guard.status()["lastPullError"]
+                traffic.check()
+
+            # A pager that somebody left open on our set, and a program that keeps iptables' lock.
+            serve(guard, [*crowd, SCANNER])
+            with pager(lab, "sikkerguard-v4"):
+                assert pull(guard).startswith("Blocking ")
+                assert not lab.passes(SCANNER)
+                traffic.check()
+            with lock.open("r") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                lab.host.run("ip6tables-legacy", "-t", "raw", "-A", "SIKKERGUARD", "-s", "2001:db8::251")
+                guard.logged("Another program has held")
+                traffic.check()
+            guard.logged("Someone changed our rules; repaired")
+
+            # A disk that is full, one that takes nothing, and then is well again.
+            state.fill()
+            serve(guard, crowd)
+            assert pull(guard) == f"Blocking {len(crowd)} IPs\n"
+            wait_for("a word on the disk", lambda: "can't be written" in " ".join(guard.status()["reasons"]))
+            traffic.check()
+            state.make_room()
+            wait_for("no word on the disk", lambda: "can't be written" not in " ".join(guard.status()["reasons"]), 20)
+
+            # A reload with a mistake, a death, and a start that meets the mistake.
+            settings.write_text("SIKKER_SCORE_MIN=nonsense\n")
+            pull(guard)
+            guard.logged("The new configuration is not used")
+            traffic.check()
+            guard.kill()
+            traffic.check()
+            guard.start(*run)
+            guard.logged(f"Blocking {len(crowd)} IPs", times=3)
+            assert "SIKKER_SCORE_MIN: 'nonsense'" in " ".join(guard.status()["reasons"])
+            settings.write_text("SIKKER_SCORE_MIN=60\n")
+            guard.standin.clear_faults()
+            serve(guard, crowd)
+            wait_for("the corrected settings", lambda: "SIKKER_SCORE_MIN" not in " ".join(guard.status()["reasons"]))
+            traffic.check()
+        guard.stop()
+        assert systemd.said("STOPPING")
+    assert "\x1b" not in guard.log()
+    assert lab.everything() == before

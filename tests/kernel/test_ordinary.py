@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +160,7 @@ def test_no_answer_ends_it_and_none_reaches_the_terminal(guard: Guard) -> None:
             guard.standin.clear_faults()
             guard.standin.fault("blacklist", answer, 1000)
             reload(guard)
-            wait_for(f"the end of pull {number}", lambda: guard.status()["pulls"] >= pulls + number)  # noqa: B023
+            wait_for(f"the end of pull {number}", partial(_has_pulled, guard, pulls + number))
             found = guard.status()
             assert found["status"] == "degraded"
             assert found["lastPullError"]
@@ -203,11 +204,15 @@ def test_a_hangup_in_the_first_moments_waits_until_there_is_a_handler(guard: Gua
     for _ in range(3):
         process = guard.start()
         # As soon as signals are held back, which is before any library is read.
-        wait_for("signals to be held back", lambda: _holds_back(process.pid, signal.SIGHUP))  # noqa: B023
+        wait_for("signals to be held back", partial(_holds_back, process.pid, signal.SIGHUP))
         process.send_signal(signal.SIGHUP)
         guard.logged("The configuration was read again")
         assert process.poll() is None
         guard.stop()
+
+
+def _has_pulled(guard: Guard, times: int) -> bool:
+    return bool(guard.status()["pulls"] >= times)
 
 
 def _holds_back(pid: int, number: int) -> bool:
