@@ -324,7 +324,7 @@ def test_counts_hold_across_a_restart(guard: Guard, end: str) -> None:
     guard.start()
     guard.logged("Blocking 2 IPs", times=2)
     wire.send([tcp(LISTED, 3306)] * 70)
-    # Blocking does not wait for the disk that knows where the rule stood that was taken away: the sum is the service's.
+    # A rule that is made anew begins at nothing: it blocks before the records are read. The account goes on.
     assert dropped(guard) == (70 if end == "stop" else total)
     settle(guard, total)
     assert filed(guard) == total
