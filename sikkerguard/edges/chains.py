@@ -20,6 +20,7 @@ from sikkerguard.core.model import Count, Family
 from sikkerguard.core.names import CHAIN, CHAINS, HOOK, TABLE
 from sikkerguard.core.plan import Extension, Rule
 from sikkerguard.edges.xtables_abi import mend
+from sikkerguard.edges.xtables_library import library
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ class Chains:
         """Take away the jumps, the rules and the chains, in one step; nothing happens where there are none. Gives the
         chains that stay, without rules, since a rule of another program jumps to them. `lock_seconds` is how long to
         wait for iptables' lock, if not as long as usual."""
-        import iptc
-
+        iptc = library()
         with self._translated(family, "read"):
             table = self._refreshed(family)
             if not any(table.is_chain(name) for name in CHAINS) and not self._jumps(table):
@@ -141,8 +141,7 @@ class Chains:
 
     def _table(self, family: Family) -> Any:
         if family not in self._tables:
-            import iptc
-
+            iptc = library()
             mend()
             kind = iptc.Table if family is Family.V4 else iptc.Table6
             self._tables[family] = kind(TABLE, autocommit=False)
@@ -154,14 +153,11 @@ class Chains:
         return table
 
     def _chain(self, table: Any, name: str) -> Any:
-        import iptc
-
-        return iptc.Chain(table, name)
+        return library().Chain(table, name)
 
     @contextmanager
     def _translated(self, family: Family, what: str) -> Iterator[None]:
-        import iptc
-
+        iptc = library()
         try:
             yield
         except (iptc.IPTCError, iptc.XTablesError, ValueError, OSError) as error:
@@ -293,9 +289,7 @@ def _selection(entry: Any) -> tuple[bytes, int]:
 
 
 def _new_rule(family: Family) -> Any:
-    import iptc
-
-    return iptc.Rule() if family is Family.V4 else iptc.Rule6()
+    return library().Rule() if family is Family.V4 else library().Rule6()
 
 
 def _built(family: Family, rule: Rule) -> Any:

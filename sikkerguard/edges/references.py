@@ -20,6 +20,7 @@ from sikkerguard.core.model import Family
 from sikkerguard.core.names import CHAIN, CHAINS, HOOK, TABLE
 from sikkerguard.core.text import printable
 from sikkerguard.edges.xtables_abi import mend
+from sikkerguard.edges.xtables_library import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,8 +55,7 @@ class References:
         return _refers(found, f"'iptables-save -t {TABLE} | grep {chain}' may show it")
 
     def _rules(self, refers: Callable[[_Rule], bool], tables: tuple[str, ...] | None = None) -> list[str]:
-        import iptc
-
+        iptc = library()
         mend()
         found = []
         for family, (tool, file) in _TOOLS.items():
@@ -75,8 +75,7 @@ class References:
 @contextmanager
 def _debugged(what: str) -> Iterator[None]:
     """One rule with an extension that is not installed keeps no other from being named."""
-    import iptc
-
+    iptc = library()
     try:
         yield
     except (iptc.IPTCError, iptc.XTablesError, ValueError) as error:
@@ -105,8 +104,7 @@ class _Rule:
 
 def _foreign(family: Family, table_name: str) -> Iterator[_Rule]:
     """Each rule that is not ours."""
-    import iptc
-
+    iptc = library()
     table = (iptc.Table if family is Family.V4 else iptc.Table6)(table_name, autocommit=False)
     table.refresh()
     for chain in table.chains:
