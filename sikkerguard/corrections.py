@@ -23,7 +23,7 @@ class Corrections:
         files: Callable[[], Iterable[Path]],
         stamp: Callable[[str], object],
         needed: Callable[[], bool],
-        mended: Callable[[], None],
+        mended: Callable[[], object],
         look_seconds: float = _LOOK_SECONDS,
     ) -> None:
         self._files = files

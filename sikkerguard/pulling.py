@@ -117,7 +117,7 @@ class Puller:
         self._accept_wanted = self._accept_wanted or accept
         self._failures = self._file_failures = 0
         self._pull_wanted = self._file_wanted = True
-        if self._fetching is not None and self._fetching.cancel():
+        if self._fetching is not None and not self._fetching.cancelling() and self._fetching.cancel():
             log.info("The pull that is under way is broken off, and begun anew with the settings as they are now.")
         self._work_wanted.set()
         return self._wish

@@ -167,8 +167,8 @@ def _edges(config: Config, store: Store, database: Database | None) -> Edges:
         notifier=Notifier(os.environ),
         detect=observer.detect,
         way=_way,
-        make_door=lambda config: _client(config.api_url, config.api_key)[0],
-        make_api=lambda config: _client(config.api_url, config.api_key)[1],
+        make_door=lambda config: _client(config)[0],
+        make_api=lambda config: _client(config)[1],
         make_reports=_reports,
         make_probes=_probes,
         make_watch=observer.watch,
@@ -213,7 +213,7 @@ def _listening(config: Config, service: Service) -> Listening:
         (*((found,) if found else ()), config.state_dir),
         service.health,
         service.status,
-        lambda accept: service.pull(accept=accept),
+        lambda accept: service.reload(accept=accept),
     )
     web = Web(config.health_host, config.health_port, service.health, service.status)
     if config.dry_run:
@@ -237,26 +237,26 @@ def _way(config: Config) -> Way:
 _making = threading.Lock()
 
 
-def _client(url: str, key: str) -> tuple[ApiDoor, SikkerApi]:
+def _client(config: Config) -> tuple[ApiDoor, SikkerApi]:
     """One for pulls and reports, by one door: the certificates of all authorities are some megabytes."""
     with _making:
-        return _made_client(url, key)
+        return _made_client(config.api_url, config.api_key, config.key_source)
 
 
 # Two, since for a moment after new settings were read some still ask by the former.
 @lru_cache(maxsize=2)
-def _made_client(url: str, key: str) -> tuple[ApiDoor, SikkerApi]:
+def _made_client(url: str, key: str, key_source: str) -> tuple[ApiDoor, SikkerApi]:
     from sikkerguard.edges.apidoor import ApiDoor
-    from sikkerguard.edges.sikkerapi import SikkerApi  # httpx, once the cached list blocks
+    from sikkerguard.edges.sikkerapi import KEY_SOURCE, SikkerApi  # httpx, once the cached list blocks
 
     door = ApiDoor(url)
-    return door, SikkerApi(url, key, door=door)
+    return door, SikkerApi(url, key, key_source=key_source or KEY_SOURCE, door=door)
 
 
 def _reports(config: Config) -> ReportFace:
     from sikkerguard.edges.reportapi import ReportApi
 
-    return ReportApi(_client(config.api_url, config.api_key)[1])
+    return ReportApi(_client(config)[1])
 
 
 def _log_opener() -> Callable[[str], LogFace | None]:

@@ -148,8 +148,9 @@ class Service:
         """Have `run` come to its end."""
         self._stopped.set()
 
-    def reload(self) -> None:
-        """Read the configuration again, and pull now."""
+    def reload(self, *, accept: bool = False) -> int:
+        """Read the configuration again, and pull now, taking that list whatever its size if `accept` says so. Gives the
+        number of this wish: see `State.pull_answered`."""
         if self._ready:
             self._edges.notifier.reloading()
         self._corrections.note()
@@ -163,15 +164,9 @@ class Service:
                 self._config = replace(self._config, api_key=key, key_source=source, key_missing="")
         else:
             self._take_config(fresh)
-        self._puller.pull_now()
+        number = self._puller.pull_now(accept=accept)
         if self._ready:
             self._edges.notifier.ready(self._said)
-
-    def pull(self, *, accept: bool) -> int:
-        """Read the configuration again, and pull now, taking that list whatever its size if `accept` says so. Gives the
-        number of this wish: see `State.pull_answered`."""
-        number = self._puller.pull_now(accept=accept)
-        self.reload()
         return number
 
     def trouble(self, name: str, sentence: str) -> None:
@@ -396,8 +391,8 @@ class Service:
     def _looked(self) -> None:
         """The kernel is as it should be: this feeds the watchdog."""
         self._edges.notifier.alive()
-        lost = self._edges.lines_lost()
-        self.trouble("log", f"Nobody reads the log: {lost:,} lines of it are lost so far." if lost else "")
+        # Without their number, which grows: each sentence is a line of that log.
+        self.trouble("log", "Nobody reads the log: lines of it are lost." if self._edges.lines_lost() else "")
         self._tell()
 
     def _tell(self) -> None:

@@ -93,7 +93,7 @@ class ReportApi:
                 timeout=_PATIENT,
             ) as response,
         ):
-            return await _answer(response, complete=content.complete)
+            return await _answer(response, complete=content.complete, key_source=self._api.key_source)
 
 
 class _Body:
@@ -128,9 +128,9 @@ class _Body:
         return FetchError(message, retryable=True, objection=Objection.SIZE if self._begun else None)
 
 
-async def _answer(response: httpx.Response, *, complete: bool) -> ReportAnswer:
+async def _answer(response: httpx.Response, *, complete: bool, key_source: str) -> ReportAnswer:
     status = response.status_code
-    error = refusal(response, _REPORTS)
+    error = refusal(response, _REPORTS, key_source=key_source)
     if status in _REDIRECTS:
         raise FetchError(f"{error}, a redirect, which reports don't follow; check SIKKER_API_URL", retryable=False)
     if 400 <= status < 500 or status in _UNSERVED or (status == 503 and "Retry-After" in response.headers):

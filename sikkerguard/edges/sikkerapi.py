@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MOST_REDIRECTS = 5
 _LONGEST_PULL = 300.0
+# Where a key comes from if nothing else is known.
+KEY_SOURCE = "SIKKER_API_KEY"
 _RETRYABLE = frozenset({408, 425})
 _OBJECTIONS = {400: Objection.CONTENT, 422: Objection.CONTENT, 413: Objection.SIZE}
 # The headers that tell the quota of pulls, by the beginnings of their names.
@@ -52,9 +54,9 @@ class _Bearer(httpx.Auth):
 
 
 class SikkerApi:
-    """A client of the API at `url` with this key. `door` says where its requests go, by default to whatever the
-    name stands for. `transport`, in place of a door, `clock` (seconds) and `longest`, the time limit for a pull in
-    seconds, are for tests to put in.
+    """A client of the API at `url` with this key, which was read from `key_source`. `door` says where its requests go,
+    by default to whatever the name stands for. `transport`, in place of a door, `clock` (seconds) and `longest`, the
+    time limit for a pull in seconds, are for tests to put in.
 
     Raises:
         FetchError: there can be no door.
@@ -65,6 +67,7 @@ class SikkerApi:
         url: str,
         key: str,
         *,
+        key_source: str = KEY_SOURCE,
         door: ApiDoor | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +75,7 @@ class SikkerApi:
     ) -> None:
         self.url = url
         self.auth = _Bearer(key)
+        self.key_source = key_source
         self._door = door if door is not None or transport is not None else ApiDoor(url)
         self._transport = transport
         self._clock = clock
@@ -149,7 +153,7 @@ class SikkerApi:
                         )
                     continue
                 if response.status_code != 200:
-                    raise refusal(response)
+                    raise refusal(response, key_source=self.key_source)
                 await self._receive(response, sink)
                 return quota_of(response.headers, *_PULLS)
         raise FetchError("SikkerAPI redirects in a circle; check SIKKER_API_URL", retryable=False)
@@ -203,14 +207,15 @@ def _shown(url: httpx.URL) -> str:
     return printable(f"{url.scheme}://{host}" + (f":{url.port}" if url.port is not None else ""))
 
 
-def refusal(response: httpx.Response, kinds: Sequence[str] = _PULLS) -> FetchError:
-    """The error that an answer with another status than 200 stands for; `kinds` of headers tell the quota."""
+def refusal(response: httpx.Response, kinds: Sequence[str] = _PULLS, *, key_source: str = KEY_SOURCE) -> FetchError:
+    """The error that an answer with another status than 200 stands for; `kinds` of headers tell the quota, and
+    `key_source` is the place where the key is to be corrected."""
     status = response.status_code
     if status == 401:
-        return FetchError("SikkerAPI does not know this key (401); check SIKKER_API_KEY", retryable=False)
+        return FetchError(f"SikkerAPI does not know this key (401); correct it in {key_source}", retryable=False)
     if status == 403:
         return FetchError(
-            "SikkerAPI refuses this key (403): it is disabled or has expired; renew it and set SIKKER_API_KEY",
+            f"SikkerAPI refuses this key (403): it is disabled or has expired; put a new one into {key_source}",
             retryable=False,
         )
     if status == 429:

@@ -241,8 +241,8 @@ BAD: dict[str, tuple[Fault, str]] = {
     "digits of another script": (plain(*GOOD, "٢٠٣.0.113.251"), f"{NO_LIST}.*0xd9 near line 1001,"),
     "one line of 10 MB": (plain("203.0.113.251 " * 700_000), f"{NO_LIST}.*longer than 1024 characters"),
     "429": (Canned(429), r"quota is used up \(429\)"),
-    "401": (Canned(401), r"does not know this key \(401\); check SIKKER_API_KEY"),
-    "403": (Canned(403), r"refuses this key \(403\).*renew it and set SIKKER_API_KEY"),
+    "401": (Canned(401), r"does not know this key \(401\); correct it in SIKKER_API_KEY"),
+    "403": (Canned(403), r"refuses this key \(403\).*put a new one into SIKKER_API_KEY"),
     "500": (Canned(500), "answered 500 Internal Server Error"),
     "redirect to what is no address": (
         redirect(":http://%00@x[::1]:80///"),

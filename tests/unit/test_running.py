@@ -23,7 +23,7 @@ def test_whoever_asks_at_the_same_moment_gets_the_same_client() -> None:
 
     def ask() -> object:
         together.wait(5)
-        return _client("http://192.0.2.80", "sk_free_same_moment")
+        return _client(Config(api_url="http://192.0.2.80", api_key="sk_free_same_moment"))
 
     with ThreadPoolExecutor(8) as pool:
         found = [job.result() for job in [pool.submit(ask) for _ in range(8)]]
