@@ -103,9 +103,13 @@ def health(places: Sequence[Path]) -> int:
 
 
 def pull(places: Sequence[Path], *, accept: bool) -> int:
-    """Have the service read its configuration and pull now; wait for the outcome and print it."""
+    """Have the service read its configuration and pull now; wait for the outcome and print it. The answer is 1 where
+    it was pulled by other settings than those that are written."""
     asked = _ask(places, f"/pull?accept={str(accept).lower()}", "POST")
-    number = _object(asked)["pull"]
+    answer = _object(asked)
+    number, complaint = answer["pull"], printable(answer["complaint"], _LONGEST_LINE)
+    if complaint:
+        print(f"sikkerguard: {complaint}", file=sys.stderr)
     said = waited_for = ""
     since = time.monotonic()
     deadline = since + _PULL_SECONDS
@@ -118,7 +122,7 @@ def pull(places: Sequence[Path], *, accept: bool) -> int:
             if found["lastPullError"]:
                 raise SikkerGuardError(f"the pull failed: {printable(found['lastPullError'], _LONGEST_LINE)}")
             print(f"Blocking {int(found['blockedIps'])} IPs")
-            return 0
+            return 1 if complaint else 0
         if (step := _step(found)) != waited_for:
             waited_for, since = step, now
         if step and step != said and now - since >= _STEP_SECONDS:

@@ -90,7 +90,7 @@ def _parser() -> _Parser:
     pull = add("pull", _pull, "have the running service pull the list now")
     pull.add_argument("--accept", action="store_true", help="take the list once, however much it grew or shrank")
     add("health", _health, "exit with 0 if the list blocks")
-    config = add("config", _config, "print the settings in force, the key masked")
+    config = add("config", _config, "print the settings as they are written, the key masked")
     config.add_argument(
         "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
     )
@@ -151,8 +151,10 @@ def _config(options: argparse.Namespace) -> int:
         return _has_key(options)
     if options.check:
         found = configuration.load(os.environ, options.config)
-        for trouble in found.troubles:
+        for trouble in (*found.troubles, *found.hints):
             print(f"sikkerguard: {trouble}", file=sys.stderr)
+        if found.refusal:
+            raise ConfigError([f"{found.refusal}."])
         return 0
     problem: ConfigError | None = None
     try:
@@ -264,10 +266,13 @@ def _running_service(options: argparse.Namespace) -> str:
     work with any settings, and also for who may not read the state directory."""
     from sikkerguard import asking
     from sikkerguard.edges import control_socket
+    from sikkerguard.edges.lock import NamespaceLock
     from sikkerguard.edges.store import Store
 
     if control_socket.is_answered(asking.directories(os.environ, options.config), _ANSWER_SECONDS):
         return "the service"
+    if (process := NamespaceLock().holder()) is not None:
+        return f"the service (process {process})"
     try:
         process = Store(configuration.state_dir(os.environ, options.config)).service_pid()
     except SikkerGuardError:

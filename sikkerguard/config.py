@@ -70,6 +70,19 @@ class Config:
         return f"Score threshold: {self.score_min} | Pull every {duration_text(self.pull_interval)} | {reports}"
 
     @property
+    def hints(self) -> tuple[str, ...]:
+        """Sentences on what is allowed and may not be meant."""
+        if not self.port_map:
+            return ()
+        from sikkerguard.core.ports import doubtful_labels  # a table of 390 ports, needed where one is mapped
+
+        return tuple(
+            f"SIKKER_PORT_MAP: {label!r} is a name of your own; if you mean {known!r}, write that, or "
+            f"{label}:{known} for its category."
+            for label, known in doubtful_labels(self.port_map).items()
+        )
+
+    @property
     def refusal(self) -> str:
         """Why SikkerAPI may not be asked with these settings, and what to do, without a full stop; empty where it may.
         What is blocked stays blocked meanwhile."""

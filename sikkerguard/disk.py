@@ -21,7 +21,7 @@ from sikkerguard.core.model import Allowlist
 from sikkerguard.errors import ListError, RecordError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sikkerguard.core.faces import StoreFace
     from sikkerguard.core.model import VerifiedList
@@ -194,6 +194,10 @@ class Disk:
     def save_ways(self, known: dict[str, Any]) -> None:
         """Keep at which addresses SikkerAPI, or a proxy, proved to be there."""
         self._put("ways", partial(self._store.save_ways, known))
+
+    def save_settings(self, texts: Mapping[str, str]) -> None:
+        """Keep good settings for a start that meets wrong ones."""
+        self._put("settings", partial(self._store.save_settings, texts))
 
     async def settled(self, seconds: float) -> None:
         """Wait until all that is to be kept was written or refused, but no longer than so many seconds, and not for a

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.disk import within
-from sikkerguard.edges import control_socket, last_good, logs, modules
+from sikkerguard.edges import control_socket, logs, modules
 from sikkerguard.edges.control import Control
 from sikkerguard.edges.counts import Counts
 from sikkerguard.edges.database import Database
@@ -30,7 +30,7 @@ from sikkerguard.needs import Edges
 from sikkerguard.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from sikkerguard.config import Config
@@ -65,17 +65,9 @@ def run(
     if config.is_plain and config.allow_http:
         log.warning("SIKKER_API_URL does not begin with https: the key goes over the network as anyone can read it.")
     store = Store(config.state_dir)
-    kept = _KeptSettings(config)
-
-    def reread_and_keep() -> Config:
-        fresh = reread()
-        kept.keep(fresh)
-        return fresh
-
     try:
         with nullcontext() if config.dry_run else _alone(store):
-            kept.keep(config)
-            asyncio.run(_run(config, reread_and_keep, files, store, adjust))
+            asyncio.run(_run(config, reread, files, store, adjust))
     finally:
         logs.end()
     return 0
@@ -100,31 +92,6 @@ def restore(config: Config) -> int:
     finally:
         logs.end()
     return 0
-
-
-class _KeptSettings:
-    """Good settings go to the disk for a start that meets wrong ones, and nothing waits for the disk."""
-
-    def __init__(self, config: Config) -> None:
-        self._directory = None if config.dry_run else config.state_dir
-        self._newest: Mapping[str, str] = {}
-        self._writing = threading.Lock()
-
-    def keep(self, config: Config) -> None:
-        """Keep these, if all of them are good, soon."""
-        if self._directory is not None and config.texts is not None:
-            self._newest = config.texts
-            threading.Thread(target=self._write, args=(self._directory,), name="settings", daemon=True).start()
-
-    def _write(self, directory: Path) -> None:
-        with self._writing:
-            try:
-                last_good.save(directory, self._newest)
-            except OSError as error:
-                log.warning(
-                    "The settings could not be kept on disk (%s); a start that meets wrong ones knows older ones.",
-                    error.strerror,
-                )
 
 
 @contextmanager

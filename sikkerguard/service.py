@@ -148,9 +148,9 @@ class Service:
         """Have `run` come to its end."""
         self._stopped.set()
 
-    def reload(self, *, accept: bool = False) -> int:
+    def reload(self, *, accept: bool = False) -> dict[str, Any]:
         """Read the configuration again, and pull now, taking that list whatever its size if `accept` says so. Gives the
-        number of this wish: see `State.pull_answered`."""
+        number of this wish, `pull` (see `State.pull_answered`), and `complaint`, what is wrong with the settings."""
         if self._ready:
             self._edges.notifier.reloading()
         self._corrections.note()
@@ -167,7 +167,7 @@ class Service:
         number = self._puller.pull_now(accept=accept)
         if self._ready:
             self._edges.notifier.ready(self._said)
-        return number
+        return {"pull": number, "complaint": dict(self.state.troubles).get(_SETTINGS, "")}
 
     def trouble(self, name: str, sentence: str) -> None:
         """Something besides the list does not work, or works again where the sentence is empty. The status is degraded
@@ -345,6 +345,7 @@ class Service:
         self._keeper.keep()
         if not self._config.dry_run:
             self._disk.claim()
+        self._keep_settings()
         return operations
 
     # Changing what is known and told
@@ -359,7 +360,15 @@ class Service:
             self._reporter.wake()
         self._keeper.notice()
         self.trouble(_SETTINGS, " ".join(self._config.troubles))
+        self._keep_settings()
         log.info("The configuration was read again.")
+
+    def _keep_settings(self) -> None:
+        """Where all of them are good, for a start that meets wrong ones."""
+        for hint in self._config.hints:
+            log.warning("%s", hint)
+        if self._config.texts is not None and not self._config.dry_run:
+            self._disk.save_settings(self._config.texts)
 
     def _is_listed(self, family: Family, address: int) -> bool:
         """Whether the list in force has this address, whether it is allowed or not. For any thread."""

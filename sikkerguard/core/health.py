@@ -27,7 +27,8 @@ def failures(state: State, monotonic: float) -> tuple[str, ...]:
     found = []
     if not state.protecting:
         failure = state.last_pull.failure if state.last_pull else ""
-        found.append("No list is in force yet" + (f": {failure}." if failure else "; the first pull is under way."))
+        first = "the first pull is under way" if state.pulling else "the first pull has yet to begin"
+        found.append("No list is in force yet" + (f": {failure}." if failure else f"; {first}."))
     if state.trouble:
         found.append(state.trouble)
     if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:

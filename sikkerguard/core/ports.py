@@ -44,6 +44,8 @@ CATEGORIES: Final[Mapping[str, int]] = MappingProxyType(
 # A source that scatters fewer is mostly called port_scan all the same, since most ports are unknown.
 PORT_SCAN_THRESHOLD: Final = 15
 
+# From this likeness on, as difflib measures it, a label may be a known name mistyped.
+_NEAR: Final = 0.75
 _LABEL: Final = re.compile(r"[a-z0-9-]{1,32}")
 _NO_PORT_MAP: Final[Mapping[int, str]] = MappingProxyType({})
 # In all others what stands in the port's place (an ICMP type, zero) means no service.
@@ -100,6 +102,15 @@ def service_of(protocol: str, port: int, port_map: Mapping[int, str] = _NO_PORT_
         if service is not None:
             return Service(name, service.category, service.name)
     return Service(name, _UNKNOWN.category, _UNKNOWN.reported_as)
+
+
+def doubtful_labels(port_map: Mapping[int, str]) -> dict[str, str]:
+    """The labels that look like a known service's name mistyped, each with that name."""
+    from difflib import get_close_matches  # as below
+
+    labels = {name for name in port_map.values() if ":" not in name and name not in SERVICE_NAMES}
+    near = {label: get_close_matches(label, SERVICE_NAMES, n=1, cutoff=_NEAR) for label in sorted(labels)}
+    return {label: found[0] for label, found in near.items() if found}
 
 
 def parse_port_map(text: str) -> dict[int, str]:

@@ -67,8 +67,9 @@ class _Place:
 
 class Control:
     """The server. The first of `directories` that has room for the socket gets it. `pull` has the service pull, and
-    take the list whatever its size where it gets True; it gives a number, which the status names as `pullAnswered` when
-    that was done. The rest is as in `Web`."""
+    take the list whatever its size where it gets True; it gives what is answered: the number `pull`, which the status
+    names as `pullAnswered` when that was done, and `complaint`, a sentence on settings that can't be used, or nothing.
+    The rest is as in `Web`."""
 
     name = "control"
 
@@ -77,7 +78,7 @@ class Control:
         directories: Sequence[Path],
         health: Callable[[], tuple[str, ...]],
         status: Callable[[], Mapping[str, Any]],
-        pull: Callable[[bool], int],
+        pull: Callable[[bool], Mapping[str, Any]],
     ) -> None:
         self._directories = directories
         self._health = health
@@ -137,7 +138,7 @@ class Control:
             return Answer(404, b"What can be posted to is /pull.\n")
         if request.query not in _ACCEPT:
             return Answer(400, b"It is /pull, or /pull?accept=true.\n")
-        return as_json({"pull": self._pull(_ACCEPT[request.query])})
+        return as_json(self._pull(_ACCEPT[request.query]))
 
 
 def _listen(directories: Sequence[Path]) -> _Place:

@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 
-from sikkerguard.edges.processes import is_dying
+from sikkerguard.edges.processes import is_dying, may_write_rules
 from sikkerguard.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class NamespaceLock:
         if peer is None:
             return
         process, user = peer
-        if user not in (0, os.geteuid()):
+        if not _is_believed(process, user):
             log.warning(
                 "Process %d of user %d has the name that keeps two SikkerGuards out of one network namespace; it is "
                 "gone on without.",
@@ -71,6 +71,11 @@ class NamespaceLock:
             raise ConfigError(
                 [f"another sikkerguard runs in this network namespace (process {process}); stop it first."]
             )
+
+    def holder(self) -> int | None:
+        """The process of the service that holds it, where there is one that is believed to be that."""
+        peer = self._peer()
+        return None if peer is None or not _is_believed(*peer) or is_dying(peer[0]) else peer[0]
 
     def close(self) -> None:
         """Let go of it."""
@@ -88,6 +93,11 @@ class NamespaceLock:
             except OSError:
                 return None
         return process, user
+
+
+def _is_believed(process: int, user: int) -> bool:
+    """Whether this can be a service: root, who asks, or somebody who may write rules."""
+    return user in (0, os.geteuid()) or may_write_rules(process)
 
 
 def _bound(made: socket.socket, name: str) -> bool:

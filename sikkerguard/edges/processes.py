@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_NET_ADMIN = 12
+
 
 def owner_of(number: int) -> int | None:
     """The user id of this process; None where there is none that can be seen."""
@@ -14,6 +16,12 @@ def owner_of(number: int) -> int | None:
 def is_dying(number: int) -> bool:
     """Whether all that is left of this process is a thread in the hands of a disk that hangs, or nothing."""
     return _field(number, "State")[:1] in (["Z"], ["X"])
+
+
+def may_write_rules(number: int) -> bool:
+    """Whether this process has the right to change rules (CAP_NET_ADMIN of linux/capability.h): a service has."""
+    words = _field(number, "CapEff")
+    return bool(words and int(words[0], 16) >> _NET_ADMIN & 1)
 
 
 def _field(number: int, name: str) -> list[str]:

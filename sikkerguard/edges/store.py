@@ -29,12 +29,13 @@ from sikkerguard.core.model import (
     parse_prefix,
     to_text,
 )
+from sikkerguard.edges import last_good
 from sikkerguard.edges.directory import Directory
 from sikkerguard.edges.processes import is_dying, owner_of
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,17 @@ class Store:
             self._take_lock(_LOCK_SECONDS)
         except BlockingIOError as error:
             raise ConfigError(
-                [f"SIKKER_STATE_DIR: another sikkerguard runs on {self.directory}; stop it first."]
+                [f"another sikkerguard runs on {self.directory}{self._named_holder()}; stop it first."]
             ) from error
         except OSError as error:
             log.debug("the lock in %s can't be had: %s", self.directory, error)
+
+    def _named_holder(self) -> str:
+        try:
+            process = self.service_pid()
+        except SikkerGuardError:
+            process = None
+        return "" if process is None else f" (process {process})"
 
     def claim(self) -> bool:
         """Have the directory, the lock in it and the number of this process in that, as far as they are not there;
@@ -249,6 +257,10 @@ class Store:
         """What was last kept of them; empty where nothing readable is."""
         known = self._json(_WAYS, {})
         return known if isinstance(known, dict) else {}
+
+    def save_settings(self, texts: Mapping[str, str]) -> None:
+        """Keep the texts of settings that were good; the key is none of them."""
+        last_good.save(self.directory, texts)
 
     def _json(self, name: str, otherwise: Any) -> Any:
         try:

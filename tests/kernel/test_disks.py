@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sikkerguard.edges import last_good
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.test_commands import ENOUGH, open_directory, with_only
 from tests.kernel.test_life import INNOCENT, LISTED, LISTED_V6, protect
@@ -289,6 +290,7 @@ def test_a_directory_that_is_deleted_is_made_again(guard: Guard) -> None:
     check_blocked(guard)
     wait_for("the records", (guard.state / "records.sqlite3").exists, 15)
     wait_for("the allowlist", (guard.state / "allowlist.json").exists)
+    wait_for("the good settings", lambda: last_good.load(guard.state) is not None)
     assert guard.state.stat().st_mode & 0o777 == 0o700
     assert guard.cli("pull").returncode == 0
     healed(guard)

@@ -42,6 +42,7 @@ class Guarded:
     state: State = STATE
     reasons: tuple[str, ...] = ()
     pulls: list[bool] = field(default_factory=list)
+    complaint: str = ""
 
     def __post_init__(self) -> None:
         self.control = Control(self.directories, lambda: self.reasons, self.status, self.pull)
@@ -53,9 +54,9 @@ class Guarded:
     def status(self) -> dict[str, Any]:
         return status(self.state, NOW, self.reasons)
 
-    def pull(self, accept: bool) -> int:
+    def pull(self, accept: bool) -> dict[str, Any]:
         self.pulls.append(accept)
-        return len(self.pulls)
+        return {"pull": len(self.pulls), "complaint": self.complaint}
 
     async def command(self, action: Callable[..., int], **options: Any) -> int:
         """Run a command against the socket, beside the server."""
@@ -113,6 +114,22 @@ def test_the_commands_say_what_the_page_says(tmp_path: Path, capsys: pytest.Capt
         assert "Trouble:          No list is in force yet." in capsys.readouterr().out
 
     with_control(tmp_path, ask)
+
+
+def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ask(made: Guarded) -> None:
+        assert await made.command(asking.pull, accept=False) == 0
+        assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
+        made.complaint = f"The new configuration is not used{ESCAPES}"
+        assert await made.command(asking.pull, accept=False) == 1
+        out, err = capsys.readouterr()
+        assert out == "Blocking 8774 IPs\n"
+        assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
+        assert err.removesuffix("\n").isprintable()
+
+    with_control(tmp_path, ask, state=replace(STATE, pull_answered=9))
 
 
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

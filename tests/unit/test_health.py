@@ -60,7 +60,8 @@ def test_a_host_that_is_protected_is_healthy() -> None:
 
 
 def test_no_list_is_no_health() -> None:
-    assert why(STARTING) == ("No list is in force yet; the first pull is under way.",)
+    assert why(STARTING) == ("No list is in force yet; the first pull has yet to begin.",)
+    assert why(replace(STARTING, pulling=True)) == ("No list is in force yet; the first pull is under way.",)
     assert why(replace(STARTING, last_pull=FAILED)) == (f"No list is in force yet: {FAILED.failure}.",)
 
 

@@ -52,7 +52,7 @@ FRIENDS = {
     "outbox": ("database",),
     "counts": ("database",),
     "logs": ("log_queue",),
-    "store": ("directory", "processes"),
+    "store": ("directory", "last_good", "processes"),
     "lock": ("processes",),
     "kernlog": ("journal", "kmsg"),
     "flows": ("addresses", "netlink"),

@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ import pytest
 
 from sikkerguard.edges import lock as module
 from sikkerguard.edges.lock import NamespaceLock
+from sikkerguard.edges.processes import may_write_rules
 from sikkerguard.errors import ConfigError
+from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +29,7 @@ os.setuid(int(sys.argv[2]))
 held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 held.bind("\\0" + sys.argv[1])
 if sys.argv[3] == "listens":
-    held.listen(1)
+    held.listen(128)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -88,6 +91,19 @@ def test_another_user_keeps_nobody_from_starting(
     assert ("of user 65534 has the name" in caplog.text) == (how == "listens")
 
 
+def test_who_holds_it_is_told_where_he_can_be_a_service(
+    name: str, hold: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert NamespaceLock(name).holder() is None
+    hold.append(holder(name, 65534, "listens"))
+    # Anybody may have taken the name; who may write rules is no anybody.
+    assert NamespaceLock(name).holder() is None
+    monkeypatch.setattr(module, "may_write_rules", lambda number: number == hold[0].pid)
+    assert NamespaceLock(name).holder() == hold[0].pid
+    with pytest.raises(ConfigError, match=rf"process {hold[0].pid}\); stop it first"):
+        NamespaceLock(name).take()
+
+
 def test_one_that_is_about_to_end_is_waited_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS", 10.0)
     first = NamespaceLock(name)
@@ -113,3 +129,21 @@ def test_what_is_left_of_a_process_that_was_killed_is_no_service(
     hold.append(holder(name, os.geteuid(), "listens"))
     monkeypatch.setattr(module, "is_dying", lambda number: number == hold[0].pid)
     NamespaceLock(name).take()
+
+
+def test_the_right_to_write_rules_is_read_from_the_kernel() -> None:
+    root = os.geteuid() == 0
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin") if root else ()
+    for words, may in (((), root), (without, False)):
+        with subprocess.Popen([*words, "sleep", "60"]) as process:
+            try:
+                # Until setpriv has become the other program.
+                wait_for("the program", partial(_is_called, process.pid, "sleep"))
+                assert may_write_rules(process.pid) == may
+            finally:
+                process.kill()
+    assert not may_write_rules(0)
+
+
+def _is_called(process: int, name: str) -> bool:
+    return Path(f"/proc/{process}/comm").read_text("ascii") == f"{name}\n"

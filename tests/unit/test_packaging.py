@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -482,6 +483,17 @@ def quiet_day(caplog: pytest.LogCaptureFixture) -> list[str]:
         *with_heads("kernel", KERNEL_LINES),
         *with_heads("kernel", (f"[ 1234.567890] {line}" for line in KERNEL_LINES)),
     ]
+
+
+def test_a_hangup_waits_from_the_first_moment_of_a_start_on() -> None:
+    unit = (ROOT / "packaging/systemd/sikkerguard.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.+) run$", unit, re.MULTILINE)
+    assert command.endswith(" /usr/bin/sikkerguard")
+    wrapper = command.split()[:-1]
+    # What systemd starts has the signal held back before there is any code of ours.
+    program = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    done = subprocess.run([*wrapper, sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
 
 
 def test_logcheck_mails_nothing_of_a_quiet_day(quiet_day: list[str]) -> None:

@@ -17,6 +17,7 @@ from sikkerguard.core.ports import (
     SERVICE_NAMES,
     Service,
     category_of_source,
+    doubtful_labels,
     parse_port_map,
     service_of,
     write_port_map,
@@ -367,3 +368,13 @@ def test_one_purpose_is_no_scan() -> None:
 def test_a_source_that_sent_nothing_is_not_reported(packets: dict[tuple[str, int], int]) -> None:
     with pytest.raises(ValueError, match="no packet"):
         category_of_source(packets)
+
+
+@pytest.mark.parametrize(
+    ("label", "known"),
+    [("htps", "https"), ("mysq", "mysql"), ("myssh", "ssh"), ("my-app", None), ("homeassistant", None), ("ssh", None)],
+)
+def test_a_label_that_may_be_a_known_name_mistyped_is_found(label: str, known: str | None) -> None:
+    assert doubtful_labels({2222: label, 80: "http"}) == ({label: known} if known else {})
+    # Whoever names the service behind it means the label.
+    assert doubtful_labels({2222: f"{label}:ssh"}) == {}

@@ -87,6 +87,9 @@ class Store:
     def save_ways(self, known: Mapping[str, Any]) -> None:
         pass
 
+    def save_settings(self, texts: Mapping[str, str]) -> None:
+        pass
+
 
 @dataclass
 class Api:

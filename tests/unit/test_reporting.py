@@ -381,10 +381,19 @@ def test_another_key_has_a_quota_of_its_own(bench: Bench) -> None:
     assert bench.accepted() == [1]
 
 
-def test_an_answer_after_midnight_tells_of_the_day_that_it_was_asked_on(bench: Bench) -> None:
+def test_an_answer_after_midnight_tells_of_the_day_that_it_was_asked_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.now = MIDNIGHT - 1
     bench.standin.set_keys([key_of(1)])
-    bench.standin._on_answer = lambda _: setattr(bench, "now", MIDNIGHT + 1)
+    settle = bench.standin.record.settle
+
+    def settle_at_midnight(number: int, status: int) -> None:
+        # The answer is made, and about to be sent.
+        bench.now = MIDNIGHT + 1
+        settle(number, status)
+
+    monkeypatch.setattr(bench.standin.record, "settle", settle_at_midnight)
     bench.block({1: {SSH: 2}, 2: {SSH: 1}})
     bench.round()
     assert bench.told[-1].quota_remaining is None

@@ -466,7 +466,7 @@ def test_a_reader_sees_the_old_list_or_the_new_one_even_if_the_writer_is_killed(
 def test_a_second_service_is_refused(store: Store) -> None:
     with pytest.raises(ConfigError, match="another sikkerguard runs") as refused:
         Store(store.directory).prepare()
-    assert str(refused.value).startswith("SIKKER_STATE_DIR: ")
+    assert str(refused.value).endswith(f"runs on {store.directory} (process {os.getpid()}); stop it first.")
     with child(HOLDER, store.directory) as (_, output):
         assert "another sikkerguard runs" in output.readline()
 
