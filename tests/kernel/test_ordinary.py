@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import sys
@@ -89,7 +90,8 @@ def test_a_wrong_key_is_told_at_once_asked_for_hourly_and_corrected_within_a_sec
         assert found["status"] == "degraded"
         assert "does not know this key (401)" in " ".join(found["reasons"])
         line = guard.logged("does not know this key")
-        assert "next try in 1h" in line or "next try in 5" in line  # 60 minutes, and a quarter of it by chance
+        # 60 minutes, and a quarter of it more or less.
+        assert re.search(r"next try in (1h|4[5-9]m|[56]\dm|7[0-5]m)", line), line
         # The chain stands, and lets everybody in.
         assert "SIKKERGUARD" in guard.lab.rules()
         assert guard.lab.passes(LISTED)
