@@ -8,14 +8,14 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.model import GATEWAY, RESOLVER, Allowlist, to_text
 from sikkerguard.core.policy import always_allowed
 from sikkerguard.errors import BusyError, KernelError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from sikkerguard.core.faces import KernelFace
     from sikkerguard.core.model import AllowEntry, Blocklist, Gateway, Surroundings
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sikkerguard.supervision import Unknown
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 _LOOK_SECONDS = 5.0  # how often the kernel is compared with what it should hold
 _SETTLE_SECONDS = 0.1  # a change of the host comes as several events; act when they are through
@@ -110,13 +112,11 @@ class Keeper:
             operations: tuple[Operation, ...] = ()
             # Each by itself: what keeps us from following the host must not keep our rules from being repaired.
             try:
-                with self._unknown.told_as(KernelError):
-                    await self.follow_host()
+                await self._attempt(self.follow_host())
             except KernelError as error:
                 trouble.append(error)
             try:
-                with self._unknown.told_as(KernelError):
-                    operations = await self._owner.run(self._kernel.settle, self._told)
+                operations = await self._attempt(self._owner.run(self._kernel.settle, self._told))
             except KernelError as error:
                 trouble.append(error)
             if not trouble:
@@ -248,8 +248,7 @@ class Keeper:
             await asyncio.sleep(pause)
             began = time.monotonic()
             try:
-                with self._unknown.told_as(KernelError):
-                    self._right(await self._owner.run(self._kernel.settle, self._told))
+                self._right(await self._attempt(self._owner.run(self._kernel.settle, self._told)))
             except BusyError as error:
                 self._say_busy(error)
                 # What takes long is not done all the time: others want the kernel too.
@@ -259,6 +258,14 @@ class Keeper:
                 return
             else:
                 return
+
+    async def _attempt(self, work: Awaitable[_Result]) -> _Result:
+        """Whatever goes wrong with it is a `KernelError`: the next look comes as soon as after any other."""
+        try:
+            with self._unknown.told_as(KernelError):
+                return await work
+        except MemoryError as error:
+            raise KernelError("there is not enough memory to look after the rules, which stay as they are") from error
 
     def _right(self, operations: tuple[Operation, ...]) -> None:
         self._repaired(operations)

@@ -205,7 +205,6 @@ class Puller:
             pulling = self._fetching is None and (self._pull_wanted or now >= self._next_at)
             if pulling:
                 self._pull_wanted = False
-                # Whatever becomes of this round, the wish to accept what it brings is for no other.
                 # Whatever becomes of it, the wish to accept what it brings is for no other, unless it is broken off.
                 self._accept, self._accept_wanted = self._accept or self._accept_wanted, False
                 self._serving = self._wish
@@ -218,7 +217,10 @@ class Puller:
                 self._fetching.add_done_callback(lambda _: self._work_wanted.set())
             elif self._fetching is not None and self._fetching.done():
                 fetched, self._fetching = self._fetching, None
-                if not fetched.cancelled():
+                if fetched.cancelled():
+                    # For a pull that is wanted now; were it for another reason, it is not to be repeated all the time.
+                    self._next_at = time.monotonic() + _NETWORK_SECONDS
+                else:
                     accept, self._accept = self._accept, False
                     self._next_at = await _after(self._attempt_pull(fetched, accept=accept))
             next_at = math.inf

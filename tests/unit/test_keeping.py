@@ -40,7 +40,7 @@ class Kernel:
         self.settled: list[Allowlist] = []
         self.refuses = 0
         # What `settle` and `adopt` raise.
-        self.trouble: KernelError | None = None
+        self.trouble: Exception | None = None
         self.adopted = 0
 
     def adopt(self, blocklist: Blocklist, allowlist: Allowlist) -> tuple[()]:
@@ -271,9 +271,19 @@ def test_a_lock_that_another_program_holds_feeds_the_watchdog_and_is_told(host: 
     run(host, work)
 
 
-def test_what_nobody_else_is_to_blame_for_starves_the_watchdog(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KernelError("the kernel refused"), "The kernel refused"),
+        (MemoryError(), "There is not enough memory to look after the rules, which stay as they are"),
+        # What nobody thought of comes again at the pace of any other.
+        (ValueError("of a library"), "An error that nobody expected (ValueError: of a library)"),
+    ],
+    ids=["refused", "memory", "unexpected"],
+)
+def test_what_nobody_else_is_to_blame_for_starves_the_watchdog(host: Host, error: Exception, said: str) -> None:
     async def work() -> None:
-        host.kernel.trouble = KernelError("the kernel refused")
+        host.kernel.trouble = error
         host.keeper.notice()
         async with asyncio.timeout(8):
             while len(host.kernel.settled) < 2:
@@ -281,7 +291,7 @@ def test_what_nobody_else_is_to_blame_for_starves_the_watchdog(host: Host) -> No
 
     run(host, work)
     assert host.lives == []
-    assert host.changes["trouble"] == "The kernel refused; tried again every 5 s."
+    assert host.changes["trouble"] == f"{said}; tried again every 5 s."
 
 
 def test_a_look_that_hangs_starves_the_watchdog(host: Host, owner: Owner) -> None:
