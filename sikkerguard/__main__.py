@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -10,12 +11,25 @@ from sikkerguard.errors import ConfigError, SikkerGuardError
 FAILED, WRONG_USE = 1, 2
 
 
+def _fill_standard_streams() -> None:
+    """Have all three open, if only to nowhere: else a socket or the database would get the number of one, and what is
+    printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def main() -> int:
     """Run the command line's command. The answer is the exit code; every error is a sentence on standard error."""
     if "run" in sys.argv[1:]:
         # The first process of a container gets no signal that it has no handler for: a stop in the first moments would
         # be lost. Held back, it waits until there is one.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    _fill_standard_streams()
     from sikkerguard import cli
     from sikkerguard.edges.logs import complain
 

@@ -239,6 +239,10 @@ class Disk:
                 except OSError as error:
                     log.debug("%s of %s is not kept: %s", name, self._place, error)
                     self._refused[name] = error
+                except Exception as error:
+                    if name not in self._refused:
+                        log.exception("%s of %s is not kept.", name, self._place)
+                    self._refused[name] = OSError(0, f"{type(error).__name__}: {error}")
                 else:
                     self._refused.pop(name, None)
                     if name == "claim" and anew:
@@ -286,7 +290,25 @@ def _read(store: StoreFace) -> Kept:
         verified = store.load_list()
     except ListError as error:
         complaint = as_sentence(error)
-    return Kept(verified, store.load_allowlist(), store.load_pulls(), store.load_ways(), complaint)
+    except Exception as error:
+        log.exception("The list that was kept can't be read.")
+        complaint = f"The list that was kept can't be read ({type(error).__name__}); a new one is pulled"
+    return Kept(
+        verified,
+        _read_or(store.load_allowlist, Allowlist()),
+        _read_or(store.load_pulls, {}),
+        _read_or(store.load_ways, {}),
+        complaint,
+    )
+
+
+def _read_or(load: Callable[[], _Result], otherwise: _Result) -> _Result:
+    """What there is, or this: nothing on disk is a reason not to protect."""
+    try:
+        return load()
+    except Exception:
+        log.exception("What an earlier run knew can't be read, and is learned anew.")
+        return otherwise
 
 
 def within(seconds: float, action: Callable[[], _Result]) -> _Result:

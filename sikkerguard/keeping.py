@@ -92,7 +92,12 @@ class Keeper:
     async def begin(self, kept: Allowlist) -> None:
         """Find out what is allowed; `kept` is what was when the last run ended."""
         self._kept = tuple(entry for entry in kept.entries if entry.reason in (GATEWAY, RESOLVER))
-        self.allowlist = self._told = await self._detected()
+        try:
+            self.allowlist = self._told = await self._attempt(self._detected())
+        except KernelError as error:
+            # All that was allowed then; the looks that follow find out what is now.
+            self._say_trouble(f"{as_sentence(error)}; what was allowed before stays so, and it is looked again.")
+            self.allowlist = self._told = Allowlist(tuple(dict.fromkeys((*always_allowed(), *kept.entries))))
 
     def close(self) -> None:
         """End the thread that looks at the host."""
@@ -101,11 +106,13 @@ class Keeper:
     async def look_forever(self) -> None:
         """Follow the host and repair our rules, every few seconds and whenever the surroundings changed."""
         looked_at = time.monotonic()
+        pause = _LOOK_SECONDS
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._surroundings_changed.wait()
                 await asyncio.sleep(max(_SETTLE_SECONDS, looked_at + _SHORTEST_SECONDS - time.monotonic()))
+            pause = _LOOK_SECONDS
             self._surroundings_changed.clear()
             looked_at = time.monotonic()
             trouble: list[KernelError] = []
@@ -125,7 +132,8 @@ class Keeper:
                 self._say_busy(*trouble)
                 # Whoever restarted us for it would end what gets on, and change nothing.
                 self._alive()
-                await self._settle_when_let_go()
+                if not await self._settle_when_let_go():
+                    pause = 0.0  # the time until the next look has passed in it
             else:
                 sentences = dict.fromkeys(as_sentence(error) for error in trouble)
                 self._say_trouble(f"{'; '.join(sentences)}; tried again every {_LOOK_SECONDS:g} s.")
@@ -152,9 +160,9 @@ class Keeper:
             try:
                 # What is left to do behind a first try is a repair, which does no work twice.
                 if begin:
-                    done += await self._owner.run(self._kernel.adopt, blocklist, self._told)
+                    done += await self._attempt(self._owner.run(self._kernel.adopt, blocklist, self._told))
                     break
-                done += await self._owner.run(self._kernel.settle, self._told)
+                done += await self._attempt(self._owner.run(self._kernel.settle, self._told))
                 begin = True
             except BusyError as error:
                 if time.monotonic() - since > patience:
@@ -240,8 +248,8 @@ class Keeper:
         self._told = _together(allowlist, tentative)
         await self._owner.run(self._kernel.allow, self._told)
 
-    async def _settle_when_let_go(self) -> None:
-        """Repair in the moment in which it is possible, until the next look."""
+    async def _settle_when_let_go(self) -> bool:
+        """Repair in the moment in which it is possible, until the next look; says whether that came about."""
         until = time.monotonic() + _LOOK_SECONDS
         pause = _BUSY_SECONDS
         while time.monotonic() + pause < until and not self._surroundings_changed.is_set():
@@ -255,9 +263,10 @@ class Keeper:
                 pause = max(_BUSY_SECONDS, 2 * (time.monotonic() - began))
             except KernelError as error:
                 log.debug("%s; the next look says it if it lasts.", as_sentence(error))
-                return
+                return False
             else:
-                return
+                return True
+        return False
 
     async def _attempt(self, work: Awaitable[_Result]) -> _Result:
         """Whatever goes wrong with it is a `KernelError`: the next look comes as soon as after any other."""

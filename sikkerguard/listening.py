@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from sikkerguard.core.text import printable
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ class Listening:
             await listener.open()
         except ListenError as error:
             sentence = f"{error}."
+        except Exception as error:
+            sentence = printable(
+                f"Nobody listens ({listener.name}: {type(error).__name__}: {error}); it is tried again."
+            )
+            if self._said.get(listener.name) != sentence:
+                log.exception("This should not have happened; please report it with these lines.")
         else:
             sentence = ""
         if listener.name not in self._optional:

@@ -169,6 +169,8 @@ async def _run(
     try:
         await service.run(listening)
     finally:
+        # The loop is about to give back its handlers: a reload that comes now is for nobody.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
         edges.notifier.close()
 
 

@@ -22,7 +22,7 @@ from sikkerguard.core.schedule import duration_text
 from sikkerguard.corrections import Corrections
 from sikkerguard.counting import Counting
 from sikkerguard.cycle import Owner
-from sikkerguard.disk import LAST_SECONDS, Disk, DiskThread, Kept
+from sikkerguard.disk import LAST_SECONDS, Disk, DiskThread, Kept, within
 from sikkerguard.door import Door
 from sikkerguard.errors import BusyError, ConfigError, KernelError
 from sikkerguard.keeping import Keeper
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sikkerguard.config import Config
-    from sikkerguard.core.faces import WebFace
+    from sikkerguard.core.faces import WatchFace, WebFace
     from sikkerguard.core.model import Family
     from sikkerguard.core.plan import Operation
     from sikkerguard.needs import Edges
@@ -59,6 +59,8 @@ _SETTINGS = "settings"
 _MORE_SECONDS = 60.0
 # A boot is not held up by another program for longer; the service does it later.
 _RESTORE_PATIENCE_SECONDS = 10.0
+# What the files of settings may take to be read, while all else waits.
+_READ_SECONDS = 2.0
 # So long a start waits for its first list before it is called ready without one.
 _READY_SECONDS = 10.0
 
@@ -80,7 +82,7 @@ class Service:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="netfilter")
         self._owner = Owner(self._executor)
         self._stopped = asyncio.Event()
-        unknown = Unknown()
+        self._unknown = unknown = Unknown()
         self._supervisor = Supervisor(self.trouble, unknown)
         self._disk = Disk(edges.store, config.state_dir, lambda sentence: self.trouble("disk", sentence))
         self._records = DiskThread("records")
@@ -151,11 +153,15 @@ class Service:
     def reload(self, *, accept: bool = False) -> dict[str, Any]:
         """Read the configuration again, and pull now, taking that list whatever its size if `accept` says so. Gives the
         number of this wish, `pull` (see `State.pull_answered`), and `complaint`, what is wrong with the settings."""
-        if self._ready:
-            self._edges.notifier.reloading()
-        self._corrections.note()
+        with self._unknown.survived():
+            if self._ready:
+                self._edges.notifier.reloading()
+            self._corrections.note()
         try:
-            fresh = self._reread()
+            # A disk that does not answer is waited for by nobody, and so not by the loop.
+            fresh = within(_READ_SECONDS, self._reread)
+        except TimeoutError:
+            self.trouble(_SETTINGS, f"The settings can't be read within {_READ_SECONDS:g} s; those before stay.")
         except ConfigError as error:
             what = " ".join(error.complaints)
             self.trouble(_SETTINGS, f"The new configuration is not used, the one before it stays: {what}")
@@ -206,24 +212,31 @@ class Service:
             KernelError: the kernel can't be used at all, or not everything could be removed at the end.
         """
         tasks: set[asyncio.Task[None]] = set()
-        watch = self._edges.make_watch(self._keeper.notice)
+        watch: WatchFace | None = None
         late: asyncio.TimerHandle | None = None
         try:
             log.info("SikkerGuard %s", VERSION)
             log.info("%s", self._config.summary())
             await web.start()
             await self._begin()
-            watch.start()
+            with self._unknown.survived(self._say_unwatched):
+                watch = self._edges.make_watch(self._keeper.notice)
+                watch.start()
             late = asyncio.get_running_loop().call_later(_READY_SECONDS, self._be_ready)
             log.info("Monitoring blocked connections")
             tasks |= {asyncio.create_task(self._supervisor.keep(name, begin)) for name, begin in self._works().items()}
             await self._until_stopped(tasks)
         finally:
-            self._edges.notifier.stopping()
-            watch.stop()
+            # Whatever one of these meets, the next is done, and the rules are taken away.
+            with self._unknown.survived():
+                self._edges.notifier.stopping()
+            with self._unknown.survived():
+                if watch is not None:
+                    watch.stop()
             if late is not None:
                 late.cancel()
-            await web.stop()
+            with self._unknown.survived():
+                await web.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -278,27 +291,37 @@ class Service:
         """Where a stop was asked for, take the rules away; what they counted is read when no packet meets them any
         more, and before they are gone."""
         if not self._stopped.is_set():
-            await self._counting.finish(final=False)
+            await self._finish_counting(final=False)
             return
-        job = await asyncio.to_thread(self._edges.notifier.job)
+        job = ""
+        with self._unknown.survived():
+            job = await asyncio.to_thread(self._edges.notifier.job)
         if job in ("restart", "shutdown"):
-            await self._counting.finish(final=True)
+            await self._finish_counting(final=True)
             if job == "restart":
                 log.info("Stopped for a restart: what is blocked stays blocked meanwhile.")
             else:
                 log.info("Stopped as the host goes down: what is blocked stays blocked.")
             return
         try:
-            await self._owner.run(self._edges.kernel.unhook)
+            with self._unknown.survived():
+                await self._owner.run(self._edges.kernel.unhook)
         except KernelError as error:
             log.debug("our rules can't be unhooked before they are removed: %s", error)  # the removal says it aloud
-        await self._counting.finish(final=True)
+        await self._finish_counting(final=True)
         try:
             await self._owner.run(self._edges.kernel.remove)
         except BusyError as error:
             log.warning("Stopped: %s.", error)
         else:
             log.info("Stopped: nothing of ours is left in the kernel.")
+
+    async def _finish_counting(self, *, final: bool) -> None:
+        with self._unknown.survived():
+            await self._counting.finish(final=final)
+
+    def _say_unwatched(self, what: str) -> None:
+        log.error("Changes of the host are not told at once (%s); it is looked every few seconds.", what)
 
     async def _close_disk(self) -> None:
         """Have what is known on disk, as far as it takes that in time."""
@@ -320,11 +343,14 @@ class Service:
         what had to be done for that. Another program that is in the way is waited for with so many seconds' patience.
         """
         self.trouble(_SETTINGS, " ".join(self._config.troubles))
-        await self._counting.prepare()
+        with self._unknown.survived():
+            await self._counting.prepare()
         await self._disk.load()
-        self._door.begin(self._config)
+        with self._unknown.survived():
+            self._door.begin(self._config)
         await self._keeper.begin(self._disk.kept.allowlist)
-        await asyncio.to_thread(self._puller.load_cached)
+        with self._unknown.survived():
+            await asyncio.to_thread(self._puller.load_cached)
         in_force = self._puller.in_force
         if in_force is not None:
             blocklist = in_force.admitted.blocklist

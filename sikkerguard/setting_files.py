@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# In bytes: more than a whitelist of 4,096 entries takes, and than any key has.
+_LARGEST_SETTINGS, _LARGEST_KEY = 1 << 20, 1 << 12
+_NULL = os.makedev(1, 3)  # /dev/null (null(4))
 PREFIX = "SIKKER_"
 # The name under which a systemd credential holds the key (systemd.exec(5), LoadCredential=).
 CREDENTIAL = "sikker_api_key"
@@ -59,9 +64,28 @@ def read(environment: Mapping[str, str], file: Path, *, must_exist: bool) -> Set
     return Settings({name: setting for name, setting in found.items() if setting.text}, tuple(faults))
 
 
+def _text(file: Path, largest: int) -> str:
+    """What a regular file holds, which is not waited for: a pipe would have a start wait for whoever writes to it.
+
+    Raises:
+        OSError, UnicodeDecodeError: it can't be read, is no regular file, or is larger than that, in bytes.
+    """
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as opened:
+        found = os.fstat(handle)
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL:
+            return ""  # as Compose has it in the place of a file that there is not
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "It is no regular file")
+        content = opened.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(errno.EFBIG, f"It has more than {largest} bytes")
+    return content.decode("utf-8")
+
+
 def _lines(file: Path, must_exist: bool, faults: list[str]) -> Iterator[tuple[str, Setting]]:
     try:
-        text = file.read_text("utf-8")
+        text = _text(file, _LARGEST_SETTINGS)
     except FileNotFoundError:
         if must_exist:
             faults.append(f"{file}: there is no such file.")
@@ -106,7 +130,7 @@ def find_key(settings: Mapping[str, Setting], environment: Mapping[str, str], de
     faults = []
     for path in key_places(settings, environment, default):
         try:
-            return _checked(path.read_text("utf-8").strip(), str(path))
+            return _checked(_text(path, _LARGEST_KEY).strip(), str(path))
         except FileNotFoundError:
             if path.name.startswith("sk_"):
                 faults.append(

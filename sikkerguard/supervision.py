@@ -32,6 +32,8 @@ class Unknown:
 
     def sentence(self, error: BaseException) -> str:
         """What happened, for an operator; the trace goes to the log the first time."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
         what = printable(f"{type(error).__name__}: {error}".removesuffix(": "))
         if what not in self._told:
             self._told.add(what)
@@ -47,6 +49,16 @@ class Unknown:
             raise
         except Exception as error:
             raise kind(self.sentence(error)) from error
+
+    @contextmanager
+    def survived(self, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
+        """Go on behind this whatever it raises that is no error of ours; `tell` gets what happened, in words."""
+        try:
+            yield
+        except SikkerGuardError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is told, with its trace, and what comes behind is to be done
+            tell(self.sentence(error))
 
 
 class Supervisor:

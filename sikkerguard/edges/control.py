@@ -219,7 +219,7 @@ async def _beside(work: Callable[[], _Result]) -> _Result:
     def run() -> None:
         try:
             result = work()
-        except (OSError, ListenError) as error:
+        except Exception as error:  # noqa: BLE001 - it is raised where the outcome is waited for
             outcome = partial(done.set_exception, error)
         else:
             outcome = partial(done.set_result, result)

@@ -9,12 +9,14 @@ time.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from sikkerguard.edges.directory import Directory
 from sikkerguard.errors import RecordError
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class Database:
     """The file in this state directory, opened at the first need. Every method raises `RecordError`."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = Directory(directory)
         self._path = directory / FILE
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -156,13 +159,22 @@ class Database:
         return self._connection
 
     def _copy(self, connection: sqlite3.Connection) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path.touch(0o600)
+        self._make(directory=True)
         for suffix in ("-wal", "-shm"):
             self._path.with_name(FILE + suffix).unlink(missing_ok=True)
         with closing(sqlite3.connect(self._path)) as copy:
             connection.backup(copy)
         log.warning("%s was deleted; it is there again with all that was in it.", self._path)
+
+    def _make(self, *, directory: bool) -> None:
+        """Have an empty file where there is none, with its rights, and its directory if that is wanted. No link is
+        followed, and no file of a third one's believed; SQLite itself follows no link to the files beside it
+        (os_unix.c, O_NOFOLLOW)."""
+        handle = self._directory.open_or_make(FILE, make_directory=directory)
+        try:
+            os.fchmod(handle, 0o600)
+        finally:
+            os.close(handle)
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -180,8 +192,7 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         # Before there is anything in it: the files beside it get its rights when they are made.
-        self._path.touch(0o600)
-        self._path.chmod(0o600)
+        self._make(directory=False)
         # The driver's own transactions are switched off: they begin where one does not expect them.
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64

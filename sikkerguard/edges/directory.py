@@ -48,9 +48,9 @@ class Directory:
         with self.opened() as place:
             return _trusted(os.open(name, _READ, dir_fd=place), place)
 
-    def open_or_make(self, name: str) -> int:
+    def open_or_make(self, name: str, *, make_directory: bool = True) -> int:
         """The same, of a file that is made, empty, where there is none. Nothing is written where there is one."""
-        with self.opened(make=True) as place:
+        with self.opened(make=make_directory) as place:
             try:
                 handle = os.open(name, _READ, dir_fd=place)
             except FileNotFoundError:

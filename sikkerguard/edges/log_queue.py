@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import select
 import threading
 import time
 from logging.handlers import QueueHandler
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # Some megabytes, and more than a start or a repair has to say. The last of it is kept for warnings and errors.
 _RECORDS, _RESERVED = 5000, 500
+# How often a pipe that does not block is looked at.
+_LOOK_SECONDS = 1.0
 
 
 class LogQueue(QueueHandler):
@@ -81,11 +84,14 @@ class DescriptorHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write it; where nobody reads any more, there is nobody to be told of it."""
         left = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
-        try:
-            while left:
+        while left:
+            try:
                 left = left[os.write(self._descriptor, left) :]
-        except OSError:
-            return
+            except BlockingIOError:
+                # Of somebody who wants no writer of his to wait: this thread may.
+                select.select([], [self._descriptor], [], _LOOK_SECONDS)
+            except OSError:
+                return
 
 
 def _lost_record(lost: int) -> logging.LogRecord:

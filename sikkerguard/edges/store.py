@@ -260,12 +260,13 @@ class Store:
 
     def save_settings(self, texts: Mapping[str, str]) -> None:
         """Keep the texts of settings that were good; the key is none of them."""
-        last_good.save(self.directory, texts)
+        if last_good.load(self.directory) != dict(texts):
+            self._files.replace(last_good.NAME, json.dumps(texts, indent=1, sort_keys=True).encode())
 
     def _json(self, name: str, otherwise: Any) -> Any:
         try:
             return json.loads(self._files.read(name))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return otherwise
 
 

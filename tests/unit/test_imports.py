@@ -51,6 +51,7 @@ FRIENDS = {
     "resolution": ("failures",),
     "outbox": ("database",),
     "counts": ("database",),
+    "database": ("directory",),
     "logs": ("log_queue",),
     "store": ("directory", "last_good", "processes"),
     "lock": ("processes",),

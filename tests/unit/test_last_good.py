@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sikkerguard import config as configuration
 from sikkerguard.config import Config, load, load_or_last_good, sources
 from sikkerguard.edges import last_good
+from sikkerguard.edges.store import Store
 from sikkerguard.errors import ConfigError
 from sikkerguard.variables import VARIABLES
 
@@ -258,25 +259,25 @@ def test_a_key_of_another_user_is_told_with_what_to_do(tmp_path: Path) -> None:
 def test_what_is_kept_is_there_for_its_user_alone(tmp_path: Path) -> None:
     assert last_good.load(tmp_path) is None
     assert last_good.load(tmp_path / "nowhere") is None
-    last_good.save(tmp_path, GOOD)
+    Store(tmp_path).save_settings(GOOD)
     assert last_good.load(tmp_path) == GOOD
     (file,) = tmp_path.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     before = file.stat().st_ino
-    last_good.save(tmp_path, dict(reversed(GOOD.items())))
+    Store(tmp_path).save_settings(dict(reversed(GOOD.items())))
     assert file.stat().st_ino == before, "what is there already is not written again"
-    last_good.save(tmp_path, {})
+    Store(tmp_path).save_settings({})
     assert last_good.load(tmp_path) == {}
     assert [file] == [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"SIKKER_SCORE_MIN": 5}', b"\xff", b"[" * 100_000, b'{"a": '])
 def test_a_damaged_one_is_none(content: bytes, tmp_path: Path) -> None:
-    last_good.save(tmp_path, GOOD)
+    Store(tmp_path).save_settings(GOOD)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
     assert last_good.load(tmp_path) is None
-    last_good.save(tmp_path, GOOD)
+    Store(tmp_path).save_settings(GOOD)
     assert last_good.load(tmp_path) == GOOD
 
 
@@ -287,7 +288,7 @@ def test_neither_a_link_nor_a_pipe_is_followed(tmp_path: Path) -> None:
     (state / "settings.json").symlink_to(victim)
     assert last_good.load(state) is None
     (state / ".settings.json.new").symlink_to(victim)
-    last_good.save(state, {})
+    Store(state).save_settings({})
     assert victim.read_text() == json.dumps(GOOD)
     assert last_good.load(state) == {}
     (state / "settings.json").unlink()
@@ -297,14 +298,51 @@ def test_neither_a_link_nor_a_pipe_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away takes root")
 def test_a_file_of_another_user_is_not_believed(tmp_path: Path) -> None:
-    last_good.save(tmp_path, GOOD)
+    Store(tmp_path).save_settings(GOOD)
     os.chown(tmp_path / "settings.json", 65534, 65534)
     assert last_good.load(tmp_path) is None
 
 
 def test_a_disk_that_refuses_is_said_and_leaves_what_was(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        last_good.save(tmp_path / "nowhere", GOOD)
+    put(tmp_path / "file", "no directory")
+    with pytest.raises(OSError, match="Not a directory"):
+        Store(tmp_path / "file").save_settings(GOOD)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to give a directory away takes root")
+def test_what_root_keeps_there_is_the_directory_owner_s(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    Store(tmp_path).save_settings(GOOD)
+    assert (tmp_path / "settings.json").stat().st_uid == 65534
+    assert last_good.load(tmp_path) == GOOD
+
+
+# What is read is a file, and has an end
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "directory", "large"])
+def test_neither_settings_nor_a_key_are_waited_for(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "zero":
+        place = Path("/dev/zero")
+    elif kind == "directory":
+        place.mkdir()
+    else:
+        place.write_text("# \n" * (1 << 19))
+    with pytest.raises(ConfigError) as wrong:
+        load({"SIKKER_API_KEY_FILE": str(place)})
+    assert f"{place} can't be read" in wrong.value.complaints[0]
+    with pytest.raises(ConfigError) as wrong:
+        load({"SIKKER_API_KEY": "sk_free_x"}, place)
+    assert f"{place} can't be read" in wrong.value.complaints[0]
+
+
+def test_the_null_device_in_the_place_of_a_key_is_none() -> None:
+    with pytest.raises(ConfigError) as wrong:
+        load({"SIKKER_API_KEY_FILE": "/dev/null"})
+    assert "SIKKER_API_KEY is not set" in wrong.value.complaints[0]
 
 
 def put(path: Path, content: str) -> Path:
