@@ -256,3 +256,62 @@ def _waiting(descriptor: int) -> int:
     """How many bytes wait to be read."""
     found = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
     return int.from_bytes(found, sys.byteorder)
+
+
+def test_what_nobody_expects_at_a_start_keeps_no_list_from_blocking(guard: Guard) -> None:
+    guard.expected_errors += [
+        "should not have happened",
+        "of a library",
+        "can't be read, and is learned anew",
+        "Traceback",
+    ]
+    guard.serve(LISTED)
+    guard.start()
+    guard.logged("Blocking 1 IPs")
+    guard.stop()
+    assert guard.lab.passes(LISTED)
+    guard.start(sys.executable, "-m", "tests.kernel.failing", "start")
+    guard.logged("Blocking 1 IPs .from the cache")
+    assert not guard.lab.passes(LISTED)
+    assert guard.lab.reaches(INNOCENT)
+    wait_for("a word on it", lambda: guard.status()["status"] == "degraded")
+    assert guard.log().count("Traceback") <= 8  # each once, whatever is tried again
+    guard.stop()
+
+
+def test_what_nobody_expects_at_a_stop_keeps_nothing_in_the_kernel(guard: Guard) -> None:
+    guard.expected_errors += ["should not have happened", "of a library", "Traceback"]
+    guard.serve(LISTED)
+    guard.start(sys.executable, "-m", "tests.kernel.failing", "stop")
+    guard.logged("Blocking 1 IPs")
+    assert not guard.lab.passes(LISTED)
+    guard.stop()
+    assert "SIKKERGUARD" not in guard.lab.rules()
+    assert "sikkerguard" not in guard.lab.sets()
+    assert guard.lab.passes(LISTED)
+
+
+def test_a_pipe_in_the_place_of_the_key_holds_nothing_up(guard: Guard) -> None:
+    guard.expected_errors += ["no regular file"]
+    key = guard.directory / "api-key"
+    key.write_text(f"{DEMO_KEY}\n")
+    del guard.environment["SIKKER_API_KEY"]
+    guard.environment["SIKKER_API_KEY_FILE"] = str(key)
+    guard.serve(LISTED)
+    guard.start()
+    guard.logged("Blocking 1 IPs")
+    key.unlink()
+    os.mkfifo(key)
+    reload(guard)
+    guard.logged("The new configuration is not used.*no regular file")
+    guard.lab.host.run("ipset", "flush", "sikkerguard-v4")
+    wait_for("a repair", lambda: not guard.lab.passes(LISTED))
+    guard.stop()
+
+
+def test_closed_streams_keep_it_from_nothing(guard: Guard) -> None:
+    guard.serve(LISTED)
+    guard.start("sh", "-c", 'exec "$0" -m sikkerguard run <&- >&- 2>&-', sys.executable)
+    wait_for("a list in force", lambda: not guard.lab.passes(LISTED), 15)
+    assert guard.cli("health").returncode == 0
+    guard.stop()

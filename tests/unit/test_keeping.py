@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sikkerguard import keeping as module
 from sikkerguard.core.model import (
     GATEWAY,
     AllowEntry,
@@ -244,6 +245,22 @@ def test_what_is_allowed_for_seconds_is_taken_out_though_the_kernel_refused_it(h
 
     run(host, work)
     assert all(stranger not in allowed.entries for allowed in (*host.kernel.allowed, *host.kernel.settled[-1:]))
+
+
+def test_what_is_let_go_after_a_while_is_put_right_at_once_too(host: Host) -> None:
+    async def work() -> None:
+        host.kernel.trouble = BusyError("another program has held the lock since noon")
+        host.keeper.notice()
+        # Between two looks, when the tries that follow the first one have come to their end.
+        await asyncio.sleep(module._LOOK_SECONDS + 0.7)
+        host.kernel.trouble = None
+        freed = time.monotonic()
+        async with asyncio.timeout(module._LOOK_SECONDS):
+            while host.changes.get("trouble", "x"):
+                await asyncio.sleep(0.01)
+        assert time.monotonic() - freed < 1.5
+
+    run(host, work)
 
 
 def test_a_lock_that_another_program_holds_feeds_the_watchdog_and_is_told(host: Host) -> None:
