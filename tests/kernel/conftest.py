@@ -163,6 +163,14 @@ def guard(lab: Laboratory, standin: Standin, resolver: Resolver, tmp_path: Path)
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _lock_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """iptables' lock is one for all network namespaces of a machine: who tests beside us is not to be in our way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("lock") / "xtables.lock"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _untouched() -> Iterator[None]:
     """The machine's own rules and sets are afterwards what they were before, and no namespace of ours is left."""
 
