@@ -88,21 +88,14 @@ class Removal:
                         self._failures.append(str(error))
 
     def _destroy(self, names: Sequence[str]) -> None:
-        held = []
-        for name in names:
-            try:
-                self._sets.destroy(name, 0.0)
-            except BusyError:
-                held.append(name)
-            except KernelError as error:
-                self._failures.append(str(error))
+        held = self._destroy_free(names)
         for name in held:
             try:
                 self._sets.flush(name)
             except KernelError as error:
                 self._failures.append(str(error))
         until = time.monotonic() + _LISTED_SECONDS
-        while held := self._still_held(held):
+        while held := self._destroy_free(held):
             if time.monotonic() > until:
                 break
             time.sleep(_PAUSE_SECONDS)
@@ -113,7 +106,8 @@ class Removal:
             else:
                 self._held.append(f"the set {name} stays, empty: another program is listing it")
 
-    def _still_held(self, names: Sequence[str]) -> list[str]:
+    def _destroy_free(self, names: Sequence[str]) -> list[str]:
+        """Destroy those that nobody holds, and give the others."""
         held = []
         for name in names:
             try:
