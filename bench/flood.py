@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.standin.faults import Canned
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.kernel.flood import ACK, SYN, Wire, crossed, repeated, tcp
 from tests.laboratory import API, Laboratory, Resolver, laboratory, log_of_all_namespaces, wait_for
+from tests.standin.faults import Canned
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from bench.flood import Process
 from bench.worst import LISTS, at_all_ceilings, joined
-from sikkerguard.standin.faults import Canned
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
+from tests.standin.faults import Canned
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,25 +21,29 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.config import Config
-from sikkerguard.core.model import Allowlist, Blocklist, Family, ListedSource, Outcome, ProbeResult, VerifiedList
-from sikkerguard.core.policy import always_allowed
-from sikkerguard.core.pull_memory import PullMemory
-from sikkerguard.core.ranges import Sorter, canonical
-from sikkerguard.core.size_guard import Limits
-from sikkerguard.cycle import Cycle, Owner, fetch
-from sikkerguard.edges.kernel import Kernel
-from sikkerguard.edges.outgoing import OutgoingWatch
-from sikkerguard.edges.store import Store
-from sikkerguard.standin.faults import Canned
-from sikkerguard.standin.server import DEMO_KEY, Standin
-from sikkerguard.trial import Trial
+from sikkerguard.config.settings import Config
+from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.lists.size_guard import Limits
+from sikkerguard.core.lists.sources import ListedSource, VerifiedList
+from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.networks import Blocklist
+from sikkerguard.core.selftest import Outcome, ProbeResult
+from sikkerguard.edges.host.connections import OutgoingWatch
+from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
+from sikkerguard.edges.storage.store import Store
+from sikkerguard.service.kernel_thread import KernelThread
+from sikkerguard.service.list_update import ListUpdate, fetch
+from sikkerguard.service.trial import Trial
 from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
+from tests.standin.faults import Canned
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from sikkerguard.core.flows import Flow
+    from sikkerguard.core.host.flows import Flow
 
 _ROUNDS = 3
 _CACHED = 5000
@@ -93,11 +97,11 @@ class NoConnections:
 async def committed(body: bytes) -> float:
     """Seconds from a list's bytes to the committed set, self-test excluded."""
     with ThreadPoolExecutor(1) as executor:
-        kernel, owner = Kernel(), Owner(executor)
+        kernel, owner = IpsetBackend(), KernelThread(executor)
         allowlist = Allowlist(always_allowed())
         await owner.run(kernel.adopt, Blocklist(), allowlist)
         trial = Trial(kernel, owner, Passing(), NoConnections(), lambda: nullcontext(frozenset()))
-        cycle = Cycle(trial, Limits(max_growth=2, max_coverage=1))
+        cycle = ListUpdate(trial, Limits(max_growth=2, max_coverage=1))
         started = time.perf_counter()
         change, _ = await fetch(Config(), Bytes(body), lambda: None)
         await cycle.put_in_force([change], allowlist, None, PullMemory(), accept=False, api_addresses=())

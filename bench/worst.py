@@ -27,22 +27,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.pull import Passing
-from sikkerguard.config import Config
-from sikkerguard.core.body import LARGEST_BODY
-from sikkerguard.core.model import Allowlist, Blocklist
-from sikkerguard.core.parse import MOST_ENTRIES, MOST_OTHER_LINES, MOST_RANGES, MOST_REJECTED, MOST_V6
-from sikkerguard.core.policy import always_allowed
-from sikkerguard.core.pull_memory import PullMemory
-from sikkerguard.core.size_guard import Limits
-from sikkerguard.cycle import Cycle, InForce, Owner, fetch, read_file
-from sikkerguard.disk import DiskThread
-from sikkerguard.edges.kernel import Kernel
-from sikkerguard.edges.listfile import ListFile
-from sikkerguard.edges.outgoing import Connections
-from sikkerguard.edges.sikkerapi import SikkerApi
-from sikkerguard.edges.store import Store
+from sikkerguard.config.settings import Config
+from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.parse import MOST_ENTRIES, MOST_OTHER_LINES, MOST_RANGES, MOST_REJECTED, MOST_V6
+from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.lists.size_guard import Limits
+from sikkerguard.core.net.networks import Blocklist
+from sikkerguard.core.sikkerapi.body import LARGEST_BODY
+from sikkerguard.edges.host.connections import Connections
+from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
+from sikkerguard.edges.list_file import ListFile
+from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.storage.store import Store
 from sikkerguard.errors import SikkerGuardError
-from sikkerguard.trial import Trial
+from sikkerguard.service.disk_thread import DiskThread
+from sikkerguard.service.kernel_thread import KernelThread
+from sikkerguard.service.list_update import InForce, ListUpdate, fetch, read_file
+from sikkerguard.service.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -257,10 +258,10 @@ async def pull(kind: str, directory: Path) -> None:
     config = Config(custom_blacklist=custom)
     allowlist = Allowlist(always_allowed())
     with ThreadPoolExecutor(1) as executor:
-        kernel, owner, store = Kernel(), Owner(executor), Store(directory)
+        kernel, owner, store = IpsetBackend(), KernelThread(executor), Store(directory)
         await owner.run(kernel.adopt, Blocklist(), allowlist)
         trial = Trial(kernel, owner, Passing(), Connections(), lambda: nullcontext(frozenset()))
-        cycle = Cycle(trial, Limits(max_growth=1000, max_coverage=1))
+        cycle = ListUpdate(trial, Limits(max_growth=1000, max_coverage=1))
         in_force: InForce | None = None
         memory = PullMemory()
         for seed in range(_PULLS):
@@ -292,7 +293,7 @@ def inside(kind: str) -> None:
     import iptc  # noqa: F401
     import pyroute2  # noqa: F401
 
-    import sikkerguard.running  # noqa: F401
+    import sikkerguard.cli.run  # noqa: F401
 
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     gc.collect()

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.standin.faults import Canned
-from sikkerguard.standin.lists import SAMPLE, load_list
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.laboratory import API, GATEWAY, HOST, Laboratory, Namespace, Resolver, laboratory, wait_for
+from tests.standin.faults import Canned
+from tests.standin.lists import SAMPLE, load_list
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 import httpcore
 
 from scripts.drawn_answers import BROKEN, SENT, SILENT, draw
-from sikkerguard.core.parse import ApiParser
-from sikkerguard.core.reports import Row, first_request, judge, rejected_line
-from sikkerguard.edges.apidoor import ApiDoor
-from sikkerguard.edges.logs import HarmlessFormatter
-from sikkerguard.edges.reportapi import ReportApi
-from sikkerguard.edges.sikkerapi import SikkerApi
+from sikkerguard.core.lists.parse import ApiParser
+from sikkerguard.core.reports.rows import Row, first_request, judge, rejected_line
+from sikkerguard.edges.log_output.handlers import HarmlessFormatter
+from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.sikkerapi.connector import PinnedConnector
+from sikkerguard.edges.sikkerapi.reports import ReportApi
 from sikkerguard.errors import FetchError, ListError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Stream:
         return None
 
 
-class FedDoor(ApiDoor):
+class FedDoor(PinnedConnector):
     """A door whose connections are made by `feed`. `streams` are those that were made."""
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
@@ -221,7 +221,7 @@ class Fuzzer:
         origin = f"127.0.0.1:{self._port}"
         scheme, kind = chance.choice((("http", "pull"), ("http", "report"), ("http", "prove"), ("https", "prove")))
         self._answers = [draw(chance, kind, origin.encode()) for _ in range(6)]
-        door = ApiDoor(f"{scheme}://{origin}" if scheme == "http" else f"https://{HOST}:{self._port}", {})
+        door = PinnedConnector(f"{scheme}://{origin}" if scheme == "http" else f"https://{HOST}:{self._port}", {})
         return f"{await self._meet(kind, f'http://{origin}', door, '127.0.0.1')}, by a socket"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -237,7 +237,7 @@ class Fuzzer:
         with suppress(OSError):
             await writer.wait_closed()
 
-    async def _meet(self, kind: str, url: str, door: ApiDoor, address: str) -> str:
+    async def _meet(self, kind: str, url: str, door: PinnedConnector, address: str) -> str:
         api = SikkerApi(url, "sk_free_key", door=door)
         try:
             if kind == "prove":

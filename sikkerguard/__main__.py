@@ -30,11 +30,11 @@ def main() -> int:
         # be lost. Held back, it waits until there is one.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     _fill_standard_streams()
-    from sikkerguard import cli
-    from sikkerguard.edges.logs import complain
+    from sikkerguard.cli import parser
+    from sikkerguard.edges.log_output.handlers import complain
 
     try:
-        return cli.run(sys.argv[1:])
+        return parser.run(sys.argv[1:])
     except ConfigError as error:
         for complaint in error.complaints:
             complain(complaint)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges.database import FILE
+from sikkerguard.edges.storage.database import FILE
 from tests.laboratory import wait_for
 
 if TYPE_CHECKING:

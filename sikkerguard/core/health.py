@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.model import ANY, SIKKERAPI
-from sikkerguard.core.ports import service_of
-from sikkerguard.core.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
-from sikkerguard.core.schedule import duration_text, span_text
+from sikkerguard.core.durations import duration_text, span_text
+from sikkerguard.core.lists.sources import SIKKERAPI
+from sikkerguard.core.services.lookup import service_of
+from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
+from sikkerguard.core.traffic.sample import UNATTRIBUTED
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sikkerguard.core.model import SourceStatus, State
+    from sikkerguard.core.lists.sources import SourceStatus
+    from sikkerguard.core.state import State
 
 # The kernel is looked at every 5 s; six times that without a good look is no longer a busy host.
 STALLED_SECONDS = 30.0
@@ -136,15 +138,15 @@ def _port(place: tuple[int, int], packets: int, port_map: Mapping[int, str]) -> 
     number, port = place
     if number == REPLY:
         # The port that they came from.
-        known = port != ANY
+        known = port != UNATTRIBUTED
         return {
             "protocol": PROTOCOLS[TCP] if known else "any",
             "port": port if known else None,
             "service": "reply" if known else "further replies",
             "packets": packets,
         }
-    protocol = "any" if number == ANY else PROTOCOLS.get(number, str(number))
-    service = "further ports" if number == ANY else service_of(protocol, port, port_map).name
+    protocol = "any" if number == UNATTRIBUTED else PROTOCOLS.get(number, str(number))
+    service = "further ports" if number == UNATTRIBUTED else service_of(protocol, port, port_map).name
     shown = port if number in WITH_PORTS else None
     return {"protocol": protocol, "port": shown, "service": service, "packets": packets}
 

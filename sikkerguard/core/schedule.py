@@ -23,12 +23,12 @@ _LONGEST_WISH = 26 * _HOUR  # quotas are reset at midnight UTC: no honest Retry-
 _RETRY_JITTER, _INTERVAL_JITTER = 0.25, 0.05
 
 
-def next_pull(interval: float, chance: Callable[[], float]) -> float:
+def jittered(interval: float, chance: Callable[[], float]) -> float:
     """Seconds until the next pull after one that went well. `chance` gives numbers from 0 to 1."""
     return interval * (1 + _INTERVAL_JITTER * (2 * chance() - 1))
 
 
-def next_try(error: SikkerGuardError, failures: int, chance: Callable[[], float]) -> float:
+def retry_delay(error: SikkerGuardError, failures: int, chance: Callable[[], float]) -> float:
     """Seconds until a pull that failed is tried again; `failures` is how many failed in a row, this one included."""
     if isinstance(error, HeldBackError):
         return _HELD_BACK * (1 - _RETRY_JITTER * chance())
@@ -59,22 +59,3 @@ def _pause(error: SikkerGuardError) -> tuple[float, float]:
         # A server that names a time knows better than we when the quota is there again.
         return _QUOTA_USED_UP if error.quota and error.retry_after is None else _UNREACHABLE
     return _LIST_REFUSED if isinstance(error, ListError) else _OURS
-
-
-def duration_text(seconds: float) -> str:
-    """A length of time as people say it: `45s`, `12m`, `22h`, `3d`."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size or (seconds >= size and unit != "d"):
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
-
-
-def span_text(seconds: float) -> str:
-    """A length of time by its two largest units: `45s`, `12m 5s`, `2h 15m`, `3d 4h`."""
-    rest = int(max(seconds, 0))
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if parts or rest >= size or unit == "s":
-            parts.append(f"{rest // size}{unit}")
-            rest %= size
-    return " ".join(parts[:2])

@@ -3,15 +3,15 @@ witnesses of one connection only all of them together."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
-
-from sikkerguard.core.model import Outcome, ProbeResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def lost(before: Iterable[ProbeResult], during: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
+def regressions(before: Iterable[ProbeResult], during: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
     """The tests that passed before the trial and fail in it, where no other test of the same subject passes.
 
     One that can't be made in the trial, though it could before, has failed too.
@@ -43,3 +43,28 @@ def already_failing(before: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
 
 def _subject(result: ProbeResult) -> str:
     return result.subject or result.name
+
+
+class Outcome(Enum):
+    """What one self-test found."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One self-test's finding: the test's `name`, its outcome, and a few words that go on from the name.
+
+    Tests of the same `subject` are witnesses of one connection, of which one that passes is enough. Without a subject
+    the test stands for itself.
+    """
+
+    name: str
+    outcome: Outcome
+    detail: str
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.detail}"

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.docker.base import PROJECT
 from tests.docker.engine import Daemon, running
 from tests.laboratory import API, HOST, RESOLVER, Laboratory, Resolver, wait_for
+from tests.standin.entries import Entry
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ import fcntl
 import re
 from typing import TYPE_CHECKING
 
-from sikkerguard.standin.server import DEMO_KEY
 from tests.docker.host import CONTAINER, LISTED
 from tests.laboratory import wait_for
+from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:
     from tests.docker.host import DockerHost

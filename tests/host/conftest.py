@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.standin.server import Standin
 from tests.host.base import SUITES, base
 from tests.host.engine import Engine, engine
 from tests.host.guest import Guest, guest
@@ -32,6 +31,7 @@ from tests.laboratory import (
     locked,
     log_of_all_namespaces,
 )
+from tests.standin.server import Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

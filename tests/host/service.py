@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.server import DEMO_KEY
 from tests.laboratory import API, HOST, HOST_V6, wait_for
+from tests.standin.entries import Entry
+from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:
-    from sikkerguard.standin.server import Standin
     from tests.host.guest import Guest
     from tests.laboratory import Laboratory
+    from tests.standin.server import Standin
 
 KEY_FILE, SETTINGS_FILE = "/etc/sikkerguard/api-key", "/etc/sikkerguard/sikkerguard.env"
 DROP_INS = "/etc/systemd/system/sikkerguard.service.d"

@@ -74,7 +74,7 @@ MOVES = (*LOSSES, ("sh", "-ec", f"mkdir /var/log/journal; {_VAR}; {_ANEW}"))
 # Gives all that the service would get to read, in the way it does.
 READER = """
 import json, select
-from sikkerguard.edges.kernlog import open_source
+from sikkerguard.edges.kernel_log.select import open_source
 source = open_source("journald")
 print(json.dumps([source.name]), flush=True)
 while True:

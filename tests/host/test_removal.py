@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.host.base import SUITES
 from tests.host.installed import install
 from tests.host.service import KEY_FILE, SETTINGS_FILE, Service
 from tests.laboratory import API, Resolver, laboratory, wait_for
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from tests.laboratory import API, TAG, Laboratory, Resolver, command, laboratory, wait_for
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ class Guard:
 
     def answer(self, body: bytes, *, times: int = 1000) -> None:
         """Have the stand-in answer with this body from now on."""
-        from sikkerguard.standin.faults import Canned
+        from tests.standin.faults import Canned
 
         self.standin.fault("blacklist", Canned(body=body, content_type="text/plain; charset=utf-8"), times)
 

@@ -8,12 +8,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard import config, running
+from sikkerguard.cli import run
+from sikkerguard.config import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sikkerguard.needs import Edges
+    from sikkerguard.service.adapters import Adapters
 
 
 class Failing:
@@ -32,14 +33,14 @@ def fail(*_: object, **__: object) -> Any:
     raise RuntimeError("of a library")
 
 
-def at_a_start(edges: Edges) -> Edges:
+def at_a_start(edges: Adapters) -> Adapters:
     """Nothing that is asked for on the way to the rules answers, but for the list."""
     store: Any = Failing(edges.store, "load_allowlist", "load_pulls", "load_ways")
     kernel: Any = Failing(edges.kernel, "await_resume")
     return replace(edges, store=store, kernel=kernel, detect=fail, way=fail, make_watch=fail)
 
 
-def at_a_stop(edges: Edges) -> Edges:
+def at_a_stop(edges: Adapters) -> Adapters:
     """Nothing that comes before the removal of the rules works."""
     kernel: Any = Failing(edges.kernel, "unhook", "drain")
     notifier: Any = Failing(edges.notifier, "stopping", "job")
@@ -49,11 +50,11 @@ def at_a_stop(edges: Edges) -> Edges:
 def main(when: str) -> int:
     """Run until a signal says stop."""
 
-    def reread() -> config.Config:
-        return config.load(os.environ)
+    def reread() -> settings.Config:
+        return settings.load(os.environ)
 
-    adjust: Callable[[Edges], Edges] = {"start": at_a_start, "stop": at_a_stop}[when]
-    return running.run(reread(), reread, adjust)
+    adjust: Callable[[Adapters], Adapters] = {"start": at_a_start, "stop": at_a_stop}[when]
+    return run.run(reread(), reread, adjust)
 
 
 if __name__ == "__main__":

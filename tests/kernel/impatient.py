@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 
-from sikkerguard import config, running
+from sikkerguard.cli import run
+from sikkerguard.config import settings
 from sikkerguard.core import schedule
 
 
 def main() -> int:
     """Run until a signal says stop."""
 
-    def reread() -> config.Config:
-        return config.load(os.environ)
+    def reread() -> settings.Config:
+        return settings.load(os.environ)
 
     # Attempts that failed here, by the self-test or in the kernel: the first pause in seconds, and the longest.
     schedule._OURS = (1.0, 1.0)
-    return running.run(reread(), reread)
+    return run.run(reread(), reread)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard import config, running
-from sikkerguard.edges.ipset import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
-from sikkerguard.edges.kernel import Kernel
-from sikkerguard.edges.set_contents import SetContents
-from sikkerguard.edges.trial_sets import TrialSets
+from sikkerguard.cli import run
+from sikkerguard.config import settings
+from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
+from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
+from sikkerguard.edges.kernel.ipset_legacy.sets import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
+from sikkerguard.edges.kernel.ipset_legacy.trial import TrialSets
 
 if TYPE_CHECKING:
-    from sikkerguard.core.model import Blocklist, Family
-    from sikkerguard.needs import Edges
+    from sikkerguard.core.net.family import Family
+    from sikkerguard.core.net.networks import Blocklist
+    from sikkerguard.service.adapters import Adapters
 
 
 class MortalSets(Sets):
@@ -52,7 +54,7 @@ class MortalSets(Sets):
         super().add(name, *entries, **options)
 
 
-class MortalKernel(Kernel):
+class MortalKernel(IpsetBackend):
     """A kernel edge whose update is deadly."""
 
     def stage(self, blocklist: Blocklist) -> None:
@@ -69,7 +71,7 @@ def _die_before(what: str, name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _with_mortal_kernel(edges: Edges) -> Edges:
+def _with_mortal_kernel(edges: Adapters) -> Adapters:
     edges.kernel.close()
     return replace(edges, kernel=MortalKernel())
 
@@ -77,10 +79,10 @@ def _with_mortal_kernel(edges: Edges) -> Edges:
 def main() -> int:
     """Run until the death that was asked for."""
 
-    def reread() -> config.Config:
-        return config.load(os.environ)
+    def reread() -> settings.Config:
+        return settings.load(os.environ)
 
-    return running.run(reread(), reread, adjust=_with_mortal_kernel)
+    return run.run(reread(), reread, adjust=_with_mortal_kernel)
 
 
 if __name__ == "__main__":

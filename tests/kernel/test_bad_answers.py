@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.parse import MOST_OTHER_LINES, MOST_RANGES
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.faults import Canned, CutOff, Drip, Drop, Endless, Fault, GzipBomb, Reset, Understate
-from sikkerguard.standin.server import DEMO_KEY, Standin
+from sikkerguard.core.lists.parse import MOST_OTHER_LINES, MOST_RANGES
 from tests.kernel.conftest import Guard
 from tests.laboratory import API, GATEWAY, HOST, RESOLVER, Resolver, laboratory, wait_for
+from tests.standin.entries import Entry
+from tests.standin.faults import Canned, CutOff, Drip, Drop, Endless, Fault, GzipBomb, Reset, Understate
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ import fcntl
 import socket
 from typing import TYPE_CHECKING
 
-from sikkerguard.standin.faults import Canned
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import ACK, RST, SYN, Wire, tcp
 from tests.kernel.listings import pager
@@ -22,6 +21,7 @@ from tests.kernel.test_hostile_lists import CROWD, EIGHTHS, LISTED, LISTED_V6, S
 from tests.kernel.test_ordinary import manager
 from tests.kernel.traffic import Traffic
 from tests.laboratory import API, GATEWAY, Resolver, wait_for
+from tests.standin.faults import Canned
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Guard

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.faults import Canned
-from sikkerguard.standin.server import DEMO_KEY, Standin
 from sikkerguard.version import VERSION
 from tests.kernel.conftest import SIKKERGUARD, Guard
 from tests.laboratory import API, GATEWAY, HOST, Resolver, laboratory, wait_for
+from tests.standin.entries import Entry
+from tests.standin.faults import Canned
+from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.faults import Delay
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.test_commands import INNOCENT, LISTED, LISTED_V6, NOBODY, complaints, outcome
 from tests.laboratory import wait_for
+from tests.standin.entries import Entry
+from tests.standin.faults import Delay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

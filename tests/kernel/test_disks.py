@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.edges import last_good
+from sikkerguard.edges.storage import last_good
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.test_commands import ENOUGH, open_directory, with_only
 from tests.kernel.test_life import INNOCENT, LISTED, LISTED_V6, protect

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
-from sikkerguard.core.model import Blocklist, Family, Networks, Prefix, Ranges, parse_prefix
-from sikkerguard.core.protocols import TCP, UDP
-from sikkerguard.edges import flows as edge
-from sikkerguard.edges.flows import read_flows
-from sikkerguard.edges.outgoing import OutgoingWatch
+from sikkerguard.core.host.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
+from sikkerguard.core.net.address import parse_prefix
+from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.networks import Blocklist, Networks
+from sikkerguard.core.net.packed import Prefix, Ranges
+from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.edges.host import flows as edge
+from sikkerguard.edges.host.connections import OutgoingWatch
+from sikkerguard.edges.host.flows import read_flows
 from sikkerguard.errors import KernelError
 from tests.laboratory import HOST, HOST_LAN, HOST_V6, INNER, INNER_V6, wait_for
 
@@ -554,8 +557,8 @@ def test_what_one_way_does_not_tell_the_other_does(
 
 
 PROGRAM = """
-from sikkerguard.edges.flows import read_flows
-from sikkerguard.edges.outgoing import OutgoingWatch
+from sikkerguard.edges.host.flows import read_flows
+from sikkerguard.edges.host.connections import OutgoingWatch
 with OutgoingWatch() as watch:
     for flow in read_flows():
         print(flow.address, flow.port, flow.direction.value)

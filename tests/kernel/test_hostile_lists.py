@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.standin.faults import Canned, Delay
 from tests.kernel.conftest import SIKKERGUARD
 from tests.laboratory import wait_for
+from tests.standin.faults import Canned, Delay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.drops import parse
-from sikkerguard.core.model import DropEvent, Family
-from sikkerguard.core.names import LOG_PREFIX
-from sikkerguard.edges.kernlog import open_source
-from sikkerguard.edges.kmsg import KMSG, Kmsg, open_kmsg
-from sikkerguard.watching import watch_forever
+from sikkerguard.core.firewall.names import LOG_PREFIX
+from sikkerguard.core.net.family import Family
+from sikkerguard.core.traffic.drop_line import parse_drop_line
+from sikkerguard.core.traffic.sample import DropEvent
+from sikkerguard.edges.kernel_log.kmsg import KMSG, Kmsg, open_kmsg
+from sikkerguard.edges.kernel_log.select import open_source
+from sikkerguard.service.log_follower import watch_forever
 from tests.kernel.conftest import PROJECT
 from tests.laboratory import HOST, HOST_V6, cache, locked, log_of_all_namespaces, wait_for
 
@@ -125,7 +126,7 @@ def write(text: str) -> None:
 def told_of(source: Kmsg, *addresses: str) -> list[DropEvent]:
     """The drops of these sources that the log tells of now."""
     wanted = {packed(address) for address in addresses}
-    found = (parse(message) for message in source.read())
+    found = (parse_drop_line(message) for message in source.read())
     return [event for event in found if event is not None and event.address in wanted]
 
 
@@ -197,7 +198,7 @@ def test_a_line_that_root_forges_is_not_given(log_lab: Laboratory) -> None:
         "PROTO=TCP SPT=40000 DPT=23 WINDOW=1024 RES=0x00 SYN URGP=0 "
     )
     # But for who wrote it, it is a line of ours.
-    assert parse(line) == DropEvent(Family.V4, packed(forged), 6, 23)
+    assert parse_drop_line(line) == DropEvent(Family.V4, packed(forged), 6, 23)
     messages: list[str] = []
     records: list[bytes] = []
 
@@ -269,7 +270,7 @@ def test_standard_input_can_be_the_device(log_lab: Laboratory) -> None:
     attacker = own_v4()
     program = """
 import select, sys
-from sikkerguard.edges.kmsg import open_kmsg
+from sikkerguard.edges.kernel_log.kmsg import open_kmsg
 source = open_kmsg("/nonexistent/kmsg")
 print("ready", flush=True)
 while select.select([source], [], [], 20)[0]:

@@ -10,12 +10,12 @@ PROJECT = Path(__file__).parents[2]
 SYS_MODULE = 1 << 16  # linux/capability.h
 PROGRAM = """
 from pathlib import Path
-from sikkerguard.edges.modules import load_and_let_go
+from sikkerguard.edges.kernel.modules import load_modules_and_drop_capability
 def rights():
     lines = Path("/proc/self/status").read_text().splitlines()
     print(*(line.split()[1] for line in lines if line.startswith(("CapInh", "CapPrm", "CapEff"))))
 rights()
-load_and_let_go()
+load_modules_and_drop_capability()
 rights()
 """
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.ledger import Ledger, day_of
-from sikkerguard.core.listing import Listing
-from sikkerguard.core.reports import row_of
-from sikkerguard.core.screen import Screen
-from sikkerguard.edges.counts import Counts
-from sikkerguard.edges.database import FILE, Database
-from sikkerguard.edges.outbox import Outbox
-from sikkerguard.standin.server import DEMO_KEY
-from sikkerguard.standin.tiers import FREE, Key
+from sikkerguard.core.lists.lookup import Listing
+from sikkerguard.core.reports.rows import row_of
+from sikkerguard.core.reports.screen import Screen
+from sikkerguard.core.traffic.totals import Totals, day_of
+from sikkerguard.edges.storage.database import FILE, Database
+from sikkerguard.edges.storage.outbox import Outbox
+from sikkerguard.edges.storage.traffic import TrafficStore
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
 from tests.laboratory import log_of_all_namespaces, wait_for
 from tests.records import records_of
+from tests.standin.server import DEMO_KEY
+from tests.standin.tiers import FREE, Key
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Guard
@@ -190,7 +190,7 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
     today = day_of(time.time())
     for source in (SSH, WEB):
         # The one is a row that waits, the other is still to be made one.
-        Counts(database).save(Ledger(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
+        TrafficStore(database).save(Totals(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
         if source == SSH:
             decide = partial(row_of, port_map={}, spoofable=False)
             Outbox(database).gather(

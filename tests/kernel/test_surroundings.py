@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.edges.addresses import addresses, as_text
-from sikkerguard.edges.watch import ChangeWatch
+from sikkerguard.edges.host.addresses import addresses, as_text
+from sikkerguard.edges.host.monitor import ChangeMonitor
 from tests.kernel.conftest import SIKKERGUARD
 from tests.laboratory import API, GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_V6, RESOLVER, Resolver, wait_for
 
@@ -566,7 +566,7 @@ def test_only_what_concerns_us_is_an_event(lab: Laboratory) -> None:
         return bool(events)
 
     async def run() -> None:
-        watch = ChangeWatch(changed, uses=uses)
+        watch = ChangeMonitor(changed, uses=uses)
         watch.start()
         assert events == 1
         try:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.model import Family, Gateway, Outcome
-from sikkerguard.core.ways import Way
-from sikkerguard.edges.probes import Probes
-from sikkerguard.standin.server import Standin
+from sikkerguard.core.host.surroundings import Gateway
+from sikkerguard.core.net.family import Family
+from sikkerguard.core.selftest import Outcome
+from sikkerguard.core.sikkerapi.endpoint import Way
+from sikkerguard.edges.host.probes import Probes
 from tests.kernel.conftest import UNPROTECTED, Guard
 from tests.laboratory import (
     API,
@@ -34,6 +35,7 @@ from tests.laboratory import (
     laboratory,
     wait_for,
 )
+from tests.standin.server import Standin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

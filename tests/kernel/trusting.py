@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import sys
 
-from sikkerguard import config, running
-from sikkerguard.core import sessions
-from sikkerguard.edges import sessions as edge
+from sikkerguard.cli import run
+from sikkerguard.config import settings
+from sikkerguard.core.host import ssh_sessions
+from sikkerguard.edges.host import ssh_sessions as edge
 
 
 def main() -> int:
     """Run until a signal says stop."""
 
-    def reread() -> config.Config:
-        return config.load(os.environ)
+    def reread() -> settings.Config:
+        return settings.load(os.environ)
 
-    sessions.STANDING_SECONDS = 3.0
+    ssh_sessions.STANDING_SECONDS = 3.0
     vars(edge)["STANDING_SECONDS"] = 3.0  # what it says
-    return running.run(reread(), reread)
+    return run.run(reread(), reread)
 
 
 if __name__ == "__main__":

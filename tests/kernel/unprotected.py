@@ -12,14 +12,18 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sikkerguard import config, running
-from sikkerguard.core.model import GATEWAY, AllowEntry, Family, Gateway, Surroundings, parse_prefix
-from sikkerguard.edges.outgoing import Connections, OutgoingWatch
+from sikkerguard.cli import run
+from sikkerguard.config import settings
+from sikkerguard.core.host.surroundings import Gateway, Surroundings
+from sikkerguard.core.lists.allowlist import GATEWAY, AllowEntry
+from sikkerguard.core.net.address import parse_prefix
+from sikkerguard.core.net.family import Family
+from sikkerguard.edges.host.connections import Connections, OutgoingWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sikkerguard.core.flows import Flow
+    from sikkerguard.core.host.flows import Flow
 
 ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
 
@@ -51,12 +55,10 @@ def detect(whitelist: Iterable[AllowEntry], *_: object) -> Surroundings:
 def main() -> int:
     """Run until a signal says stop."""
 
-    def reread() -> config.Config:
-        return config.load(os.environ)
+    def reread() -> settings.Config:
+        return settings.load(os.environ)
 
-    return running.run(
-        reread(), reread, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections())
-    )
+    return run.run(reread(), reread, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections()))
 
 
 if __name__ == "__main__":

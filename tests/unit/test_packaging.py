@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard import cli
-from sikkerguard import config as configuration
-from sikkerguard.config import Config, in_force, load
-from sikkerguard.core.body import LARGEST_BODY
-from sikkerguard.core.model import ANY, AllowEntry, Allowlist, parse_prefix
-from sikkerguard.core.parse import (
+from sikkerguard.cli import parser
+from sikkerguard.config import settings as configuration
+from sikkerguard.config.readers import VARIABLES
+from sikkerguard.config.settings import Config, in_force, load
+from sikkerguard.core.durations import duration_text
+from sikkerguard.core.lists.admission import admit, describe_removed
+from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
+from sikkerguard.core.lists.parse import (
     LARGEST_FILE,
     MOST_ENTRIES,
     MOST_OTHER_LINES,
@@ -29,19 +31,19 @@ from sikkerguard.core.parse import (
     MOST_V6,
     read_custom,
 )
-from sikkerguard.core.policy import admit, always_allowed, describe_removed
-from sikkerguard.core.protocols import PROTOCOLS, REPLY
-from sikkerguard.core.reports import rejected_line, reported_line
-from sikkerguard.core.schedule import duration_text
-from sikkerguard.core.tally import WINDOW_SECONDS, Line, Tally, in_fields, in_words
-from sikkerguard.edges.dryrun import DryRunKernel
-from sikkerguard.variables import VARIABLES
+from sikkerguard.core.net.address import parse_prefix
+from sikkerguard.core.reports.rows import rejected_line, reported_line
+from sikkerguard.core.services.protocols import PROTOCOLS, REPLY
+from sikkerguard.core.sikkerapi.body import LARGEST_BODY
+from sikkerguard.core.traffic.log_window import WINDOW_SECONDS, Line, LogWindow, in_fields, in_words
+from sikkerguard.core.traffic.sample import UNATTRIBUTED
+from sikkerguard.edges.kernel.dry_run import DryRunBackend
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sikkerguard.core.model import Key
+    from sikkerguard.core.traffic.sample import FlowKey
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "packaging" / "debian"
@@ -50,7 +52,7 @@ SETTINGS, README = DEBIAN / "sikkerguard.env", ROOT / "README.md"
 COMPLETION, LOGCHECK = DEBIAN / "sikkerguard.bash-completion", DEBIAN / "sikkerguard.logcheck.ignore.server"
 
 KEY = "sk_free_0123456789abcdef"
-TCP_KEY: Key = (bytes([192, 0, 2, 7]), 6, 23)
+TCP_KEY: FlowKey = (bytes([192, 0, 2, 7]), 6, 23)
 HELP = {"-h", "--help"}
 
 
@@ -75,7 +77,7 @@ def test_the_sandbox_allows_the_kinds_of_sockets_that_are_opened() -> None:
     allowed = re.search(r"^RestrictAddressFamilies=(.*)$", text, re.MULTILINE)
     assert allowed
     opened: set[str] = set()
-    for path in (ROOT / "sikkerguard" / "edges").glob("*.py"):
+    for path in (ROOT / "sikkerguard" / "edges").rglob("*.py"):
         opened.update(re.findall(r"\bsocket\.(AF_[A-Z0-9]+)", path.read_text("utf-8")))
     assert {"AF_NETLINK", "AF_PACKET"} <= opened
     # The watch of a trial goes without where it is not allowed: it would cost 0.2 of systemd's exposure.
@@ -209,7 +211,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    for action in cli._parser()._actions:
+    for action in parser._parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     raise AssertionError("the command line has no commands")
@@ -229,7 +231,7 @@ def test_the_page_has_every_command_with_its_options() -> None:
     assert described == {name: options - HELP for name, options in OPTIONS.items()}
     # Of these alone there is one for all commands.
     assert options_in(parts[0]) == set()
-    assert options_in(section(PAGE, "OPTIONS")) == options_of(cli._parser())
+    assert options_in(section(PAGE, "OPTIONS")) == options_of(parser._parser())
 
 
 def test_the_synopsis_has_every_command_with_its_options() -> None:
@@ -240,7 +242,7 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
         common |= options_in(before)
     assert described == {name: options - HELP for name, options in OPTIONS.items()}
     # These stand for a command.
-    assert common == options_of(cli._parser()) - HELP - {"-V", "--version"}
+    assert common == options_of(parser._parser()) - HELP - {"-V", "--version"}
 
 
 def test_the_page_names_the_defaults_of_the_demo() -> None:
@@ -286,7 +288,7 @@ def completed(*words: str, directory: Path = ROOT) -> list[str]:
 
 def test_the_completion_offers_every_command_and_option() -> None:
     assert completed("") == sorted(OPTIONS)
-    assert completed("-") == sorted(options_of(cli._parser()))
+    assert completed("-") == sorted(options_of(parser._parser()))
     for name, options in OPTIONS.items():
         assert completed(name, "-") == sorted(options), name
         assert completed("--config", "FILE", name, "-") == sorted(options), name
@@ -336,7 +338,7 @@ def logged(*levels: str) -> Iterator[tuple[str, str]]:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[first, *_]):
                     if level in levels:
                         assert isinstance(first, ast.Constant)
-                        yield path.name, str(first.value)
+                        yield str(path.relative_to(ROOT / "sikkerguard")), str(first.value)
 
 
 def with_heads(sender: str, messages: Iterable[str]) -> list[str]:
@@ -361,13 +363,13 @@ def blocked_lines() -> list[str]:
     lines = [
         in_words((address, protocol, 0x0800 if protocol in (1, 58) else 23), 47, {23: "mysql"})
         for address in (v4, v6)
-        for protocol in (*PROTOCOLS, 99, ANY, REPLY)
+        for protocol in (*PROTOCOLS, 99, UNATTRIBUTED, REPLY)
     ]
-    lines.append(in_words((v4, REPLY, ANY), 5, {}))
-    ports: list[tuple[Key, int]] = [((v4, 6, port), 1) for port in range(1, 61)]
-    sources: list[tuple[Key, int]] = [((bytes([198, 51, 100, last]), 6, 22), 1) for last in range(60)]
+    lines.append(in_words((v4, REPLY, UNATTRIBUTED), 5, {}))
+    ports: list[tuple[FlowKey, int]] = [((v4, 6, port), 1) for port in range(1, 61)]
+    sources: list[tuple[FlowKey, int]] = [((bytes([198, 51, 100, last]), 6, 22), 1) for last in range(60)]
     for named, unnamed in ((ports, 0), (sources, 0), (sources[:41], 0), (sources, 5), ([], 5)):
-        tally, dropped = Tally({}), len(named) + unnamed
+        tally, dropped = LogWindow({}), len(named) + unnamed
         lines += [line.text for line in tally.take(named, dropped, 0.0) + tally.take([], dropped, WINDOW_SECONDS)]
     assert len({line.partition(" x")[0] for line in lines if "source" in line}) == 5
     return lines
@@ -387,7 +389,7 @@ def dry_run_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """As rsyslog writes them: the end of a line in a message is #012."""
     allowlist = Allowlist(always_allowed())
     blocklist = read_custom("list", b"192.0.2.7\n198.51.100.0/24\n2001:db8::/32\n")[0].content
-    kernel = DryRunKernel()
+    kernel = DryRunBackend()
     with caplog.at_level(logging.INFO):
         kernel.adopt(blocklist, allowlist)
         kernel.allow(allowlist)
@@ -402,16 +404,16 @@ def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
     summary = Allowlist(always_allowed()).summary()
     ages = [duration_text(seconds) for seconds in (1, 600, 7200, 864000)]
     found = {
-        ("counting.py", "%s"): blocked_lines(),
-        ("cycle.py", "Not blocked: %s."): [f"Not blocked: {removed()}.", "Not blocked: 3 private."],
-        ("keeping.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
-        ("service.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
-        ("probes.py", "Self-test: %s."): [
+        ("service/count_loop.py", "%s"): blocked_lines(),
+        ("service/list_update.py", "Not blocked: %s."): [f"Not blocked: {removed()}.", "Not blocked: 3 private."],
+        ("service/repair_loop.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
+        ("service/lifecycle.py", "Safety whitelist: %s"): [f"Safety whitelist: {summary}"],
+        ("edges/host/probes.py", "Self-test: %s."): [
             "Self-test: default route by tun0 (v4) names no gateway that could be asked.",
             "Self-test: default route by br-lan.7 (v6) names no gateway that could be asked.",
         ],
         (
-            "sessions.py",
+            "edges/host/ssh_sessions.py",
             "SSH sessions have no records of logind's here: a connection to port %s counts as one once it has stood "
             "for %d s.",
         ): [
@@ -419,13 +421,13 @@ def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
             "stood for 120 s."
             for ports in ("22", "22, 2222, 60022")
         ],
-        ("reporting.py", "%s"): [
+        ("service/report_loop.py", "%s"): [
             reported_line({"ssh": 89}),
             reported_line({"ssh": 89, "icmp": 3, "47": 1, "http-alt": 1, "x11": 1}),
             reported_line({f"service-{number}": number for number in range(1, 14)}),
         ],
-        ("service.py", "SikkerGuard %s"): [f"SikkerGuard {VERSION}"],
-        ("service.py", "%s"): [
+        ("service/lifecycle.py", "SikkerGuard %s"): [f"SikkerGuard {VERSION}"],
+        ("service/lifecycle.py", "%s"): [
             *(Config(report_enabled=enabled, pull_interval=90.0).summary() for enabled in (True, False)),
             "Blocking 8774 IPs",
             *(f"Blocking 8774 IPs (from the cache, verified {age} ago)" for age in ages),
@@ -435,7 +437,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
     }
     dry = dry_run_lines(caplog)
     for file, text in logged("info"):
-        if file == "dryrun.py":
+        if file == "edges/kernel/dry_run.py":
             found[file, text] = dry
         elif "%s" not in text:
             found[file, text] = [text.replace("%d", "3")]

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-import sikkerguard.standin
+import tests.standin
 from sikkerguard.errors import SikkerGuardError
-from sikkerguard.standin import command
-from sikkerguard.standin.control import parse_fault
-from sikkerguard.standin.entries import Catalogue, Entry
-from sikkerguard.standin.faults import (
+from sikkerguard.version import VERSION
+from tests.standin import command
+from tests.standin.control import parse_fault
+from tests.standin.entries import Catalogue, Entry
+from tests.standin.faults import (
     KINDS,
     MEBIBYTE,
     Canned,
@@ -43,11 +44,10 @@ from sikkerguard.standin.faults import (
     Reset,
     Understate,
 )
-from sikkerguard.standin.lists import SAMPLE, confidence_of, load_list, parse_list
-from sikkerguard.standin.messages import Endpoint
-from sikkerguard.standin.server import Standin
-from sikkerguard.standin.tiers import FREE, TIERS, Key
-from sikkerguard.version import VERSION
+from tests.standin.lists import SAMPLE, confidence_of, load_list, parse_list
+from tests.standin.messages import Endpoint
+from tests.standin.server import Standin
+from tests.standin.tiers import FREE, TIERS, Key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1040,7 +1040,7 @@ def test_many_clients_at_once() -> None:
 
 _DEMO = """
 import argparse, sys
-from sikkerguard.standin import command
+from tests.standin import command
 assert "http.server" not in sys.modules
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
@@ -1138,7 +1138,7 @@ def test_demo_says_why_it_can_not_start(standin: Standin, tmp_path: Path) -> Non
 
 
 def test_standin_stands_alone() -> None:
-    package = Path(sikkerguard.standin.__file__).parent
+    package = Path(tests.standin.__file__).parent
     imported = set()
     for path in package.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -1148,6 +1148,6 @@ def test_standin_stands_alone() -> None:
             elif isinstance(node, ast.Import):
                 imported.update(name.name for name in node.names)
     own = {name for name in imported if name.startswith("sikkerguard")}
-    outside = {name for name in own if not name.startswith("sikkerguard.standin.")}
+    outside = {name for name in own if not name.startswith("tests.standin.")}
     assert outside == {"sikkerguard.errors", "sikkerguard.version"}
     assert {name.partition(".")[0] for name in imported - own} <= sys.stdlib_module_names

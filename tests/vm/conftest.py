@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.standin.entries import Entry
-from sikkerguard.standin.lists import SAMPLE, load_list
-from sikkerguard.standin.server import Standin
 from tests.host.base import SUITES
 from tests.laboratory import API, TAG, Laboratory, Resolver, clear_after_the_dead, command
+from tests.standin.entries import Entry
+from tests.standin.lists import SAMPLE, load_list
+from tests.standin.server import Standin
 from tests.vm.image import disk
 from tests.vm.machine import Machine, machine, timed
 

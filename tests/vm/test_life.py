@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sikkerguard.standin.server import DEMO_KEY
 from tests.host.pings import Pings
 from tests.laboratory import API, wait_for
+from tests.standin.server import DEMO_KEY
 from tests.vm.conftest import LISTED, LISTED_V6
 from tests.vm.machine import BOOT_SECONDS, timed
 from tests.vm.service import (
@@ -24,8 +24,8 @@ from tests.vm.service import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sikkerguard.standin.server import Standin
     from tests.laboratory import Laboratory
+    from tests.standin.server import Standin
     from tests.vm.machine import Machine
 
 INNOCENT, INNOCENT_V6 = "203.0.113.99", "2001:db8:99::99"

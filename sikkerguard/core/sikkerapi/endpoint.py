@@ -1,0 +1,172 @@
+"""Which addresses requests may be sent to, and so may never be blocked: those that proved whose they are.
+
+A name's addresses come from DNS, which anyone may forge and which has no end. So an address of SikkerAPI counts only
+once it completed a verified handshake, and a proxy's once it took a connection; at most `MOST` are tried at a time, and
+kept. An address that the operator wrote himself needs no proof.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sikkerguard.core.lists.allowlist import AllowEntry
+from sikkerguard.core.net.address import parse_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+MOST = 16
+# For so long an address that proved itself is used without being asked again. Where other addresses stand beside it in
+# DNS that did not, they are asked no more often either.
+FRESH_SECONDS = 3600.0
+# For so long it stays allowed while no address proves itself, since the line or SikkerAPI may be down.
+KEPT_SECONDS = 86400.0
+# How many addresses that proved nothing are remembered, so that others have their turn before them.
+_MOST_REFUSED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What requests connect to, SikkerAPI itself or a proxy: the `reason` for which its addresses are allowed, the
+    `scheme` that is spoken there, and a name or an address with its port."""
+
+    reason: str
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def literal(self) -> str:
+        """The address, where the operator wrote one, without its zone; else empty."""
+        address = self.host.partition("%")[0]
+        return address if is_address(address) else ""
+
+    def __str__(self) -> str:
+        return f"{self.reason} {self.scheme}://{self.host}:{self.port}"
+
+
+class Proof(NamedTuple):
+    """An address, and when it last proved itself (Unix seconds)."""
+
+    address: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a way's addresses: at most `MOST` `proofs`, the newest first; when others were last tried in
+    vain (`refused`); when any was last tried (`tried_at`); and whether no proof counts as fresh (`doubted`), since they
+    are of an earlier run, or nothing proved itself when it was last asked. Times are Unix seconds."""
+
+    proofs: tuple[Proof, ...] = ()
+    refused: Mapping[str, float] = field(default_factory=dict)
+    tried_at: float = -math.inf
+    doubted: bool = False
+
+
+def is_address(text: str) -> bool:
+    """Whether this is one address, as `parse_prefix` reads them."""
+    try:
+        family, prefix = parse_prefix(text)
+    except ValueError:
+        return False
+    return prefix.length == family.bits and "/" not in text
+
+
+def entry_of(address: str, reason: str) -> AllowEntry:
+    """The allowlist's entry for an address. Raises `ValueError` where it is none."""
+    return AllowEntry(*parse_prefix(address), reason)
+
+
+def is_due(known: Known, resolved: Iterable[str], now: float) -> bool:
+    """Whether addresses have to prove themselves before a request. `resolved` are those that the name stands for now,
+    or none where it does not resolve.
+
+    At once where none of them proved itself lately: the way has moved. Where some did and others did not, once an hour.
+    """
+    if known.doubted:
+        return True
+    fresh = {proof.address for proof in known.proofs if 0 <= now - proof.at < FRESH_SECONDS}
+    wanted = set(resolved)
+    if not (fresh & wanted if wanted else fresh):
+        return True
+    return not wanted <= fresh and not 0 <= now - known.tried_at < FRESH_SECONDS
+
+
+def candidates(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
+    """The addresses that are to prove themselves now, at most `MOST`.
+
+    Half of the places are for those that did before, if there are so many, first those that the name still stands for;
+    half are for new ones, both families in turn. Of these the ones come first that were never tried, then those whose
+    turn was longest ago: a name with thousands of addresses is walked through, request by request.
+    """
+    wanted = tuple(dict.fromkeys(resolved))
+    named = set(wanted)
+    old = [proof.address for proof in sorted(known.proofs, key=lambda proof: (proof.address not in named, proof.at))]
+    known_before = set(old)
+
+    def turn(address: str) -> float:
+        return known.refused.get(address, -math.inf)
+
+    waiting = sorted((address for address in wanted if address not in known_before), key=turn)
+    fresh = [address for _, group in groupby(waiting, turn) for address in _alternating(list(group))]
+    room = max(MOST // 2, MOST - len(fresh))
+    return tuple([*old[:room], *fresh][:MOST])
+
+
+def _alternating(addresses: list[str]) -> list[str]:
+    """The same with one of each family in turn, the first one's first, as long as there are both (RFC 8305, section 4):
+    where one family leads nowhere, the other must not have to wait."""
+    first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
+    other = [address for address in addresses if (":" in address) != (":" in addresses[0])]
+    pairs = [address for pair in zip(first, other, strict=False) for address in pair]
+    return pairs + first[len(other) :] + other[len(first) :]
+
+
+def settled(known: Known, tried: Mapping[str, bool], now: float) -> Known:
+    """What is known once these addresses were tried: True for each that proved itself.
+
+    Where one did, the others that were tried are forgotten. Where none did, the line or SikkerAPI may be down, and what
+    proved itself within the last day stays.
+    """
+    proved = [Proof(address, now) for address, good in tried.items() if good]
+    # A clock that was put back must not make a proof last longer.
+    kept = [
+        Proof(proof.address, min(proof.at, now))
+        for proof in known.proofs
+        if now - proof.at < KEPT_SECONDS and (proof.address not in tried if proved else True)
+    ]
+    proofs = sorted([*proved, *kept], key=lambda proof: -proof.at)[:MOST]
+    refused = {address: at for address, at in known.refused.items() if address not in tried}
+    refused |= {address: now for address, good in tried.items() if not good}
+    return Known(tuple(proofs), dict(list(refused.items())[-_MOST_REFUSED:]), now, doubted=not proved)
+
+
+def usable(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
+    """The addresses to send requests to, the best first: those that the name stands for, and that proved themselves
+    most recently."""
+    named = set(resolved)
+    ranked = sorted(known.proofs, key=lambda proof: (proof.address not in named, -proof.at))
+    return tuple(proof.address for proof in ranked)
+
+
+def to_record(way: Way, known: Known) -> dict[str, Any]:
+    """What outlives a restart, as JSON has it."""
+    return {"way": str(way), "proofs": [list(proof) for proof in known.proofs]}
+
+
+def from_record(record: Mapping[str, Any], way: Way, now: float) -> Known:
+    """What was known of this way when the record was written; nothing where that was another way, of what is damaged,
+    or too old to be kept."""
+    if record.get("way") != str(way):
+        return Known()
+    proofs = []
+    rows = record.get("proofs")
+    for row in rows if isinstance(rows, list) else ():
+        match row:
+            case [str(address), float() | int() as at] if is_address(address) and now - at < KEPT_SECONDS:
+                proofs.append(Proof(address, min(float(at), now)))
+    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]), doubted=True)

@@ -1,0 +1,69 @@
+"""The words of the command line that ask nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from sikkerguard.cli import parser
+from sikkerguard.version import VERSION
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_by_an_option(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.run([word])
+    assert caught.value.code == 0
+    assert capsys.readouterr() == (f"sikkerguard {VERSION}\n", "")
+
+
+def test_without_a_word_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.run([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == parser._parser().format_help()
+
+
+@pytest.mark.parametrize("topic", ["", *parser._parser().commands])
+def test_help_shows_what_the_option_shows(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.run(["help", *topic.split()]) == 0
+    shown = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parser.run([*topic.split(), "--help"])
+    assert capsys.readouterr() == shown
+    assert shown.out.startswith(f"usage: sikkerguard {topic}".rstrip())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statsu"], "there is no command 'statsu'; did you mean 'status'?"),
+        (["--config", "/x", "heath"], "there is no command 'heath'; did you mean 'health'?"),
+        (["chekc", "192.0.2.1"], "there is no command 'chekc'; did you mean 'check'?"),
+        (["help", "cleanpu"], "there is no command 'cleanpu'; did you mean 'cleanup'?"),
+        (["xyzzy"], "there is no command 'xyzzy'; there are run, status, check, "),
+        (["help", "xyzzy"], "there is no command 'xyzzy'; there are run, status, check, "),
+    ],
+)
+def test_a_mistyped_command_gets_the_nearest_one(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.run(words)
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+
+
+@pytest.mark.parametrize("words", [["\x1b[2J"], ["help", "\x1b[2J"], ["\x9b31m"]])
+def test_a_mistyped_command_does_not_act_on_the_terminal(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser.run(words)
+    assert all(character.isprintable() or character == "\n" for character in capsys.readouterr().err)
+
+
+def test_what_else_is_wrong_is_said_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.run(["check"])
+    assert caught.value.code == 2
+    assert "the following arguments are required: address" in capsys.readouterr().err

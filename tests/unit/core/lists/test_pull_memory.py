@@ -1,0 +1,58 @@
+"""What pulls remember of each other, as it is kept on disk."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sikkerguard.core.lists.coverage import Extent
+from sikkerguard.core.lists.pull_memory import PullMemory, from_json
+from sikkerguard.core.lists.size_guard import SourceHistory, Version
+
+counts = st.integers(0, 2**61)
+versions = st.builds(Version, st.floats(0, 4e9), st.builds(Extent, counts, counts, counts))
+histories = st.builds(
+    SourceHistory,
+    st.lists(versions, max_size=4).map(tuple),
+    st.text(max_size=5),
+    st.booleans(),
+    st.frozensets(st.text(max_size=5), max_size=3),
+)
+
+
+@given(st.builds(PullMemory, st.dictionaries(st.text(max_size=5), histories, max_size=3), st.integers(0, 99)))
+def test_it_comes_back_as_it_was(memory: PullMemory) -> None:
+    assert from_json(json.loads(json.dumps(memory.as_json()))) == memory
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["sources", "unfinished", "heldBack", "x"]), json_values))
+def test_nothing_in_the_file_is_too_strange(known: dict[str, Any]) -> None:
+    assert from_json(known).unfinished >= 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"versions": [[1, 2, 3]]}, {"versions": [], "query": ""}, [], None, 7])
+def test_a_source_that_cannot_be_read_is_left_out(fields: object) -> None:
+    good = PullMemory({"SikkerAPI": SourceHistory((Version(1.0, Extent(1, 2, 3)),), "q", True)}).as_json()
+    good["sources"]["other"] = fields
+    assert from_json(good).sources.keys() == {"SikkerAPI"}
+
+
+def test_what_version_0_1_0_kept_is_an_empty_memory() -> None:
+    assert from_json({"heldBack": ["shrunk"]}) == PullMemory()
+
+
+def test_a_source_is_forgotten_when_it_is_no_longer_wanted() -> None:
+    memory = PullMemory().with_source("mine", SourceHistory(query="q"))
+    assert memory.of("mine").query == "q"
+    assert memory.of("other") == SourceHistory()
+    assert memory.with_source("mine", None) == PullMemory()

@@ -1,0 +1,567 @@
+"""The control socket and the commands that ask at it, over real Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sikkerguard.cli import status as asking
+from sikkerguard.core.health import status
+from sikkerguard.core.state import PullResult, State
+from sikkerguard.edges.http import control, control_socket
+from sikkerguard.edges.http.control import Control
+from sikkerguard.edges.http.control_socket import NAME, Peer, UntrustedError
+from sikkerguard.edges.systemd.units import unit_properties
+from sikkerguard.errors import ListenError, SikkerGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+SECONDS = 5.0
+NOW = 1_800_000_000.0
+STATE = State(NOW - 8130, dry_run=False, blocked_v4=8774, protecting=True, last_pull=PullResult(NOW, ""))
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\r\nbell"
+
+
+@dataclass
+class Guarded:
+    """A control socket, and the service that it speaks for."""
+
+    directories: tuple[Path, ...]
+    state: State = STATE
+    reasons: tuple[str, ...] = ()
+    pulls: list[bool] = field(default_factory=list)
+    complaint: str = ""
+
+    def __post_init__(self) -> None:
+        self.control = Control(self.directories, lambda: self.reasons, self.status, self.pull)
+
+    @property
+    def path(self) -> Path:
+        return self.directories[0] / NAME
+
+    def status(self) -> dict[str, Any]:
+        return status(self.state, NOW, self.reasons)
+
+    def pull(self, accept: bool) -> dict[str, Any]:
+        self.pulls.append(accept)
+        return {"pull": len(self.pulls), "complaint": self.complaint}
+
+    async def command(self, action: Callable[..., int], **options: Any) -> int:
+        """Run a command against the socket, beside the server."""
+        return await asyncio.to_thread(partial(action, self.directories, **options))
+
+    async def raw(self, request: bytes) -> tuple[int, bytes]:
+        """The status code and the body of what comes back."""
+        reader, writer = await asyncio.open_unix_connection(self.path)
+        writer.write(request)
+        async with asyncio.timeout(SECONDS):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        return int(head.split()[1]), body
+
+
+@contextlib.asynccontextmanager
+async def running(*directories: Path, **options: Any) -> AsyncIterator[Guarded]:
+    made = Guarded(directories, **options)
+    await made.control.open()
+    try:
+        yield made
+    finally:
+        await made.control.close()
+
+
+def with_control(directory: Path, action: Callable[[Guarded], Awaitable[Any]], **options: Any) -> Any:
+    async def run() -> Any:
+        async with running(directory, **options) as made:
+            return await action(made)
+
+    return asyncio.run(run())
+
+
+def request(target: str, method: str = "GET") -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+# What is answered
+
+
+def test_the_commands_say_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def ask(made: Guarded) -> None:
+        assert await made.command(asking.status, as_json=True) == 0
+        assert json.loads(capsys.readouterr().out) == made.status()
+        assert await made.command(asking.status, as_json=False) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert "Status:           active" in shown
+        assert "Uptime:           2h 15m" in shown
+        assert await made.command(asking.health) == 0
+        assert capsys.readouterr().out == "OK\n"
+        made.reasons = ("No list is in force yet.",)
+        assert await made.command(asking.health) == 1
+        assert capsys.readouterr().out == "No list is in force yet.\n"
+        assert await made.command(asking.status, as_json=False) == 1
+        assert "Trouble:          No list is in force yet." in capsys.readouterr().out
+
+    with_control(tmp_path, ask)
+
+
+def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ask(made: Guarded) -> None:
+        assert await made.command(asking.pull, accept=False) == 0
+        assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
+        made.complaint = f"The new configuration is not used{ESCAPES}"
+        assert await made.command(asking.pull, accept=False) == 1
+        out, err = capsys.readouterr()
+        assert out == "Blocking 8774 IPs\n"
+        assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
+        assert err.removesuffix("\n").isprintable()
+
+    with_control(tmp_path, ask, state=replace(STATE, pull_answered=9))
+
+
+def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = replace(STATE, last_pull=PullResult(NOW, ESCAPES), last_repair=ESCAPES, log_source=ESCAPES, pull_answered=9)
+    printed = []
+
+    async def ask(made: Guarded) -> None:
+        for action, options in (
+            (asking.status, {"as_json": True}),
+            (asking.status, {"as_json": False}),
+            (asking.health, {}),
+        ):
+            assert await made.command(action, **options) == 1
+            printed.append(capsys.readouterr())
+        with pytest.raises(SikkerGuardError, match="owned") as caught:
+            await made.command(asking.pull, accept=False)
+        assert caught.value.args[0].isprintable()
+
+    with_control(tmp_path, ask, state=state, reasons=(f"Bad{ESCAPES}", "Worse."))
+    for text in (text for each in printed for text in each):
+        assert all(" " <= character <= "~" or character == "\n" for character in text), text
+    assert json.loads(printed[0].out)["lastRepair"] == ESCAPES
+
+
+def test_curl_s_words_work(tmp_path: Path) -> None:
+    async def ask(made: Guarded) -> list[tuple[int, bytes]]:
+        return [await made.raw(request(path)) for path in ("/healthz", "/status?x=1", "/pull", "/nothing")]
+
+    found = with_control(tmp_path, ask)
+    assert [code for code, _ in found] == [200, 200, 404, 404]
+    assert found[0][1] == b"OK\n"
+    assert json.loads(found[1][1])["status"] == "active"
+
+
+# Who may
+
+
+@pytest.mark.parametrize(
+    ("peer", "reads", "changes"),
+    [
+        (Peer(1, 0, frozenset({0})), 200, 200),
+        (Peer(1, 4711, frozenset({1, 2})), 200, 403),
+        (Peer(1, 4712, frozenset({1, 815})), 200, 403),
+        (Peer(1, 4712, frozenset({1, 2})), 403, 403),
+        (Peer(0, 65534, frozenset()), 403, 403),
+    ],
+    ids=["root", "the service's user", "the service's group", "somebody", "unknown"],
+)
+def test_who_may_ask_and_who_may_change_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: Peer, reads: int, changes: int
+) -> None:
+    monkeypatch.setattr(control, "peer_of", lambda connection: peer)
+
+    async def ask(made: Guarded) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+        monkeypatch.setattr(os, "getegid", lambda: 815)
+        assert (await made.raw(request("/status")))[0] == reads
+        assert (await made.raw(request("/healthz")))[0] == reads
+        code, body = await made.raw(request("/pull", "POST"))
+        assert code == changes
+        assert made.pulls == ([False] if changes == 200 else [])
+        assert b"8774" not in body
+
+    with_control(tmp_path, ask)
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "code", "pulls"),
+    [
+        ("/pull", "POST", 200, [False]),
+        ("/pull?accept=false", "POST", 200, [False]),
+        ("/pull?accept=true", "POST", 200, [True]),
+        ("/pull?accept=yes", "POST", 400, []),
+        ("/pull?accept=true&accept=true", "POST", 400, []),
+        ("/status", "POST", 404, []),
+        ("/pull", "PUT", 405, []),
+        ("/pull", "post", 405, []),
+        ("/pull?accept=true", "GET", 404, []),
+        ("/pull?accept=true", "HEAD", 404, []),
+    ],
+)
+def test_what_root_can_have_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, method: str, code: int, pulls: list[bool]
+) -> None:
+    monkeypatch.setattr(control, "peer_of", lambda connection: Peer(1, 0, frozenset()))
+
+    async def ask(made: Guarded) -> None:
+        assert (await made.raw(request(target, method)))[0] == code
+        assert made.pulls == pulls
+
+    with_control(tmp_path, ask)
+
+
+def test_who_is_at_the_other_end_is_the_kernel_s_word() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        found = control_socket.peer_of(one)
+    assert (found.process, found.user) == (os.getpid(), os.geteuid())
+    assert found.groups >= {os.getegid(), *os.getgroups()}
+
+
+def test_a_command_believes_no_other_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket, "peer_of", lambda connection: Peer(1, 4711, frozenset()))
+
+    async def ask(made: Guarded) -> None:
+        with pytest.raises(UntrustedError, match="user 4711"):
+            await made.command(asking.health)
+        assert not control_socket.is_answered(made.directories, SECONDS)
+
+    with_control(tmp_path, ask)
+
+
+def test_a_link_in_the_socket_s_place_is_not_followed(tmp_path: Path) -> None:
+    async def ask(made: Guarded) -> None:
+        planted = tmp_path / "planted"
+        planted.mkdir()
+        (planted / NAME).symlink_to(made.path)
+        with pytest.raises(UntrustedError, match="is no socket"):
+            await asyncio.to_thread(asking.health, [planted])
+        # One that is right beside it is found all the same.
+        assert await asyncio.to_thread(asking.health, [planted, tmp_path]) == 0
+
+    with_control(tmp_path, ask)
+
+
+# Where it is
+
+
+def test_it_is_open_to_user_and_group_and_gone_at_the_end(tmp_path: Path) -> None:
+    async def look(made: Guarded) -> None:
+        found = made.path.stat()
+        assert found.st_mode & 0o777 == 0o660
+        assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
+
+    old = os.umask(0o077)
+    try:
+        with_control(tmp_path, look)
+    finally:
+        os.umask(old)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_made_for_it_goes_with_it(tmp_path: Path) -> None:
+    async def look(made: Guarded) -> None:
+        assert made.path.parent.stat().st_mode & 0o777 == 0o700
+
+    with_control(tmp_path / "state", look)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_longer_than_an_address_of_a_socket_works(tmp_path: Path) -> None:
+    directory = tmp_path / ("long" * 30) / ("longer" * 20)
+    directory.mkdir(parents=True)
+    assert len(str(directory / NAME)) > 108
+
+    async def ask(made: Guarded) -> None:
+        assert await made.command(asking.health) == 0
+        # A second one finds the first one alive there too.
+        with pytest.raises(ListenError, match="another sikkerguard listens there"):
+            await Guarded(made.directories).control.open()
+
+    with_control(directory, ask)
+    assert list(directory.iterdir()) == []
+
+
+def test_what_a_dead_service_has_left_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / NAME))
+
+    async def ask(made: Guarded) -> None:
+        assert await made.command(asking.health) == 0
+        with pytest.raises(ListenError, match="another sikkerguard listens there"):
+            await Guarded(made.directories).control.open()
+        assert await made.command(asking.health) == 0
+
+    with_control(tmp_path, ask)
+
+
+def test_what_is_no_socket_stays(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("mine")
+    with pytest.raises(ListenError, match="no socket"):
+        asyncio.run(Guarded((tmp_path,)).control.open())
+    assert (tmp_path / NAME).read_text() == "mine"
+
+
+def test_where_there_is_no_room_the_next_directory_has_it(tmp_path: Path) -> None:
+    full, room = tmp_path / "full", tmp_path / "room"
+    full.touch()
+
+    async def run() -> None:
+        async with running(full / "inside", room) as made:
+            assert await made.command(asking.health) == 0
+        with pytest.raises(ListenError) as caught:
+            await Guarded((full, full / "inside")).control.open()
+        assert str(caught.value).startswith(f"The control socket can't be made: {full / NAME} (")
+        assert "Protection goes on" in str(caught.value)
+
+    asyncio.run(run())
+    assert sorted(tmp_path.iterdir()) == [full]
+
+
+def test_one_that_was_removed_is_made_anew_and_nobody_else_s_is_taken_away(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as made:
+            before = made.path.stat().st_ino
+            await made.control.open()
+            assert made.path.stat().st_ino == before
+            made.path.unlink()
+            await made.control.open()
+            assert await made.command(asking.health) == 0
+            made.path.unlink()
+            made.path.write_text("mine")
+
+    asyncio.run(run())
+    assert (tmp_path / NAME).read_text() == "mine"
+
+
+def test_a_stop_while_it_is_being_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, listen = threading.Event(), control._listen
+    monkeypatch.setattr(control, "_listen", lambda directories: go_on.wait(SECONDS) and listen(directories))
+
+    async def run() -> None:
+        made = Guarded((tmp_path,))
+        opening = asyncio.create_task(made.control.open())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        go_on.set()
+        await made.control.close()
+
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_hangs_keeps_no_stop_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(control._Place, "remove", lambda place: release.wait(60))
+
+    async def run() -> float:
+        async with running(tmp_path):
+            began = time.monotonic()
+        return time.monotonic() - began
+
+    try:
+        assert asyncio.run(run()) < 3
+    finally:
+        release.set()
+
+
+# Crowds
+
+
+def test_idle_connections_are_no_outage(tmp_path: Path) -> None:
+    async def crowd(made: Guarded) -> None:
+        idle = [await asyncio.open_unix_connection(made.path) for _ in range(40)]
+        for _ in range(20):
+            assert await made.command(asking.health) == 0
+        for _, writer in idle:
+            writer.close()
+
+    with_control(tmp_path, crowd)
+
+
+def test_a_server_that_takes_no_connection_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0.2)
+    with contextlib.ExitStack() as opened:
+        hung = opened.enter_context(socket.socket(socket.AF_UNIX))
+        hung.bind(str(tmp_path / NAME))
+        hung.listen(0)
+        waiting = opened.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(str(tmp_path / NAME))
+        with pytest.raises(SikkerGuardError, match="can't be asked"):
+            asking.health([tmp_path])
+        # Nor is it taken for dead.
+        with pytest.raises(ListenError, match="another sikkerguard listens there"):
+            asyncio.run(Guarded((tmp_path,)).control.open())
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / NAME))
+        silent.listen()
+        with pytest.raises(SikkerGuardError, match=r"no answer from the service at .*timed out"):
+            asking.health([tmp_path])
+
+
+# pull
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests is root to the server."""
+    peer_of = control_socket.peer_of
+    monkeypatch.setattr(control, "peer_of", lambda connection: replace(peer_of(connection), user=0))
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("accept", [True, False])
+def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], accept: bool
+) -> None:
+    monkeypatch.setattr(asking, "_STEP_SECONDS", 0.3)
+
+    async def ask(made: Guarded) -> None:
+        made.state = replace(STATE, pull_answered=0, last_pull=PullResult(NOW, "an earlier failure"))
+        asked = asyncio.create_task(made.command(asking.pull, accept=accept))
+        said = ""
+        async with asyncio.timeout(SECONDS):
+            for changes, line in (
+                ({"pulling": True}, "waiting for SikkerAPI's list ..."),
+                ({"on_trial": True}, "waiting for the trial of the list ..."),
+                # A fetch that a reload has cancelled and begun anew is no end.
+                ({"on_trial": False, "pulls": 7}, "waiting for SikkerAPI's list ..."),
+            ):
+                made.state = replace(made.state, **changes)
+                said += f"sikkerguard: {line}\n"
+                shown = ""
+                while shown != f"sikkerguard: {line}\n":
+                    shown += capsys.readouterr().err
+                    await asyncio.sleep(0.01)
+            made.state = replace(made.state, pulling=False, pull_answered=1, last_pull=PullResult(NOW, ""))
+            assert await asked == 0
+        assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
+        assert made.pulls == [accept]
+
+    with_control(tmp_path, ask)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
+    async def ask(made: Guarded) -> None:
+        made.state = replace(
+            STATE, pull_answered=1, last_pull=PullResult(NOW, "SikkerAPI does not know this key (401)")
+        )
+        with pytest.raises(SikkerGuardError, match=r"^the pull failed: SikkerAPI does not know this key \(401\)$"):
+            await made.command(asking.pull, accept=False)
+
+    with_control(tmp_path, ask)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_pull_of_a_service_that_was_started_anew_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = iter(range(10))
+    peer_of = control_socket.peer_of
+    monkeypatch.setattr(control_socket, "peer_of", lambda found: replace(peer_of(found), process=next(processes)))
+
+    async def ask(made: Guarded) -> None:
+        made.state = replace(STATE, pull_answered=5)
+        with pytest.raises(SikkerGuardError, match="was started again"):
+            await made.command(asking.pull, accept=False)
+
+    with_control(tmp_path, ask)
+
+
+def test_who_is_not_root_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "peer_of", lambda connection: Peer(1, 4711, frozenset({os.getegid()})))
+
+    async def ask(made: Guarded) -> None:
+        with pytest.raises(SikkerGuardError, match=r"Only root may change something: run it as root \(sudo\)\."):
+            await made.command(asking.pull, accept=False)
+        assert made.pulls == []
+
+    with_control(tmp_path, ask)
+
+
+# Where nobody answers
+
+
+def test_where_nobody_answers_the_sentence_names_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "unit_properties", dict)
+    with pytest.raises(SikkerGuardError) as caught:
+        asking.health([tmp_path / "none", tmp_path])
+    one, other = tmp_path / "none" / NAME, tmp_path / NAME
+    assert str(caught.value) == f"no sikkerguard answers at {one} or {other}; is the service running?"
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        (
+            {"ActiveState": "inactive", "StatusText": "Waiting for a key: put it there.\x1b[2J"},
+            "^Waiting for a key: put it there.\\?",
+        ),
+        ({"ActiveState": "inactive", "StatusText": ""}, "sikkerguard.service is inactive. Start it: systemctl start"),
+        ({"ActiveState": "failed", "StatusText": ""}, "sikkerguard.service is failed. Start it"),
+        (
+            {"ActiveState": "active", "StatusText": "Blocking"},
+            "though sikkerguard.service is active; see why: journalctl",
+        ),
+        ({"LoadState": "not-found", "ActiveState": "inactive", "StatusText": ""}, "is the service running"),
+    ],
+)
+def test_where_systemd_knows_more_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: dict[str, str], said: str
+) -> None:
+    monkeypatch.setattr(asking, "unit_properties", lambda: {"LoadState": "loaded"} | unit)
+    with pytest.raises(SikkerGuardError, match=said):
+        asking.health([tmp_path])
+
+
+def test_what_systemd_says_is_read_and_its_absence_is_nothing(tmp_path: Path) -> None:
+    text = "LoadState=loaded\nActiveState=active\nStatusText=a=b\n"
+    assert unit_properties(tmp_path, ("printf", "%s", text)) == {
+        "LoadState": "loaded",
+        "ActiveState": "active",
+        "StatusText": "a=b",
+    }
+    assert unit_properties(tmp_path, ("false",)) == {}
+    assert unit_properties(tmp_path, (str(tmp_path / "none"),)) == {}
+    assert unit_properties(tmp_path / "none", ("printf", "%s", text)) == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "expected"),
+    [
+        ({}, "", ["/run/sikkerguard", "/var/lib/sikkerguard"]),
+        ({"SIKKER_STATE_DIR": "/a"}, "SIKKER_STATE_DIR=/b\n", ["/run/sikkerguard", "/a"]),
+        ({}, "nonsense\nSIKKER_SCORE_MIN=abc\nSIKKER_STATE_DIR='/b'\n", ["/run/sikkerguard", "/b"]),
+        ({"SIKKER_STATE_DIR": "relative"}, "", ["/run/sikkerguard", "/var/lib/sikkerguard"]),
+        ({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, None, ["/run/x", "/run/sikkerguard", "/var/lib/sikkerguard"]),
+        ({"RUNTIME_DIRECTORY": "/run/sikkerguard"}, "", ["/run/sikkerguard", "/var/lib/sikkerguard"]),
+        ({"SIKKER_SCORE_MIN": "abc", "SIKKER_NONE": "x"}, "", ["/run/sikkerguard", "/var/lib/sikkerguard"]),
+    ],
+)
+def test_the_places_are_known_whatever_the_settings_are(
+    tmp_path: Path, environment: dict[str, str], settings: str | None, expected: list[str]
+) -> None:
+    file = tmp_path / "settings.env"
+    if settings is not None:
+        file.write_text(settings)
+    assert [str(place) for place in asking.directories(environment, file)] == expected

@@ -1,0 +1,95 @@
+"""The worst lists, each in a process of its own: what it takes to refuse one, or to read it as far as the kernel.
+
+`bench/worst.py` measures more kinds of them, over the network and with the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# MiB more than what Python and our modules take. The service may take 256 with them, some 60, and with the list that
+# is in force meanwhile.
+MOST_MEMORY = 110
+# Seconds of processor time; some 4 are usual, and 20 may be taken.
+MOST_TIME = 20
+
+PROGRAM = """
+import json, resource, sys, tempfile
+from pathlib import Path
+from bench.worst import LISTS, joined
+from sikkerguard.core.lists.generations import split_generations
+from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.sources import ListedSource, VerifiedList
+from sikkerguard.core.lists.parse import ApiParser, merge_content, read_custom
+from sikkerguard.core.lists.coverage import extent_of
+from sikkerguard.core.lists.admission import admit, without_special
+from sikkerguard.edges.storage.store import Store
+from sikkerguard.errors import ListError
+
+def used():
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return found.ru_utime + found.ru_stime, found.ru_maxrss >> 10
+
+def generated():
+    # To make the lines costs more than to read them.
+    started = used()[0]
+    for piece in joined(LISTS[sys.argv[1]](0)):
+        wasted[0] += used()[0] - started
+        yield piece
+        started = used()[0]
+
+def processed():
+    if sys.argv[2] == "file":
+        path = Path(directory) / "custom"
+        with path.open("wb") as file:
+            file.writelines(generated())
+        parsed, _ = read_custom("custom", path.read_bytes())
+    else:
+        parser = ApiParser()
+        for piece in generated():
+            parser.feed(piece)
+        parsed = parser.finish()
+    source = ListedSource("list", parsed.content, 1.0)
+    extent_of(without_special(parsed.content))
+    half = ListedSource("list", admit(parsed.content, Allowlist(always_allowed())).blocklist, 0.0)
+    sources = split_generations((half,), source)
+    merge_content([each.content for each in sources])
+    Store(Path(directory)).save_list(VerifiedList(sources, 1.0))
+    return f"{len(source.content)} entries"
+
+wasted = [0.0]
+time, memory = used()
+with tempfile.TemporaryDirectory() as directory:
+    try:
+        outcome = processed()
+    except ListError as error:
+        outcome = str(error)
+found = used()
+print(json.dumps([outcome, found[0] - time - wasted[0], found[1] - memory]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        ("at all ceilings", "API", "1843750 entries"),
+        ("at all ceilings", "file", "1843750 entries"),
+        ("ranges, without end", "API", "more than 250,000 ranges"),
+        ("ranges, without end", "file", "more than 250,000 ranges"),
+        ("IPv6, without end", "API", "more than 500,000 single addresses of IPv6"),
+        ("blank lines", "API", "lines that are no entries"),
+        ("blank lines", "file", "is empty"),
+        ("unreadable lines", "file", "is not a list of addresses"),
+    ],
+)
+def test_the_worst_list_is_read_or_refused_in_little_memory_and_time(kind: str, source: str, expected: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, kind, source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome, seconds, memory = json.loads(done.stdout)
+    assert expected in outcome
+    assert memory < MOST_MEMORY
+    assert seconds < MOST_TIME
