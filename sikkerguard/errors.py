@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 
 class SikkerGuardError(Exception):
     """The root: whatever the command line turns into a message and an exit code."""
@@ -19,46 +17,62 @@ class ConfigError(SikkerGuardError):
         self.key = key
 
 
-class Objection(Enum):
-    """What a request was at fault for, so that less of it may do."""
-
-    CONTENT = "content"
-    SIZE = "size"
-
-
 class FetchError(SikkerGuardError):
-    """The list could not be had, or reports not be sent.
+    """A list could not be had, or reports could not be sent; nothing of the request took effect.
 
-    `retryable` says whether the same request may succeed soon; `retry_after` is the time in seconds that the server
-    asked for, where it did; `quota` is True where it refused for the quota's sake, of which `remaining` is left of
-    `limit` a day, None where it did not say; `objection` is what the request itself was at fault for, if it was.
+    `retry_after`: seconds that the server asked to be left alone for, or None. When it is tried again depends on the
+    kind of error: see `core.schedule`.
     """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unreachable(FetchError):
+    """The line, the name service or the server does not work; the same request may succeed at any moment."""
+
+
+class KeyRefused(FetchError):
+    """The server does not know the key, or refuses it: only a person can put that right."""
+
+
+class SettingsRefused(FetchError):
+    """By these settings nothing can be asked, or what answers is not what they name: only a person can put it right."""
+
+
+class QuotaSpent(FetchError):
+    """The server takes no more for now. `remaining`: what it says is left of the day's quota, `limit`: how much that is
+    a day; None where it did not say."""
 
     def __init__(
         self,
         message: str,
         *,
-        retryable: bool,
         retry_after: float | None = None,
-        quota: bool = False,
         remaining: int | None = None,
         limit: int | None = None,
-        objection: Objection | None = None,
     ) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        self.retry_after = retry_after
-        self.quota = quota
+        super().__init__(message, retry_after=retry_after)
         self.remaining = remaining
         self.limit = limit
-        self.objection = objection
 
 
-class UnansweredError(FetchError):
-    """A request went out whole and its answer was lost, or says nothing clear: it may have taken effect."""
+class BodyRefused(FetchError):
+    """The server refused the body of the request: a smaller one may be accepted. `content`: it objects to what is in
+    it, rather than to its size."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message, retryable=True, retry_after=retry_after)
+    def __init__(self, message: str, *, content: bool, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.content = content
+
+
+class SendingFailed(Unreachable):
+    """The connection broke while the body was on its way: a smaller one may come through."""
+
+
+class Unanswered(FetchError):
+    """A request left whole, and its answer was lost or says nothing clear: it may have taken effect."""
 
 
 class ListError(SikkerGuardError):
