@@ -27,14 +27,13 @@ _OLD_INTERVALS = 3
 def failures(state: State, monotonic: float) -> tuple[str, ...]:
     """Why it can't be said that the list blocks, a sentence each; empty where it does. `monotonic` in seconds."""
     found = []
-    if not state.protecting:
-        failure = state.last_pull.failure if state.last_pull else ""
-        first = "the first pull is under way" if state.pulling else "the first pull has yet to begin"
-        found.append("No list is in force yet" + (f": {failure}." if failure else f"; {first}."))
-    if state.trouble:
-        found.append(state.trouble)
-    if state.settled_at is not None and monotonic - state.settled_at > STALLED_SECONDS:
-        found.append(f"The kernel was last seen to be right {duration_text(monotonic - state.settled_at)} ago.")
+    lists, pull, repair = state.lists, state.pull, state.repair
+    if not lists.protecting:
+        first = "the first pull is under way" if pull.pulling else "the first pull has yet to begin"
+        found.append("No list is in force yet" + (f": {pull.failure}." if pull.failure else f"; {first}."))
+    found += [trouble for trouble in (state.allowlist.trouble, repair.trouble) if trouble]
+    if repair.verified_ok_at is not None and monotonic - repair.verified_ok_at > STALLED_SECONDS:
+        found.append(f"The kernel was last seen to be right {duration_text(monotonic - repair.verified_ok_at)} ago.")
     return tuple(found)
 
 
@@ -42,17 +41,16 @@ def reasons(state: State, now: float, monotonic: float, pull_interval: float) ->
     """All that is not as it should be, whether the list blocks or not, a sentence each; empty when all is well. Times
     in seconds, Unix and monotonic."""
     found = list(failures(state, monotonic))
-    if not state.protecting:
+    lists, pull = state.lists, state.pull
+    if not lists.protecting:
         pass
-    elif state.verified_at is not None and now - state.verified_at > _OLD_INTERVALS * pull_interval:
-        age = duration_text(now - state.verified_at)
-        failure = state.last_pull.failure if state.last_pull else ""
-        found.append(f"The list in force is {age} old: {failure or 'no pull has brought a newer one yet'}.")
-    elif state.lists and not any(source.name == SIKKERAPI and source.taken_at for source in state.lists):
-        failure = state.last_pull.failure if state.last_pull else ""
-        found.append("No list of SikkerAPI is in force yet" + (f": {failure}." if failure else "."))
-    elif state.last_pull is not None and state.last_pull.failure:
-        found.append(f"The last pull failed: {state.last_pull.failure}.")
+    elif lists.verified_at is not None and now - lists.verified_at > _OLD_INTERVALS * pull_interval:
+        age = duration_text(now - lists.verified_at)
+        found.append(f"The list in force is {age} old: {pull.failure or 'no pull has brought a newer one yet'}.")
+    elif lists.sources and not any(source.name == SIKKERAPI and source.taken_at for source in lists.sources):
+        found.append("No list of SikkerAPI is in force yet" + (f": {pull.failure}." if pull.failure else "."))
+    elif pull.failure:
+        found.append(f"The last pull failed: {pull.failure}.")
     found += [sentence for _, sentence in state.troubles]
     return tuple(found)
 
@@ -63,6 +61,7 @@ def status(
     """What `/status` answers. Times are ISO 8601 in UTC, "today" is the day in UTC, `coverage` in percent of IPv4, and
     of 2000::/3 counted in /64s, `uptime` a text such as `2h 15m`."""
     port_map = port_map or {}
+    lists, pull, traffic, reports = state.lists, state.pull, state.traffic, state.reports
     return {
         "status": _word(state, unhealthy),
         "version": VERSION,
@@ -70,50 +69,50 @@ def status(
         "dryRun": state.dry_run,
         "uptime": span_text(now - state.started_at),
         "uptimeSeconds": round(now - state.started_at),
-        "blockedIps": state.blocked_v4 + state.blocked_v6,
-        "blockedV4": state.blocked_v4,
-        "blockedV6": state.blocked_v6,
-        "listVerified": _iso(state.verified_at),
-        "lastPull": _iso(state.last_pull.at if state.last_pull else None),
-        "lastPullError": (state.last_pull.failure or None) if state.last_pull else None,
-        "nextPull": _iso(state.next_pull_at),
-        "pulls": state.pulls,
-        "pulling": state.pulling,
-        "pullAnswered": state.pull_answered,
-        "quotaRemaining": state.quota_remaining,
-        "lastReport": _iso(state.reports.last_report_at),
+        "blockedIps": lists.blocked,
+        "blockedV4": lists.blocked_v4,
+        "blockedV6": lists.blocked_v6,
+        "listVerified": _iso(lists.verified_at),
+        "lastPull": _iso(pull.last_pull.at if pull.last_pull else None),
+        "lastPullError": pull.failure or None,
+        "nextPull": _iso(pull.next_pull_at),
+        "pulls": pull.pulls,
+        "pulling": pull.pulling,
+        "pullAnswered": pull.pull_answered,
+        "quotaRemaining": lists.quota_remaining,
+        "lastReport": _iso(reports.last_report_at),
         "reports": {
-            "sent": state.reports.sent,
-            "withheld": state.reports.withheld,
-            "rejected": state.reports.rejected,
-            "unanswered": state.reports.unanswered,
-            "waiting": state.reports.waiting,
-            "quotaRemaining": state.reports.quota_remaining,
-            "dropped": state.reports.dropped,
-            "trouble": state.reports.trouble,
+            "sent": reports.sent,
+            "withheld": reports.withheld,
+            "rejected": reports.rejected,
+            "unanswered": reports.unanswered,
+            "waiting": reports.waiting,
+            "quotaRemaining": reports.quota_remaining,
+            "dropped": reports.dropped,
+            "trouble": reports.trouble,
         },
-        "allowlist": state.allowlist,
-        "coverage": {"v4": _percent(state.covered_v4), "v6": _percent(state.covered_v6)},
-        "lists": [_list(each) for each in state.lists],
-        "leftOut": list(state.left_out),
+        "allowlist": state.allowlist.summary,
+        "coverage": {"v4": _percent(lists.covered_v4), "v6": _percent(lists.covered_v6)},
+        "lists": [_list(each) for each in lists.sources],
+        "leftOut": list(lists.left_out),
         "onTrial": state.on_trial,
-        "repairs": state.repairs,
-        "lastRepair": state.last_repair or None,
-        "droppedPackets": state.counted.dropped.packets,
-        "droppedBytes": state.counted.dropped.octets,
-        "droppedPacketsToday": state.counted.dropped_today.packets,
-        "droppedBytesToday": state.counted.dropped_today.octets,
-        "droppedUnnamed": state.counted.unnamed,
-        "droppedReplies": state.counted.replies,
-        "sources": state.counted.sources,
-        "topPorts": [_port(*each, port_map) for each in state.counted.top_ports],
-        "logSource": state.log_source,
-        "logLost": state.log_lost,
+        "repairs": state.repair.repairs,
+        "lastRepair": state.repair.last_repair or None,
+        "droppedPackets": traffic.dropped.packets,
+        "droppedBytes": traffic.dropped.bytes,
+        "droppedPacketsToday": traffic.dropped_today.packets,
+        "droppedBytesToday": traffic.dropped_today.bytes,
+        "droppedUnnamed": traffic.unnamed,
+        "droppedReplies": traffic.replies,
+        "sources": traffic.sources,
+        "topPorts": [_port(*each, port_map) for each in traffic.top_ports],
+        "logSource": state.log.source,
+        "logLost": state.log.lost,
     }
 
 
 def _word(state: State, unhealthy: tuple[str, ...]) -> str:
-    if not state.protecting and state.last_pull is None:
+    if not state.lists.protecting and state.pull.last_pull is None:
         return "starting"
     if unhealthy:
         return "degraded"
@@ -153,21 +152,21 @@ def _port(place: tuple[int, int], packets: int, port_map: Mapping[int, str]) -> 
 
 def sentence(state: State, now: float) -> str:
     """The state in one sentence, for `systemctl status`."""
-    if not state.protecting:
-        failure = state.last_pull.failure if state.last_pull else ""
-        if state.pulling or state.next_pull_at is None:
-            doing = "a pull is under way" if failure else "the first pull is under way"
+    lists, pull = state.lists, state.pull
+    if not lists.protecting:
+        if pull.pulling or pull.next_pull_at is None:
+            doing = "a pull is under way" if pull.failure else "the first pull is under way"
         else:
-            doing = f"next try in {duration_text(state.next_pull_at - now)}"
-        return f"No list yet: {failure}; {doing}" if failure else f"Starting: {doing}"
-    parts = [f"Blocking {state.blocked_v4 + state.blocked_v6:,} addresses"]
-    if state.last_pull and state.last_pull.failure:
-        parts.append(f"last pull failed: {state.last_pull.failure}")
-    elif state.verified_at is not None:
-        parts.append(f"list of {duration_text(now - state.verified_at)} ago")
-    if state.next_pull_at is not None:
-        parts.append(f"next pull in {duration_text(state.next_pull_at - now)}")
-    parts.append(f"{state.counted.dropped_today.packets:,} packets dropped today")
+            doing = f"next try in {duration_text(pull.next_pull_at - now)}"
+        return f"No list yet: {pull.failure}; {doing}" if pull.failure else f"Starting: {doing}"
+    parts = [f"Blocking {lists.blocked:,} addresses"]
+    if pull.failure:
+        parts.append(f"last pull failed: {pull.failure}")
+    elif lists.verified_at is not None:
+        parts.append(f"list of {duration_text(now - lists.verified_at)} ago")
+    if pull.next_pull_at is not None:
+        parts.append(f"next pull in {duration_text(pull.next_pull_at - now)}")
+    parts.append(f"{state.traffic.dropped_today.packets:,} packets dropped today")
     return "; ".join(parts)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.firewall.inspection import Inspection
     from sikkerguard.core.host.flows import Flow
     from sikkerguard.core.host.surroundings import Surroundings
-    from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
+    from sikkerguard.core.lists.allowlist import Allowlist
     from sikkerguard.core.lists.pull_memory import PullMemory
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
@@ -362,3 +362,18 @@ class Server(Protocol):
 
     async def close(self) -> None:
         """Close everything."""
+
+
+class Operations(Protocol):
+    """What the page and the control socket may ask of the service, in the event loop."""
+
+    def failures(self) -> tuple[str, ...]:
+        """Why it can't be said that the list blocks, a sentence each; empty where it does."""
+
+    def status(self) -> Mapping[str, object]:
+        """What `/status` shows, for JSON."""
+
+    def reload(self, *, accept: bool) -> Mapping[str, object]:
+        """Read the settings again and pull now, taking that list whatever its size if `accept` says so. Returns, for
+        JSON, the number `pull`, which the status names as `pullAnswered` when that was done, and `complaint`, a sentence
+        on settings that can't be used, or empty."""

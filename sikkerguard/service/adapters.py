@@ -1,23 +1,21 @@
-"""What the service needs from outside: one value that wiring makes and tests change."""
+"""What the service needs from outside: one object that the command line makes, and that tests change."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from sikkerguard.config.settings import Config
-    from sikkerguard.core.host.surroundings import Surroundings
     from sikkerguard.core.interfaces import (
         ApiConnector,
-        BlacklistClient,
+        Clock,
         Connections,
+        Feed,
         FirewallBackend,
-        HostMonitor,
+        HostObserver,
         KernelLog,
-        ListFiles,
         Probes,
         ReportClient,
         ReportOutbox,
@@ -25,36 +23,46 @@ if TYPE_CHECKING:
         StateStore,
         TrafficRecords,
     )
-    from sikkerguard.core.lists.allowlist import AllowEntry
-    from sikkerguard.core.net.family import Family
-    from sikkerguard.core.sikkerapi.endpoint import Way
+    from sikkerguard.core.sikkerapi.endpoint import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """All that the service needs from outside. `detect` gets the whitelist, the addresses to which requests go, further
-    ports of sshd and a look-up in the list in force, and gives what is allowed and the ways out; `way` says what
-    requests connect to, and reads nothing for it; `make_door`, `make_api`, `make_reports` and `make_probes` are asked
-    again when the configuration changes, and those of one configuration share one door; `make_watch` gets what to call
-    when the surroundings changed; `open_log` gets the setting of the log source; `lines_lost` says how many lines of
-    our own log were lost because nobody reads it. `counts` and `outbox` are None where nothing is to be kept or
-    reported."""
+class Adapters(Protocol):
+    """The edges. Methods that get a configuration are called again when that has changed; those that may import a
+    library or read certificates are called in a thread, and those of one configuration share one connector. `records`
+    and `outbox` are None where nothing is to be kept or reported."""
 
-    kernel: FirewallBackend
+    clock: Clock
+    backend: FirewallBackend
     store: StateStore
-    list_file: ListFiles
+    observer: HostObserver
     connections: Connections
-    counts: TrafficRecords | None
+    records: TrafficRecords | None
     outbox: ReportOutbox | None
-    notifier: ServiceManager
-    detect: Callable[
-        [Iterable[AllowEntry], Iterable[AllowEntry], Iterable[int], Callable[[Family, int], bool]], Surroundings
-    ]
-    way: Callable[[Config], Way]
-    make_door: Callable[[Config], ApiConnector]
-    make_api: Callable[[Config], BlacklistClient]
-    make_reports: Callable[[Config], ReportClient]
-    make_probes: Callable[[Config], Probes]
-    make_watch: Callable[[Callable[[], None]], HostMonitor]
-    open_log: Callable[[str], KernelLog | None]
-    lines_lost: Callable[[], int] = lambda: 0
+    manager: ServiceManager
+
+    def endpoint(self, config: Config) -> Endpoint:
+        """What requests connect to by these settings and the environment. Imports and reads nothing."""
+
+    def connector(self, config: Config) -> ApiConnector:
+        """What finds and proves the endpoint's addresses. For a thread. Raises `FetchError`."""
+
+    def blacklist(self, config: Config) -> Feed:
+        """SikkerAPI's list. For a thread. Raises `FetchError`."""
+
+    def local_list(self, path: Path) -> Feed:
+        """The list that the host's owner keeps in this file."""
+
+    def reports(self, config: Config) -> ReportClient:
+        """Where reports are sent. For a thread. Raises `FetchError`."""
+
+    def probes(self, config: Config) -> Probes:
+        """The self-test. For a thread."""
+
+    def kernel_log(self, config: Config) -> KernelLog | None:
+        """The kernel's log lines, or None where they can't be read. To be used by the thread that calls this."""
+
+    def file_stamp(self, path: Path) -> object:
+        """What differs once the file at this path has changed; None without one. Reads the disk."""
+
+    def lost_log_lines(self) -> int:
+        """Lines of our own log that were lost lately because nobody reads it."""

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.lists.allowlist import PROXY
 from sikkerguard.core.sikkerapi.endpoint import (
+    EndpointMemory,
     Known,
     candidates,
     entry_of,
-    from_record,
     is_due,
     settled,
-    to_record,
     usable,
 )
-from sikkerguard.errors import FetchError, KernelError
+from sikkerguard.errors import KernelError, SettingsRefused, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sikkerguard.config.settings import Config
-    from sikkerguard.core.interfaces import ApiConnector
-    from sikkerguard.core.sikkerapi.endpoint import Way
-    from sikkerguard.service.repair_loop import Keeper
+    from sikkerguard.core.interfaces import ApiConnector, Clock
+    from sikkerguard.core.sikkerapi.endpoint import Endpoint
+    from sikkerguard.service.allowlist_tracker import AllowlistTracker
     from sikkerguard.service.state_writer import StateWriter
 
 log = logging.getLogger(__name__)
@@ -39,128 +35,135 @@ log = logging.getLogger(__name__)
 _PROVE_SECONDS = 5.0
 
 
+class Connectors(Protocol):
+    """Makes what connects to SikkerAPI."""
+
+    def endpoint(self, config: Config) -> Endpoint:
+        """What requests connect to by these settings and the environment. Imports and reads nothing."""
+
+    def connector(self, config: Config) -> ApiConnector:
+        """What finds and proves the endpoint's addresses. For a thread. Raises `FetchError`."""
+
+
 class ApiEndpoint:
-    """Owns what is known of the addresses. `way` says what requests connect to, without reading any library; `make`,
-    called in a thread, gives the edge that connects. Without a `disk` nothing is kept. `clock` gives Unix
-    seconds, and `prove_seconds` is the time limit for a handshake."""
+    """Owns what is known of the addresses. Without a `writer` nothing is kept. `prove_seconds` is the time limit for a
+    handshake."""
 
     def __init__(
         self,
-        way: Callable[[Config], Way],
-        make: Callable[[Config], ApiConnector],
-        keeper: Keeper,
-        disk: StateWriter | None,
-        clock: Callable[[], float] = time.time,
+        connectors: Connectors,
+        tracker: AllowlistTracker,
+        writer: StateWriter | None,
+        clock: Clock,
         prove_seconds: float = _PROVE_SECONDS,
     ) -> None:
-        self._way_of = way
-        self._make = make
-        self._keeper = keeper
-        self._disk = disk
-        # As it is on disk, or will be.
-        self._record: dict[str, Any] = {}
+        self._connectors = connectors
+        self._tracker = tracker
+        self._writer = writer
         self._clock = clock
         self._prove_seconds = prove_seconds
+        # As it is on disk, or will be.
+        self._memory = EndpointMemory()
         self._opening = asyncio.Lock()
-        self._way: Way | None = None
+        self._endpoint: Endpoint | None = None
         self._known = Known()
-        self._door: tuple[tuple[str, str], ApiConnector] | None = None
+        self._connector: tuple[tuple[str, str], ApiConnector] | None = None
 
-    def begin(self, config: Config) -> None:
+    def begin(self, config: Config, memory: EndpointMemory) -> None:
         """Have allowed what proved itself in an earlier run."""
-        if self._disk is not None:
-            self._record = self._disk.kept.ways
-        self._take(self._way_of(config))
+        self._memory = memory
+        self._take(self._connectors.endpoint(config))
 
     async def open(self, config: Config) -> bool:
-        """Find out where requests have to go, and have just that allowed; says whether that changed what is allowed.
+        """Find out where requests have to go, and have just that allowed. Returns whether that changed what is allowed.
 
         Raises:
-            FetchError: there is no way to SikkerAPI now, or the settings allow none.
+            SettingsRefused: by these settings nothing may be asked.
+            FetchError: there is no way to SikkerAPI now.
         """
         if config.refusal:
-            raise FetchError(config.refusal, retryable=False)
+            raise SettingsRefused(config.refusal)
         # One at a time: pulls and reports would both ask all addresses.
         async with self._opening:
-            before = self._keeper.ways
+            before = self._tracker.endpoint
             try:
                 await self._open(config)
             except KernelError as error:
-                raise FetchError(f"SikkerAPI's addresses can't be allowed ({error})", retryable=True) from error
-            return self._keeper.ways != before
+                raise Unreachable(f"SikkerAPI's addresses can't be allowed ({error})") from error
+            return self._tracker.endpoint != before
 
     async def _open(self, config: Config) -> None:
-        door = await self._door_of(config)
-        way = self._way_of(config)
-        if way != self._way:
-            self._take(way)
-            await self._keeper.follow_host()
-        if way.literal:
+        connector = await self._connector_for(config)
+        endpoint = self._connectors.endpoint(config)
+        if endpoint != self._endpoint:
+            self._take(endpoint)
+            await self._tracker.follow()
+        if endpoint.literal:
             return
-        resolved = await door.resolve()
-        why = ""
-        if door.broken or is_due(self._known, resolved, self._clock()):
-            why = await self._prove(door, way, candidates(self._known, resolved))
+        resolved = await connector.resolve()
+        failure = ""
+        if connector.broken or is_due(self._known, resolved, self._clock.wall()):
+            failure = await self._prove(connector, endpoint, candidates(self._known, resolved))
         elif not resolved:
-            log.debug("%s does not resolve; the addresses that it had are used.", way.host)
-        if why:
-            raise FetchError(why, retryable=True)
-        door.use(usable(self._known, resolved))
+            log.debug("%s does not resolve; the addresses that it had are used.", endpoint.host)
+        if failure:
+            raise Unreachable(failure)
+        connector.use(usable(self._known, resolved))
 
-    async def _prove(self, door: ApiConnector, way: Way, tried: tuple[str, ...]) -> str:
-        """Let these addresses prove themselves; gives a sentence where none does."""
+    async def _prove(self, connector: ApiConnector, endpoint: Endpoint, tried: tuple[str, ...]) -> str:
+        """Let these addresses prove themselves. Returns a sentence where none does."""
         if not tried:
             return (
                 "the proxy's name does not resolve; check the resolvers, HTTPS_PROXY and HTTP_PROXY"
-                if way.reason == PROXY
+                if endpoint.reason == PROXY
                 else "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL"
             )
-        async with self._keeper.tentatively([entry_of(address, way.reason) for address in tried]):
-            answers = await _ask_all(door, tried, self._prove_seconds)
+        async with self._tracker.tentatively([entry_of(address, endpoint.reason) for address in tried]):
+            answers = await _ask_all(connector, tried, self._prove_seconds)
             former = self._known
-            self._known = settled(former, {address: not why for address, why in answers.items()}, self._clock())
-            self._show(way)
+            proven = {address: not failure for address, failure in answers.items()}
+            self._known = settled(former, proven, self._clock.wall())
+            self._publish(endpoint)
             # What proved itself is allowed for good before it is no longer allowed for these seconds.
-            await self._keeper.follow_host()
+            await self._tracker.follow()
         if self._known.proofs != former.proofs:
-            self._keep(way)
-        for address, why in answers.items():
-            log.debug("%s: %s", way, f"{address} is not used: {why}" if why else f"{address} is genuine")
-        if not all(answers.values()):
-            return ""
-        address, why = next(iter(answers.items()))
-        what = f"the proxy {way.host} port {way.port}" if way.reason == PROXY else way.host
-        others = f", and {len(answers) - 1} more" if len(answers) > 1 else ""
-        return f"SikkerAPI can't be reached: no address of {what} is genuine ({address}: {why}{others})"
+            self._memory = EndpointMemory(str(endpoint), self._known.proofs)
+            if self._writer is not None:
+                self._writer.save_endpoint(self._memory)
+        for address, failure in answers.items():
+            outcome = f"{address} is not used: {failure}" if failure else f"{address} is genuine"
+            log.debug("%s: %s", endpoint, outcome)
+        return "" if any(proven.values()) else _no_address(endpoint, answers)
 
-    def _take(self, way: Way) -> None:
-        self._way = way
-        self._known = Known()
-        if not way.literal:
-            self._known = from_record(self._record, way, self._clock())
-        self._show(way)
+    def _take(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._known = Known() if endpoint.literal else self._memory.recall(endpoint, self._clock.wall())
+        self._publish(endpoint)
 
-    def _show(self, way: Way) -> None:
-        addresses = (way.literal,) if way.literal else usable(self._known, ())
+    def _publish(self, endpoint: Endpoint) -> None:
+        addresses = (endpoint.literal,) if endpoint.literal else usable(self._known, ())
         # In an order of their own, so that what is allowed changes only where an address comes or goes.
-        self._keeper.ways = tuple(entry_of(address, way.reason) for address in sorted(addresses))
+        self._tracker.set_endpoint(entry_of(address, endpoint.reason) for address in sorted(addresses))
 
-    def _keep(self, way: Way) -> None:
-        self._record = to_record(way, self._known)
-        if self._disk is not None:
-            self._disk.save_ways(self._record)
-
-    async def _door_of(self, config: Config) -> ApiConnector:
+    async def _connector_for(self, config: Config) -> ApiConnector:
         place = config.api_url, config.api_key
-        if self._door is None or self._door[0] != place:
+        if self._connector is None or self._connector[0] != place:
             # In a thread: what it imports, and the certificates, take a while to read.
-            self._door = place, await asyncio.to_thread(self._make, config)
-        return self._door[1]
+            self._connector = place, await asyncio.to_thread(self._connectors.connector, config)
+        return self._connector[1]
 
 
-async def _ask_all(door: ApiConnector, addresses: tuple[str, ...], seconds: float) -> dict[str, str]:
+def _no_address(endpoint: Endpoint, failures: dict[str, str]) -> str:
+    """The sentence that says why none of these addresses is used."""
+    address, failure = next(iter(failures.items()))
+    what = f"the proxy {endpoint.host} port {endpoint.port}" if endpoint.reason == PROXY else endpoint.host
+    others = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+    return f"SikkerAPI can't be reached: no address of {what} is genuine ({address}: {failure}{others})"
+
+
+async def _ask_all(connector: ApiConnector, addresses: tuple[str, ...], seconds: float) -> dict[str, str]:
     """Why each of these addresses is not genuine, or empty, by what is known when the time is up."""
-    asked = {address: asyncio.create_task(door.prove(address)) for address in addresses}
+    asked = {address: asyncio.create_task(connector.prove(address)) for address in addresses}
     try:
         await asyncio.wait(asked.values(), timeout=seconds)
         return {

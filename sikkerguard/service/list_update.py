@@ -1,193 +1,103 @@
-"""One update, from bytes to a verdict: read, admit, guard, try, commit or roll back.
+"""One update, from a new version of a source to a verdict: admit, guard, try, commit or roll back.
 
-It is told what is in force and gives back what is in force afterwards. Whatever goes wrong is raised, with the
-committed list as it was.
+It is given what is in force and returns what is in force afterwards. Whatever goes wrong is raised, with the committed
+list as it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import time
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.host.connections import MOST_LEFT_OUT
-from sikkerguard.core.lists.admission import admit, allowed_though_listed, describe_removed, without_special
+from sikkerguard.core.lists.admission import admit, allowed_though_listed, describe_removed
 from sikkerguard.core.lists.allowlist import SSH
-from sikkerguard.core.lists.coverage import Extent, extent_of
-from sikkerguard.core.lists.generations import split_generations
-from sikkerguard.core.lists.parse import ApiParser, check_together, merge_content, read_custom
-from sikkerguard.core.lists.size_guard import Offer, Version, check_change, nothing_left
-from sikkerguard.core.lists.sources import LOCAL_FILE, SIKKERAPI, Admission, ListedSource, VerifiedList
+from sikkerguard.core.lists.coverage import extent_of
+from sikkerguard.core.lists.generations import sources_after
+from sikkerguard.core.lists.parse import check_together, merge_content
+from sikkerguard.core.lists.size_guard import Version, check_change, nothing_left
+from sikkerguard.core.lists.sources import SIKKERAPI, VerifiedList
 from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.errors import ListError
+from sikkerguard.service.flow_watch import check_connections
+from sikkerguard.service.list_in_force import InForce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from sikkerguard.config.settings import Config
-    from sikkerguard.core.interfaces import BlacklistClient, ListFiles
+    from sikkerguard.core.interfaces import Clock, Connections
     from sikkerguard.core.lists.allowlist import Allowlist
-    from sikkerguard.core.lists.parse import Parsed
+    from sikkerguard.core.lists.generations import Change
     from sikkerguard.core.lists.pull_memory import PullMemory
     from sikkerguard.core.lists.size_guard import Limits
-    from sikkerguard.core.lists.sources import LeftOut
-    from sikkerguard.service.disk_thread import DiskThread
-    from sikkerguard.service.trial import Trial
+    from sikkerguard.core.lists.sources import Admission, LeftOut
+    from sikkerguard.service.trial import SelfTest, Trial
 
 log = logging.getLogger(__name__)
 
-_IN_WORDS = {SIKKERAPI: "SikkerAPI's list", LOCAL_FILE: "the file of SIKKER_CUSTOM_BLACKLIST"}
-# Lines of the local file that can't be read, and entries of the allowlist that are listed, which are named one by one.
-_SHOWN = 20
-# Seconds that the largest file may take from a slow disk.
-_READ_SECONDS = 10.0
+# Entries of the allowlist that are listed, which are named one by one.
+_SHOWN_ENTRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
-    """The list in force: as it was read, source by source (`verified`), all sources as one before the allowlist was
-    cut out (`listed`), and what is blocked (`admitted`), of this `extent`."""
+class Conditions:
+    """By what an update is judged: what may never be blocked, how large a list may be, and what has to work with it.
+    `accept`: a person takes the new version whatever its size."""
 
-    verified: VerifiedList
-    listed: Blocklist
-    admitted: Admission
-    extent: Extent
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A new version of one source. Without `content` the source is no longer wanted; without an `offer` nothing has to
-    be believed of it."""
-
-    name: str
-    content: Blocklist | None = None
-    offer: Offer | None = None
-
-
-async def fetch(config: Config, api: BlacklistClient, progress: Callable[[], None]) -> tuple[Change, int | None]:
-    """Fetch and read SikkerAPI's list; with it, what is left of the day's quota of pulls, where that is known.
-
-    Raises:
-        FetchError: the list could not be had.
-        ListError: what came is not a list.
-    """
-    parser = ApiParser()
-
-    async def sink(piece: bytes) -> None:
-        # In a thread, so that the loop goes on answering while a megabyte is read.
-        await asyncio.to_thread(parser.feed, piece)
-        progress()
-
-    quota = await api.pull(config.score_min, sink)
-    parsed = await asyncio.to_thread(parser.finish)
-    if parsed.rejected:
-        log.warning("SikkerAPI's list: %s skipped (%s).", describe_removed(parsed.rejected), "; ".join(parsed.samples))
-    offer = Offer(
-        _IN_WORDS[SIKKERAPI],
-        await asyncio.to_thread(_extent_of, parsed),
-        lines=parsed.lines + parsed.short,
-        short=parsed.short,
-        query=_digest(config.api_url, str(config.score_min), config.api_key),
-        terminated=parsed.terminated,
-    )
-    return Change(SIKKERAPI, parsed.content, offer), quota.remaining
-
-
-async def read_file(path: Path, files: ListFiles, disk: DiskThread) -> Change:
-    """Read the list that the host's owner keeps, by the thread of its disk. Lines that can't be read are named in the
-    log.
-
-    Raises:
-        ListError: the file can't be read, is empty, or nothing in it can be understood.
-    """
-    job = disk.start(partial(files.read, str(path)))
-    if not (await asyncio.wait({job}, timeout=_READ_SECONDS))[0]:
-        raise ListError(f"{path} can't be read (its disk has not answered for {_READ_SECONDS:g} s)")
-    content = job.result()
-    parsed, skipped = await asyncio.to_thread(read_custom, str(path), content)
-    for sentence in skipped[:_SHOWN]:
-        log.warning("SIKKER_CUSTOM_BLACKLIST: %s.", sentence)
-    if len(skipped) > _SHOWN:
-        log.warning("SIKKER_CUSTOM_BLACKLIST: %d more lines of %s are skipped.", len(skipped) - _SHOWN, path)
-    if not parsed.lines and not parsed.short:
-        return Change(LOCAL_FILE, parsed.content)  # comments alone: nothing is to be blocked by it
-    extent = await asyncio.to_thread(_extent_of, parsed)
-    lines = parsed.lines + parsed.short
-    offer = Offer(_IN_WORDS[LOCAL_FILE], extent, lines, parsed.short, query=_digest(str(path)), local=True)
-    return Change(LOCAL_FILE, parsed.content, offer)
-
-
-@dataclass(slots=True)
-class ListUpdate:
-    """The steps behind reading. `told` has the sentences on this host's own connections that were said already."""
-
-    trial: Trial
+    allowlist: Allowlist
     limits: Limits
-    told: set[str] = field(default_factory=set)
+    test: SelfTest
+    accept: bool = False
+
+
+class ListUpdate:
+    """The steps after reading."""
+
+    def __init__(self, trial: Trial, connections: Connections, clock: Clock) -> None:
+        self._trial = trial
+        self._connections = connections
+        self._clock = clock
+        # Sentences on this host's own connections that were said already.
+        self._said = set[str]()
 
     async def put_in_force(
-        self,
-        changes: Sequence[Change],
-        allowlist: Allowlist,
-        before: InForce | None,
-        memory: PullMemory,
-        *,
-        accept: bool,
-        api_addresses: tuple[str, ...],
+        self, changes: Sequence[Change], before: InForce | None, memory: PullMemory, conditions: Conditions
     ) -> tuple[InForce, PullMemory]:
-        """Admit new versions of these sources, try them, and commit them, beside the other sources that are in force;
-        with it, what is remembered afterwards.
+        """Admit new versions of these sources, try them, and commit them, beside the other sources that are in force.
+        Returns also what is remembered afterwards.
 
         Raises:
             ListError: a version is refused before it touches the kernel; `source` says whose.
             SelfTestError: the host lost a connection in the trial; the list before it is in force.
             KernelError: the kernel refused; the list before it is in force.
         """
-        now = time.time()
+        now, allowlist = self._clock.wall(), conditions.allowlist
         for change in changes:
             try:
-                await self._check(change, memory, allowlist, now, accept=accept)
+                await _check(change, memory, conditions, now)
             except ListError as error:
                 error.source = change.name
                 raise
-        sources = await asyncio.to_thread(_sources_after, before, changes, now)
+        sources = await asyncio.to_thread(sources_after, None if before is None else before.verified, changes, now)
         check_together(source.content for source in sources)
         listed = await asyncio.to_thread(merge_content, [source.content for source in sources])
         verified_at: float | None = None
-        spared: tuple[LeftOut, ...] = ()
+        left_out: tuple[LeftOut, ...] = ()
         if (
             before is not None
             and before.verified.content_of(SIKKERAPI)
             and all(change.name != SIKKERAPI for change in changes)
         ):
             # The list is as old as SikkerAPI's part, and what is left out is tested again when that is pulled.
-            verified_at, spared = before.verified.verified_at, before.verified.left_out
-        admission = await asyncio.to_thread(admit, listed, allowlist, spared)
-        extent = await asyncio.to_thread(extent_of, admission.blocklist)
-        await self._say_what_is_left_out(admission, listed, allowlist)
-        held_back = frozenset[str]().union(*(memory.of(change.name).held_back for change in changes))
-        # A source's first version is never held back for this: there is no earlier one to go on with.
-        first = any(change.content is not None and not memory.of(change.name).versions for change in changes)
-        try:
-            await self.trial.check_connections(
-                admission.blocklist,
-                None if before is None else before.admitted.blocklist,
-                held_back,
-                sessions=sum(entry.reason == SSH for entry in allowlist.entries),
-                accept=accept or first,
-            )
-        except ListError as error:
-            error.source = changes[0].name
-            raise
+            verified_at, left_out = before.verified.verified_at, before.verified.left_out
+        admission = await asyncio.to_thread(admit, listed, allowlist, left_out)
+        await self._log_what_is_left_out(admission, listed, allowlist)
+        await self._check_connections(changes, admission, before, memory, conditions)
         committed = Blocklist() if before is None else before.admitted.blocklist
-        admission, left_out = await self._try(admission, committed, listed, allowlist, spared, api_addresses)
-        if left_out:
-            extent = await asyncio.to_thread(extent_of, admission.blocklist)
+        admission, left_out = await self._try(admission, committed, listed, left_out, conditions)
+        extent = await asyncio.to_thread(extent_of, admission.blocklist)
         for change in changes:
             history = None
             if change.offer is not None:
@@ -195,10 +105,10 @@ class ListUpdate:
                 known = memory.of(change.name)
                 history = known.taken(version, query=change.offer.query, terminated=change.offer.terminated)
             memory = memory.with_source(change.name, history)
-        verified = VerifiedList(sources, time.time() if verified_at is None else verified_at, left_out)
+        verified = VerifiedList(sources, self._clock.wall() if verified_at is None else verified_at, left_out)
         return InForce(verified, listed, admission, extent), memory
 
-    async def readmit(self, in_force: InForce, allowlist: Allowlist, api_addresses: tuple[str, ...]) -> InForce:
+    async def readmit(self, in_force: InForce, conditions: Conditions) -> InForce:
         """Apply a changed allowlist to the list in force: through a trial, since what is no longer allowed is newly
         blocked.
 
@@ -206,74 +116,75 @@ class ListUpdate:
             SelfTestError, KernelError: as above; the list in force stays as it was.
         """
         known = in_force.verified
-        admission = await asyncio.to_thread(admit, in_force.listed, allowlist, known.left_out)
+        admission = await asyncio.to_thread(admit, in_force.listed, conditions.allowlist, known.left_out)
         admission, left_out = await self._try(
-            admission, in_force.admitted.blocklist, in_force.listed, allowlist, known.left_out, api_addresses
+            admission, in_force.admitted.blocklist, in_force.listed, known.left_out, conditions
         )
         extent = await asyncio.to_thread(extent_of, admission.blocklist)
         return InForce(VerifiedList(known.sources, known.verified_at, left_out), in_force.listed, admission, extent)
+
+    async def _check_connections(
+        self,
+        changes: Sequence[Change],
+        admission: Admission,
+        before: InForce | None,
+        memory: PullMemory,
+        conditions: Conditions,
+    ) -> None:
+        """Raises `HeldBackError` where the list would cut too many connections of this host's own."""
+        held_back = frozenset[str]().union(*(memory.of(change.name).held_back for change in changes))
+        # A source's first version is never held back for this: there is no earlier one to go on with.
+        first = any(change.content is not None and not memory.of(change.name).versions for change in changes)
+        try:
+            await check_connections(
+                self._connections,
+                admission.blocklist,
+                None if before is None else before.admitted.blocklist,
+                held_back,
+                sessions=sum(entry.reason == SSH for entry in conditions.allowlist.entries),
+                accept=conditions.accept or first,
+            )
+        except ListError as error:
+            error.source = changes[0].name
+            raise
 
     async def _try(
         self,
         admission: Admission,
         committed: Blocklist,
         listed: Blocklist,
-        allowlist: Allowlist,
         left_out: tuple[LeftOut, ...],
-        api_addresses: tuple[str, ...],
+        conditions: Conditions,
     ) -> tuple[Admission, tuple[LeftOut, ...]]:
         """Commit the admission, or what is left of it without what explains a failed self-test."""
         more = MOST_LEFT_OUT - len(left_out)
-        explaining = await self.trial.run(admission.blocklist, committed, api_addresses, most_left_out=more)
-        if explaining is None:
+        explanation = await self._trial.run(admission.blocklist, committed, conditions.test, most_left_out=more)
+        if explanation is None:
             return admission, left_out
-        narrowed = (*left_out, *explaining.left_out)
-        smaller = await asyncio.to_thread(admit, listed, allowlist, narrowed)
-        await self.trial.run_again(smaller.blocklist, committed, explaining, api_addresses)
+        narrowed = (*left_out, *explanation.left_out)
+        smaller = await asyncio.to_thread(admit, listed, conditions.allowlist, narrowed)
+        await self._trial.run_again(smaller.blocklist, committed, explanation, conditions.test)
         return smaller, narrowed
 
-    async def _check(
-        self, change: Change, memory: PullMemory, allowlist: Allowlist, now: float, *, accept: bool
-    ) -> None:
-        """Raises `ListError` if this version can't be what it says, or blocks nobody."""
-        if change.content is None or change.offer is None:
-            return
-        alone = await asyncio.to_thread(admit, change.content, allowlist)
-        if not len(alone.blocklist):
-            raise nothing_left(change.offer.name)
-        check_change(change.offer, memory.of(change.name), self.limits, now, accept=accept)
-
-    async def _say_what_is_left_out(self, admission: Admission, listed: Blocklist, allowlist: Allowlist) -> None:
+    async def _log_what_is_left_out(self, admission: Admission, listed: Blocklist, allowlist: Allowlist) -> None:
         if admission.removed:
-            log.info("Not blocked: %s.", describe_removed(admission.removed))
+            log.info("Left out of the list: %s.", describe_removed(admission.removed))
         sentences = await asyncio.to_thread(allowed_though_listed, listed, allowlist)
-        news = [sentence for sentence in sentences if sentence not in self.told]
-        for sentence in news[:_SHOWN]:
+        news = [sentence for sentence in sentences if sentence not in self._said]
+        for sentence in news[:_SHOWN_ENTRIES]:
             log.warning("%s", sentence)
-        if len(news) > _SHOWN:
-            log.warning("%d more of what is allowed are on the list and stay allowed.", len(news) - _SHOWN)
+        if len(news) > _SHOWN_ENTRIES:
+            log.warning("%d more of what is allowed are on the list and stay allowed.", len(news) - _SHOWN_ENTRIES)
         # What is no longer so is said again when it is so again.
-        self.told.intersection_update(sentences)
-        self.told.update(sentences)
+        self._said.intersection_update(sentences)
+        self._said.update(sentences)
 
 
-def _sources_after(before: InForce | None, changes: Iterable[Change], now: float) -> tuple[ListedSource, ...]:
-    """The generations of every source when these changes have been made, in the order of the sources' names."""
-    verified = VerifiedList((), now) if before is None else before.verified
-    generations = {source.name: verified.content_of(source.name) for source in verified.sources}
-    for change in changes:
-        earlier = generations.pop(change.name, ())
-        if change.content is not None:
-            generations[change.name] = split_generations(earlier, ListedSource(change.name, change.content, now))
-    return tuple(source for name in sorted(generations, reverse=True) for source in generations[name])
-
-
-def _extent_of(parsed: Parsed) -> Extent:
-    """The size of a list by its entries as they were read: those that touch become one, and many wide ranges few."""
-    return extent_of(without_special(parsed.content))._replace(entries=parsed.lines)
-
-
-def _digest(*parts: str) -> str:
-    """A fingerprint of what a list's size depends on. The key is part of it, since the tier limits the list; only a
-    digest of it is kept."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+async def _check(change: Change, memory: PullMemory, conditions: Conditions, now: float) -> None:
+    """Raises `ListError` if this version can't be what it says, or blocks nobody."""
+    if change.content is None or change.offer is None:
+        return
+    alone = await asyncio.to_thread(admit, change.content, conditions.allowlist)
+    if not len(alone.blocklist):
+        raise nothing_left(change.offer.name)
+    check_change(change.offer, memory.of(change.name), conditions.limits, now, accept=conditions.accept)

@@ -4,51 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.text import printable
 from sikkerguard.errors import ListenError
+from sikkerguard.service.said import Said
+from sikkerguard.service.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
-    from sikkerguard.core.interfaces import Listener
+    from sikkerguard.core.interfaces import Server, Signal
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 30.0
 
 
-class Listening:
-    """Opens the listeners, and looks every thirty seconds, or when told to, whether they are open still. `trouble` gets
-    a listener's name with the sentence that says why it is not open, or with nothing where it is. Of the `optional`
-    ones a warning is enough."""
+class Listeners:
+    """Opens servers, and looks every thirty seconds, or when told to, whether they are open still. `troubles` has a
+    sentence for each one that is not open, by its name; of the `optional` ones a warning in the log is enough."""
 
     def __init__(
         self,
-        listeners: Sequence[Listener],
-        trouble: Callable[[str, str], None],
+        servers: Sequence[Server],
+        changes: Signal,
         optional: Collection[str] = (),
         retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
-        self._listeners = listeners
-        self._trouble = trouble
+        self._servers = servers
+        self._changes = changes
         self._optional = optional
         self._retry_seconds = retry_seconds
-        self._said: dict[str, str] = {}
-        self._wanted = [asyncio.Event() for _ in listeners]
+        self._said = {server.name: Said(log) for server in servers}
+        self._wakeups = [Wakeup() for _ in servers]
         self._tasks: list[asyncio.Task[None]] = []
+        self.troubles: dict[str, str] = {}
 
     def try_now(self) -> None:
         """Try again at once what could not be opened."""
-        for wanted in self._wanted:
-            wanted.set()
+        for wakeup in self._wakeups:
+            wakeup.set()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin to listen; whatever becomes of that, nothing waits for it."""
-        for listener, wanted in zip(self._listeners, self._wanted, strict=True):
-            task = asyncio.create_task(self._keep_open(listener, wanted))
+        for server, wakeup in zip(self._servers, self._wakeups, strict=True):
+            task = asyncio.create_task(self._keep_open(server, wakeup))
             task.add_done_callback(_ended)
             self._tasks.append(task)
 
@@ -57,34 +58,30 @@ class Listening:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(listener.close() for listener in self._listeners))
+        await asyncio.gather(*(server.close() for server in self._servers))
 
-    async def _keep_open(self, listener: Listener, wanted: asyncio.Event) -> None:
+    async def _keep_open(self, server: Server, wakeup: Wakeup) -> None:
         while True:
-            wanted.clear()
-            await self._open(listener)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._retry_seconds):
-                    await wanted.wait()
+            await self._open(server)
+            await wakeup.wait(self._retry_seconds)
 
-    async def _open(self, listener: Listener) -> None:
+    async def _open(self, server: Server) -> None:
+        said, sentence = self._said[server.name], ""
         try:
-            await listener.open()
+            await server.open()
         except ListenError as error:
             sentence = f"{error}."
         except Exception as error:
-            sentence = printable(
-                f"Nobody listens ({listener.name}: {type(error).__name__}: {error}); it is tried again."
-            )
-            if self._said.get(listener.name) != sentence:
+            sentence = printable(f"Nobody listens ({server.name}: {type(error).__name__}: {error}); it is tried again.")
+            if said.sentence != sentence:
                 log.exception("This should not have happened; please report it with these lines.")
-        else:
-            sentence = ""
-        if listener.name not in self._optional:
-            self._trouble(listener.name, sentence)
-        elif sentence and self._said.get(listener.name) != sentence:
-            log.warning("%s", sentence)
-        self._said[listener.name] = sentence
+        if server.name in self._optional:
+            said.say(sentence, logging.WARNING)
+        elif said.say(sentence, logging.DEBUG):
+            self.troubles.pop(server.name, None)
+            if sentence:
+                self.troubles[server.name] = sentence
+            self._changes.set()
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Protocol
 
+from sikkerguard.core.durations import duration_text
+from sikkerguard.core.lists.generations import Change
 from sikkerguard.core.lists.parse import merge_content
 from sikkerguard.core.lists.sources import LOCAL_FILE
-from sikkerguard.service.disk_thread import HUNG_SECONDS, DiskThread
-from sikkerguard.service.list_update import Change, read_file
+from sikkerguard.core.schedule import retry_delay
+from sikkerguard.errors import HeldBackError, ListError, SikkerGuardError, UnexpectedError, as_sentence
+from sikkerguard.service.disk_thread import HUNG_SECONDS
+from sikkerguard.service.feed_reader import read_forgivingly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from sikkerguard.core.interfaces import ListFiles
-    from sikkerguard.core.net.networks import Blocklist
+    from sikkerguard.config.settings import Config
+    from sikkerguard.core.interfaces import Clock, Feed, Signal
+    from sikkerguard.service.list_in_force import ListInForce
+    from sikkerguard.service.pull_journal import PullJournal
+    from sikkerguard.service.supervision import UnexpectedErrors
+    from sikkerguard.service.update_runner import UpdateRunner
+    from sikkerguard.service.watched import Watched
 
 log = logging.getLogger(__name__)
 
@@ -26,44 +34,61 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS, _PATIENCE = 1.0, 10
 # A file that changes while it is read is read again, so many times in all.
 _READINGS = 3
+# What the largest file may take to be read from a slow disk.
+_READ_SECONDS = 10.0
+NO_MEMORY = "there is not enough memory for the list; give the service more, or block fewer addresses"
+
+
+class LocalLists(Protocol):
+    """Makes feeds of files."""
+
+    def local_list(self, path: Path) -> Feed:
+        """The list in this file."""
 
 
 class LocalFile:
-    """Knows which version of the file was judged last. `path` is the setting of the moment, `in_force` gives the
-    generations of it that are in force, and `wake` is called when there is a new version."""
+    """Knows which version of the file was judged last. `trouble` says why the present one is not used, or is empty. `signal`
+    is set when there is a new version."""
 
-    def __init__(
-        self,
-        files: ListFiles,
-        path: Callable[[], Path | None],
-        in_force: Callable[[], Sequence[Blocklist]],
-        wake: Callable[[], None],
-    ) -> None:
-        self._files = files
-        self._path = path
-        self._in_force = in_force
-        self._wake = wake
-        self._disk = DiskThread("list file")
+    work = "watching the list file"
+
+    def __init__(self, feeds: LocalLists, config: Watched[Config], lists: ListInForce, signal: Signal) -> None:
+        self._feeds = feeds
+        self._config = config
+        self._lists = lists
+        self._signal = signal
+        self._feed: tuple[Path, Feed] | None = None
         self._seen: object = None
         self._judged: object = None
+        self._is_wanted = False
         self.trouble = ""
 
-    async def watch_forever(self) -> None:
-        """Wake the puller whenever the file, or the setting that names it, has changed."""
-        read = before = await self._stamp()
+    def want(self) -> None:
+        """Have the file looked at, and earlier failures forgotten."""
+        self._is_wanted = True
+        self._signal.set()
+
+    def take_wish(self) -> bool:
+        """Whether `want` was called since this was asked last."""
+        wanted, self._is_wanted = self._is_wanted, False
+        return wanted
+
+    async def run(self) -> None:
+        """Have the file read whenever it, or the setting that names it, has changed, until cancelled."""
+        read = before = await self._version()
         looks = 0
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            found = await self._stamp()
+            found = await self._version()
             looks = looks + 1 if found != read else 0
             if looks and (found == before or looks >= _PATIENCE):
                 read, looks = found, 0
-                self._wake()
+                self.want()
             before = found
 
     async def is_new(self) -> bool:
         """Whether the present version has yet to be judged. Does not read the file."""
-        return await self._stamp() != self._judged
+        return await self._version() != self._judged
 
     async def change(self) -> Change | None:
         """The present version, or that the file is no longer wanted; None where that is in force already.
@@ -71,13 +96,17 @@ class LocalFile:
         Raises:
             ListError: the file can't be read, is empty, or nothing in it can be understood.
         """
-        path, known = self._path(), self._in_force()
+        path, known = self._config.value.custom_blacklist, self._lists.content_of(LOCAL_FILE)
         if path is None:
             return Change(LOCAL_FILE) if known else None
         for _ in range(_READINGS):
-            stamp = await self._stamp()
-            change = await read_file(path, self._files, self._disk)
-            if await self._stamp() == stamp:
+            version = await self._version()
+            try:
+                async with asyncio.timeout(_READ_SECONDS):
+                    change = await read_forgivingly(self._feed_of(path), str(path))
+            except TimeoutError as error:
+                raise ListError(f"{path} can't be read (its disk has not answered for {_READ_SECONDS:g} s)") from error
+            if await self._version() == version:
                 break
         if not known:
             return change if change.content else None
@@ -85,20 +114,78 @@ class LocalFile:
         return None if same else change
 
     async def judge(self, trouble: str, *, final: bool, outlook: str) -> None:
-        """The present version is in force (no trouble), or is not used for that reason, which is said once. Only a
+        """The present version is in force (no trouble), or is not used for that reason, which is logged once. Only a
         final judgement keeps it from being read again; `outlook` says what happens next."""
-        self._judged = await self._stamp() if final else None
+        self._judged = await self._version() if final else None
         if trouble and trouble != self.trouble:
             log.error("%s; %s.", trouble, outlook)
         self.trouble = trouble
 
-    async def _stamp(self) -> object:
+    async def _version(self) -> object:
         """What differs for another version. While the file's disk hangs, it is the one that was seen last."""
-        path = self._path()
+        path = self._config.value.custom_blacklist
         if path is None:
-            return path, None
-        if not self._disk.hangs():
-            job = self._disk.start(partial(self._files.stamp, str(path)))
-            if (await asyncio.wait({job}, timeout=HUNG_SECONDS))[0]:
-                self._seen = job.result()
+            return None, None
+        try:
+            async with asyncio.timeout(HUNG_SECONDS):
+                self._seen = await self._feed_of(path).version()
+        except TimeoutError:
+            log.debug("the disk of %s does not answer; the version that was seen last counts", path)
         return path, self._seen
+
+    def _feed_of(self, path: Path) -> Feed:
+        if self._feed is None or self._feed[0] != path:
+            self._feed = path, self._feeds.local_list(path)
+        return self._feed[1]
+
+
+class LocalFileUpdates:
+    """Brings versions of the local file in force."""
+
+    def __init__(
+        self,
+        runner: UpdateRunner,
+        local_file: LocalFile,
+        journal: PullJournal,
+        lists: ListInForce,
+        clock: Clock,
+        unexpected: UnexpectedErrors,
+    ) -> None:
+        self._runner = runner
+        self._local_file = local_file
+        self._journal = journal
+        self._lists = lists
+        self._clock = clock
+        self._unexpected = unexpected
+        self._failures = 0
+
+    async def attempt(self, *, accept: bool, anew: bool) -> float:
+        """Bring the present version in force, if it is another one; `anew` forgets earlier failures. It needs no answer
+        of SikkerAPI's. Returns the seconds until it has to be tried again, infinite where only another version can
+        help."""
+        if anew:
+            self._failures = 0
+        if self._lists.value is None and self._runner.state.protecting:
+            # The kernel blocks by a list that is not known in full: what takes its place must have SikkerAPI's part.
+            return math.inf
+        if not accept and not await self._local_file.is_new():
+            return math.inf
+        pause, trouble, outlook = math.inf, "", "it is read again when it has changed"
+        try:
+            with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
+                async with self._journal.marked():
+                    change = await self._local_file.change()
+                    if change is not None:
+                        await self._runner.put_in_force([change], accept=accept)
+        except SikkerGuardError as error:
+            self._failures += 1
+            await self._journal.note_refusal(error, LOCAL_FILE)
+            trouble = f"{as_sentence(error)}; {self._runner.local_file_stays()}"
+            if not isinstance(error, ListError) or isinstance(error, HeldBackError):
+                pause = retry_delay(error, self._failures, self._clock.random)
+                outlook = f"next try in {duration_text(pause)}"
+        else:
+            self._failures = 0
+        await self._local_file.judge(trouble, final=pause == math.inf, outlook=outlook)
+        self._runner.note_trouble(LOCAL_FILE, trouble)
+        return pause

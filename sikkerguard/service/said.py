@@ -12,11 +12,11 @@ class Said:
         self._log = log
         self.sentence = ""
 
-    def say(self, sentence: str, level: int = logging.ERROR) -> bool:
-        """Log the sentence if it differs from the last one; an empty one says that all is well, and logs nothing.
-        Returns whether it differed."""
+    def say(self, sentence: str, level: int = logging.ERROR, error: BaseException | None = None) -> bool:
+        """Log the sentence, with the trace of an `error`, if it differs from the last one; an empty one says that all is
+        well, and logs nothing. Returns whether it differed."""
         changed = sentence != self.sentence
         self.sentence = sentence
         if changed and sentence:
-            self._log.log(level, "%s", sentence)
+            self._log.log(level, "%s", sentence, exc_info=error)
         return changed

@@ -1,8 +1,7 @@
-"""The disk as the service sees it: nothing that protects waits for it.
+"""The state directory as the service sees it: nothing that protects waits for its disk.
 
 What is to be kept is handed over and written by a thread of its own, the newest version of each file only; what the
-disk refuses is tried again until it takes it. A thread in the hands of a disk that hangs can't be ended, so that each
-such thread is one for which neither the loop nor the end of the process waits.
+disk refuses is tried again until it takes it.
 """
 
 from __future__ import annotations
@@ -12,28 +11,40 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.lists.allowlist import Allowlist
+from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
 from sikkerguard.errors import ListError, as_sentence
 from sikkerguard.service.disk_thread import LAST_SECONDS, DiskThread
+from sikkerguard.service.pending_writes import (
+    Claim,
+    PendingWrite,
+    SaveAllowlist,
+    SaveEndpoint,
+    SaveList,
+    SavePullMemory,
+    SaveSettings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from sikkerguard.core.interfaces import StateStore
+    from sikkerguard.core.interfaces import Clock, Signal, StateStore
     from sikkerguard.core.lists.sources import VerifiedList
 
 log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# So long that is its own affair. A busy host syncs for seconds.
+# A busy host syncs for seconds; a disk that takes longer for one thing is worth a word.
 _SAID_SECONDS = 5.0
-# What a start reads may take so long: the largest list from a slow card.
+# What a start reads may take so many seconds: the largest list from a slow card.
 _LOAD_SECONDS = 10.0
 # What was refused is tried again, and the disk looked at, this often.
-_AGAIN_SECONDS, _LOOK_SECONDS = 5.0, 1.0
+_RETRY_SECONDS, _LOOK_SECONDS = 5.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,66 +53,68 @@ class SavedState:
 
     verified: VerifiedList | None = None
     allowlist: Allowlist = field(default_factory=Allowlist)
-    pulls: dict[str, Any] = field(default_factory=dict)
-    ways: dict[str, Any] = field(default_factory=dict)
+    pulls: PullMemory = field(default_factory=PullMemory)
+    endpoint: EndpointMemory = field(default_factory=EndpointMemory)
     complaint: str = ""
 
 
 class StateWriter:
-    """Keeps files by a `store`. The savers return at once; `settled` waits a little for what they started. `trouble`
-    gets a sentence when the disk does not do what it should, and an empty one when it does. For the event loop."""
+    """Keeps files by a `store` in `place`. The savers return at once; `settled` waits a little for what they started.
+    `trouble` is a sentence while the disk does not do what it should, else empty. For the event loop."""
 
-    def __init__(self, store: StateStore, place: object, trouble: Callable[[str], None]) -> None:
+    work = "looking after the disk"
+
+    def __init__(self, store: StateStore, place: Path, clock: Clock, changes: Signal) -> None:
         self._store = store
         self._place = place
-        self._tell = trouble
-        self._trouble = ""
+        self._clock = clock
+        self._changes = changes
         self._thread = DiskThread("disk")
-        # What was kept last, by name, for a directory that is made again; what is to be written, and what was refused.
-        self._newest: dict[str, Callable[[], object]] = {}
-        self._waiting: dict[str, Callable[[], object]] = {}
+        # What was to be written last, by kind, for a directory that is made again; what waits; and what was refused.
+        self._newest: dict[str, PendingWrite] = {}
+        self._waiting: dict[str, PendingWrite] = {}
         self._refused: dict[str, OSError] = {}
-        self._again_at = 0.0
+        self._retry_at = 0.0
         self._hung_since = ""
         self._writing: asyncio.Task[None] | None = None
-        self.kept = SavedState()
+        self.trouble = ""
 
-    async def load(self) -> None:
+    async def load(self) -> SavedState:
         """Read what an earlier run left, as far as the disk gives it in time."""
         job = self._thread.start(partial(_read, self._store))
         done, _ = await asyncio.wait({job}, timeout=_LOAD_SECONDS)
-        if done:
-            self.kept = kept = job.result()
-            if kept.verified is not None:
-                self._newest["list"] = partial(self._store.save_list, kept.verified)
-            self._newest["pulls"] = partial(self._store.save_pulls, kept.pulls)
-            self._newest["ways"] = partial(self._store.save_ways, kept.ways)
-        else:
-            self.kept = SavedState(complaint=f"{self._place} has not answered for {_LOAD_SECONDS:g} s: no list is read")
+        if not done:
+            return SavedState(complaint=f"{self._place} has not answered for {_LOAD_SECONDS:g} s: no list is read")
+        saved = job.result()
+        writes: list[PendingWrite] = [SavePullMemory(saved.pulls), SaveEndpoint(saved.endpoint)]
+        if saved.verified is not None:
+            writes.append(SaveList(saved.verified))
+        self._newest |= {write.kind: write for write in writes}
+        return saved
 
     def claim(self) -> None:
         """Have the directory be this service's, again and again."""
-        self._put("claim", self._store.claim)
+        self._put(Claim())
 
     def save_list(self, verified: VerifiedList) -> None:
         """Keep a list that passed its trial."""
-        self._put("list", partial(self._store.save_list, verified))
+        self._put(SaveList(verified))
 
     def save_allowlist(self, allowlist: Allowlist) -> None:
-        """Keep what is allowed and why."""
-        self._put("allowlist", partial(self._store.save_allowlist, allowlist))
+        """Keep what is allowed, and why."""
+        self._put(SaveAllowlist(allowlist))
 
-    def save_pulls(self, known: dict[str, Any]) -> None:
-        """Keep what the next pull has to know of the last ones."""
-        self._put("pulls", partial(self._store.save_pulls, known))
+    def save_pull_memory(self, memory: PullMemory) -> None:
+        """Keep what the next pull has to know of earlier ones."""
+        self._put(SavePullMemory(memory))
 
-    def save_ways(self, known: dict[str, Any]) -> None:
-        """Keep at which addresses SikkerAPI, or a proxy, proved to be there."""
-        self._put("ways", partial(self._store.save_ways, known))
+    def save_endpoint(self, memory: EndpointMemory) -> None:
+        """Keep at which addresses SikkerAPI, or a proxy, was proven to be."""
+        self._put(SaveEndpoint(memory))
 
     def save_settings(self, texts: Mapping[str, str]) -> None:
         """Keep good settings for a start that meets wrong ones."""
-        self._put("settings", partial(self._store.save_settings, texts))
+        self._put(SaveSettings(texts))
 
     async def settled(self, seconds: float) -> None:
         """Wait until all that is to be kept was written or refused, but no longer than so many seconds, and not for a
@@ -109,66 +122,67 @@ class StateWriter:
         if self._writing is not None:
             await self._thread.soon(self._writing, seconds)
 
-    async def watch_forever(self) -> None:
-        """Try again what was refused, and say how the disk is."""
+    async def run(self) -> None:
+        """Try again what was refused, and see how the disk is, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if time.monotonic() >= self._again_at and not self._waiting:
-                self._again_at = time.monotonic() + _AGAIN_SECONDS
-                for name in self._refused:
-                    self._put(name, self._newest[name])
+            if self._clock.monotonic() >= self._retry_at and not self._waiting:
+                self._retry_at = self._clock.monotonic() + _RETRY_SECONDS
+                for kind in self._refused:
+                    self._put(self._newest[kind])
                 self.claim()
-            self._say()
+            self._judge()
 
     async def finish(self) -> None:
-        """Have what is to be kept written, as far as the disk does it in time."""
+        """Have what is to be kept written, as far as the disk does it in time, and end the thread."""
         await self.settled(LAST_SECONDS)
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait({self._writing})
         self._thread.shutdown()
 
-    def _put(self, name: str, action: Callable[[], object]) -> None:
-        self._newest[name] = self._waiting[name] = action
+    def _put(self, write: PendingWrite) -> None:
+        self._newest[write.kind] = self._waiting[write.kind] = write
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         try:
             while self._waiting:
-                name = next(iter(self._waiting))
-                job = self._thread.start(self._waiting.pop(name))
+                kind = next(iter(self._waiting))
+                job = self._thread.start(partial(self._waiting.pop(kind).write, self._store))
                 try:
-                    anew = await asyncio.shield(job)
+                    made_again = await asyncio.shield(job)
                 except OSError as error:
-                    log.debug("%s of %s is not kept: %s", name, self._place, error)
-                    self._refused[name] = error
+                    log.debug("%s of %s is not kept: %s", kind, self._place, error)
+                    self._refused[kind] = error
                 except Exception as error:
-                    if name not in self._refused:
-                        log.exception("%s of %s is not kept.", name, self._place)
-                    self._refused[name] = OSError(0, f"{type(error).__name__}: {error}")
+                    if kind not in self._refused:
+                        log.exception("%s of %s is not kept.", kind, self._place)
+                    self._refused[kind] = OSError(0, f"{type(error).__name__}: {error}")
                 else:
-                    self._refused.pop(name, None)
-                    if name == "claim" and anew:
+                    self._refused.pop(kind, None)
+                    if made_again:
                         log.warning("%s was deleted; it is there again, with what this service knows.", self._place)
                         self._waiting = {**self._newest, **self._waiting}
-                        del self._waiting["claim"]
+                        del self._waiting[kind]
         finally:
             self._writing = None
-        self._say()
+        self._judge()
 
-    def _say(self) -> None:
-        if (trouble := self._judged()) == self._trouble:
+    def _judge(self) -> None:
+        if (trouble := self._found_trouble()) == self.trouble:
             return
-        self._trouble = trouble
-        self._tell(trouble)
+        self.trouble = trouble
         if not trouble:
             log.warning("%s can be written again, and has all that was to be kept.", self._place)
+        self._changes.set()
 
-    def _judged(self) -> str:
+    def _found_trouble(self) -> str:
         if (took := self._thread.took()) > _SAID_SECONDS:
             # In words that stay the same for as long as it lasts.
-            self._hung_since = self._hung_since or time.strftime("%H:%M:%S", time.gmtime(time.time() - took))
+            since = time.gmtime(self._clock.wall() - took)
+            self._hung_since = self._hung_since or time.strftime("%H:%M:%S", since)
             return (
                 f"{self._place} has not answered since {self._hung_since} UTC: blocking goes on, and what is to be "
                 "kept for the next start waits. Look at the disk, or at the network that it is reached by."
@@ -178,12 +192,12 @@ class StateWriter:
             return ""
         reason = next(iter(self._refused.values()))
         return (
-            f"{self._place} can't be written ({reason.strerror or reason}): blocking goes on, but {self._lost()}. Make "
-            "room, or mend the disk or its rights; it is tried again by itself."
+            f"{self._place} can't be written ({reason.strerror or reason}): blocking goes on, but {self._loss()}. Make "
+            "room, or repair the disk or its permissions; it is tried again by itself."
         )
 
-    def _lost(self) -> str:
-        if "list" in self._refused:
+    def _loss(self) -> str:
+        if SaveList.kind in self._refused:
             return "the list in force is not kept, so that after a reboot an older one blocks until the next pull"
         return "what is learned from now on is not kept for the next start"
 
@@ -200,8 +214,8 @@ def _read(store: StateStore) -> SavedState:
     return SavedState(
         verified,
         _read_or(store.load_allowlist, Allowlist()),
-        _read_or(store.load_pulls, {}),
-        _read_or(store.load_ways, {}),
+        _read_or(store.load_pull_memory, PullMemory()),
+        _read_or(store.load_endpoint, EndpointMemory()),
         complaint,
     )
 

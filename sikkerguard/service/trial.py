@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from sikkerguard.core.host.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connections, explain, hold_back
-from sikkerguard.core.host.flows import Flow, NewlyCovered, opened_since
+from sikkerguard.core.host.connections import MOST_LEFT_OUT, explain
+from sikkerguard.core.host.flows import Flow, NewlyCovered
 from sikkerguard.core.net.address import to_text
 from sikkerguard.core.net.family import family_of
-from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.core.selftest import already_failing, only_gone, regressions
-from sikkerguard.core.services.protocols import TCP
-from sikkerguard.errors import KernelError, SelfTestError, as_sentence
+from sikkerguard.errors import KernelError, SelfTestError
+from sikkerguard.service.flow_watch import FlowWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from contextlib import AbstractContextManager
 
     from sikkerguard.core.host.connections import Explanation
-    from sikkerguard.core.interfaces import Connections, FirewallBackend, PacketWatch, Probes
-    from sikkerguard.core.net.family import Family
+    from sikkerguard.core.interfaces import Connections, Probes, Signal
+    from sikkerguard.core.net.networks import Blocklist
     from sikkerguard.core.selftest import ProbeResult
     from sikkerguard.service.kernel_thread import KernelThread
 
@@ -37,17 +34,35 @@ log = logging.getLogger(__name__)
 
 # The kernel forgets the trial after ten seconds: five renewals may be late before it does.
 _RENEW_SECONDS = 2.0
-# How often connections are looked at while the self-test runs: a resolver that does not answer is asked every second.
-_FLOW_SECONDS = 0.4
-_NAMED = 8
+# Sources of dropped packets that are named.
+_SHOWN_SOURCES = 8
 # After a trial a forwarder may need a moment until it asks its upstream again: so often the self-test is repeated.
 _RECOVERIES = 5
 # How often a trial is made anew in a row because the host changed in the middle of it.
-_CHANGES = 3
+_MAX_RESTARTS = 3
+
+
+class DropWatch(Protocol):
+    """Sees whose packets are dropped."""
+
+    def watch_sources(self) -> AbstractContextManager[Collection[bytes]]:
+        """A collection that gathers the sources, packed, of packets that are dropped while the context lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The probes, and the addresses of the API that they connect to."""
+
+    probes: Probes
+    api_addresses: tuple[str, ...]
+
+    async def run(self) -> tuple[ProbeResult, ...]:
+        """What works now, and what does not."""
+        return await self.probes.run(self.api_addresses)
 
 
 class _LostError(SelfTestError):
-    """The host lost connections in the trial: `tests` of those that passed `before`, while it had these `flows` to
+    """The host lost connections in the trial: `tests` that passed `before` failed, while it had these `flows` to
     addresses of the candidate, of which packets of these sources were `dropped`. `gone` says that they were none of
     the host's any more."""
 
@@ -69,54 +84,30 @@ class _LostError(SelfTestError):
         self.gone = gone
 
 
-@dataclass(slots=True)
 class Trial:
-    """The steps, with what they need. `watch_drops` gives a set that collects the sources, packed, of packets that are
-    dropped meanwhile. `on_trial` is called with True and False as a trial begins and ends, and `progress` each time
-    that something has been done. `recovery_seconds` lie between two looks at whether the host has recovered."""
+    """The steps of a trial. `running` says whether a candidate blocks on trial; `recovery_seconds` lie between two looks
+    at whether the host has recovered."""
 
-    kernel: FirewallBackend
-    owner: KernelThread
-    probes: Probes
-    connections: Connections
-    watch_drops: Callable[[], AbstractContextManager[Collection[bytes]]]
-    on_trial: Callable[[bool], None] = field(default=lambda running: None)
-    progress: Callable[[], None] = field(default=lambda: None)
-    recovery_seconds: float = 2.0
-
-    async def check_connections(
+    def __init__(
         self,
-        candidate: Blocklist,
-        committed: Blocklist | None,
-        held_back: frozenset[str],
-        *,
-        sessions: int,
-        accept: bool,
+        kernel: KernelThread,
+        connections: Connections,
+        drops: DropWatch,
+        changes: Signal,
+        recovery_seconds: float = 2.0,
     ) -> None:
-        """Say which established connections the candidate would newly cut. Without a `committed` list this is all.
-
-        Raises:
-            HeldBackError: they are too many of those that this host opened, which with its `sessions` of people logged
-                in are its own business; not where that has been said once, or with `accept`.
-        """
-        try:
-            flows = await asyncio.to_thread(self.connections.flows)
-        except KernelError as error:
-            log.warning("%s; whether the new list cuts connections of this host is not known.", as_sentence(error))
-            return
-        self.progress()
-        cut = await asyncio.to_thread(cut_connections, flows, candidate, committed or Blocklist())
-        if not cut.peers:
-            return
-        log.warning("%s", cut.sentence())
-        if committed is not None and not accept and CONNECTIONS not in held_back:
-            hold_back(cut, sessions, held_back)
+        self._kernel = kernel
+        self._connections = connections
+        self._drops = drops
+        self._changes = changes
+        self._recovery_seconds = recovery_seconds
+        self.running = False
 
     async def run(
         self,
         candidate: Blocklist,
         committed: Blocklist,
-        api_addresses: tuple[str, ...],
+        test: SelfTest,
         *,
         most_left_out: int = MOST_LEFT_OUT,
     ) -> Explanation | None:
@@ -128,7 +119,7 @@ class Trial:
             KernelError: the kernel refused, likewise.
         """
         try:
-            await self._try_until_settled(candidate, committed, api_addresses)
+            await self._try_until_settled(candidate, committed, test)
         except _LostError as error:
             explanation = explain(error.flows, error.tests, error.before, most_left_out)
             if explanation is None:
@@ -137,43 +128,41 @@ class Trial:
             return explanation
         return None
 
-    async def _try_until_settled(
-        self, candidate: Blocklist, committed: Blocklist, api_addresses: tuple[str, ...]
-    ) -> None:
+    async def _try_until_settled(self, candidate: Blocklist, committed: Blocklist, test: SelfTest) -> None:
         """Try it anew where the host became another one meanwhile, but not for ever."""
-        for _ in range(_CHANGES):
+        for _ in range(_MAX_RESTARTS):
             try:
-                await self._try(candidate, committed, None, api_addresses)
+                await self._try(candidate, committed, None, test)
             except _LostError as error:
                 if not error.gone:
                     raise
                 log.info("Gateways or resolvers of this host became others during the trial; it is made once more.")
             else:
                 return
-        await self._try(candidate, committed, None, api_addresses)
+        await self._try(candidate, committed, None, test)
 
     async def run_again(
-        self, candidate: Blocklist, committed: Blocklist, explanation: Explanation, api_addresses: tuple[str, ...]
+        self, candidate: Blocklist, committed: Blocklist, explanation: Explanation, test: SelfTest
     ) -> None:
         """The same for what is left of a candidate without the addresses of the explanation.
 
         Raises:
             SelfTestError, KernelError: as above.
         """
-        await self._wait_for_recovery(explanation, api_addresses)
+        await self._wait_for_recovery(explanation, test)
         try:
-            await self._try(candidate, committed, explanation.before, api_addresses)
+            await self._try(candidate, committed, explanation.before, test)
         except _LostError as error:
             raise SelfTestError(f"{error}, also without {explanation.shown()}") from error
 
-    async def _wait_for_recovery(self, explanation: Explanation, api_addresses: tuple[str, ...]) -> None:
+    async def _wait_for_recovery(self, explanation: Explanation, test: SelfTest) -> None:
         """What failed in the trial works again without it, or the trial was not the reason."""
         for _ in range(_RECOVERIES):
-            self.progress()
-            failed = regressions(explanation.before, await self.probes.run(api_addresses))
+            self._changes.set()
+            failed = regressions(explanation.before, await test.run())
             if not failed:
                 return
-            await asyncio.sleep(self.recovery_seconds)
+            await asyncio.sleep(self._recovery_seconds)
         raise SelfTestError(
             f"the self-test failed and goes on failing without the new list: {'; '.join(map(str, failed))}"
         )
@@ -183,129 +172,71 @@ class Trial:
         candidate: Blocklist,
         committed: Blocklist,
         before: tuple[ProbeResult, ...] | None,
-        api_addresses: tuple[str, ...],
+        test: SelfTest,
     ) -> None:
         """Stage, try and commit; `before` are the findings to compare with, if they are known already."""
-        watch = _FlowWatch(self.connections, await asyncio.to_thread(NewlyCovered, candidate, committed))
+        watch = FlowWatch(self._connections, await asyncio.to_thread(NewlyCovered, candidate, committed))
         try:
-            self.progress()
-            await self.owner.run(self.kernel.stage, candidate)
-            self.progress()
+            self._changes.set()
+            await self._kernel.stage(candidate)
+            self._changes.set()
             if before is None:
-                before = await self.probes.run(api_addresses)
+                before = await test.run()
                 for result in already_failing(before):
                     log.warning("Self-test: %s already before the trial; the list is not to blame for it.", result)
-                self.progress()
+                self._changes.set()
             await watch.begin()
-            await self.owner.run(self.kernel.begin_trial)
-            self.on_trial(True)
-            with self.watch_drops() as dropped:
-                during = await self._probe_while_renewing(watch, api_addresses)
+            await self._kernel.begin_trial()
+            self._set_running(True)
+            with self._drops.watch_sources() as dropped:
+                during = await self._probe_while_renewing(watch, test)
             if failed := regressions(before, during):
-                sources = _named(dropped, watch.covers)
+                sources = _shown_sources(dropped, watch.covers)
                 raise _LostError(failed, before, watch.outgoing(), sources, gone=only_gone(failed, during))
-            await self.owner.run(self.kernel.commit)
+            await self._kernel.commit()
         except BaseException:
             # Whatever it was, a cancellation too: what was staged or is on trial must not outlive it.
             try:
-                await self.owner.run(self.kernel.rollback)
+                await self._kernel.rollback()
             except KernelError as error:
                 # The kernel forgets the trial by itself; a cancellation must not be lost for this.
                 log.error("The trial could not be ended (%s); the kernel ends it within seconds.", error)
             raise
         finally:
-            self.on_trial(False)
+            self._set_running(False)
             # Not before: it may wait for a look that is under way, and nobody would renew the trial meanwhile.
             await watch.end()
 
-    async def _probe_while_renewing(self, watch: _FlowWatch, api_addresses: tuple[str, ...]) -> tuple[ProbeResult, ...]:
-        keeper = asyncio.create_task(self._keep_trial())
+    async def _probe_while_renewing(self, watch: FlowWatch, test: SelfTest) -> tuple[ProbeResult, ...]:
+        renewing = asyncio.create_task(self._renew_forever())
         watching = asyncio.create_task(watch.look_forever())
-        probing = asyncio.ensure_future(self.probes.run(api_addresses))
+        probing = asyncio.ensure_future(test.run())
         try:
-            await asyncio.wait({keeper, probing}, return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done():
-                keeper.result()  # it only ends by raising
+            await asyncio.wait({renewing, probing}, return_when=asyncio.FIRST_COMPLETED)
+            if renewing.done():
+                renewing.result()  # it only ends by raising
             return await probing
         finally:
-            for task in (keeper, watching, probing):
+            for task in (renewing, watching, probing):
                 task.cancel()
-            await asyncio.gather(keeper, watching, probing, return_exceptions=True)
+            await asyncio.gather(renewing, watching, probing, return_exceptions=True)
 
-    async def _keep_trial(self) -> None:
+    async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
-            await self.owner.run(self.kernel.renew_trial)
+            await self._kernel.renew_trial()
+
+    def _set_running(self, running: bool) -> None:
+        self.running = running
+        self._changes.set()
 
 
-class _FlowWatch:
-    """Collects the connections that this host opens, or has open, to addresses which only the candidate blocks, from
-    `begin`, which comes before the trial, until `end`."""
-
-    def __init__(self, connections: Connections, covers: NewlyCovered) -> None:
-        self.covers = covers
-        self._connections = connections
-        self._stack = ExitStack()
-        self._lock = threading.Lock()
-        self._ended = False
-        self._packets: PacketWatch | None = None
-        self._before: tuple[Flow, ...] = ()
-        # Replaced as a whole: a look may still be under way in its thread when they are read.
-        self._found: frozenset[Flow] = frozenset()
-        self._sent: frozenset[Flow] = frozenset()
-
-    async def begin(self) -> None:
-        """Look at what there is before the trial."""
-        try:
-            self._before = await asyncio.to_thread(self._connections.flows, self.covers)
-            self._packets = await asyncio.to_thread(self._stack.enter_context, self._connections.watch())
-        except KernelError as error:
-            log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
-
-    async def end(self) -> None:
-        """Let go of what is watched."""
-        await asyncio.to_thread(self._close)
-
-    async def look_forever(self) -> None:
-        """Until it is cancelled, or connections can't be read."""
-        while True:
-            try:
-                await asyncio.to_thread(self._look)
-            except KernelError as error:
-                log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
-                return
-            await asyncio.sleep(_FLOW_SECONDS)
-
-    def outgoing(self) -> tuple[Flow, ...]:
-        """What this host, or something behind it, began meanwhile, or had no answer to; behind that what it went on
-        with and is no TCP: a tunnel is older than the trial, and all packets through it are lost in it."""
-        found = sorted(self._found, key=Flow.rank)
-        opened = opened_since(self._before, found, self._sent)
-        older = (flow for flow in found if flow.outgoing and flow.protocol != TCP)
-        return tuple(dict.fromkeys((*opened, *older)))
-
-    def _look(self) -> None:
-        # What it reads must not be closed under it.
-        with self._lock:
-            if self._ended:
-                return
-            self._found |= frozenset(self._connections.flows(self.covers))
-            if self._packets is not None:
-                sent = self._packets.seen()
-                self._sent |= {flow for flow in sent if self.covers(flow.family, flow.peer)}
-
-    def _close(self) -> None:
-        with self._lock:
-            self._ended = True
-            self._stack.close()
-
-
-def _named(dropped: Collection[bytes], covers: Callable[[Family, int], bool]) -> tuple[str, ...]:
+def _shown_sources(dropped: Collection[bytes], covers: NewlyCovered) -> tuple[str, ...]:
     """The sources of dropped packets that only the candidate blocks: the first few, and how many more."""
     sources = []
     for address in sorted(dropped):
         family, number = family_of(address), int.from_bytes(address, "big")
         if covers(family, number):
             sources.append(to_text(family, Prefix(number, family.bits)))
-    more = [f"and {len(sources) - _NAMED} more"] if len(sources) > _NAMED else []
-    return (*sources[:_NAMED], *more)
+    more = [f"and {len(sources) - _SHOWN_SOURCES} more"] if len(sources) > _SHOWN_SOURCES else []
+    return (*sources[:_SHOWN_SOURCES], *more)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from sikkerguard.core.lists.allowlist import Allowlist
 
 if TYPE_CHECKING:
     from sikkerguard.core.lists.allowlist import AllowEntry
@@ -22,8 +24,21 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where this host stands: what is allowed because of it, in the order in which it was found (an address may be
-    there twice, for different reasons), and its ways out."""
+    """What was found out about this host: what is allowed because of it, in the order in which it was found (an address
+    may be there twice, for different reasons), and its ways out."""
 
     allowed: tuple[AllowEntry, ...]
     gateways: frozenset[Gateway]
+
+
+@dataclass(frozen=True, slots=True)
+class HostAllowlist:
+    """All that is never blocked now, by the host, the settings and SikkerAPI's addresses, and the host's ways out."""
+
+    allowlist: Allowlist = field(default_factory=Allowlist)
+    gateways: frozenset[Gateway] = frozenset()
+
+    @property
+    def entries(self) -> tuple[AllowEntry, ...]:
+        """The allowlist's entries."""
+        return self.allowlist.entries

@@ -6,19 +6,44 @@ with another.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.lists.parse import merge_content
-from sikkerguard.core.lists.sources import ListedSource
+from sikkerguard.core.lists.sources import ListedSource, VerifiedList
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Ranges, divided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sikkerguard.core.lists.size_guard import Offer
+
 # The oldest ones beyond this number become one, with the moment of the youngest of them: nobody asks for the hour of an
 # entry that has been listed for a month.
-MOST_GENERATIONS = 32
+MAX_GENERATIONS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A new version of one source. Without `content` the source is no longer wanted; without an `offer` nothing has to
+    be believed of it."""
+
+    name: str
+    content: Blocklist | None = None
+    offer: Offer | None = None
+
+
+def sources_after(before: VerifiedList | None, changes: Iterable[Change], now: float) -> tuple[ListedSource, ...]:
+    """The generations of every source when these changes have been made at `now` (Unix seconds), in the order of the
+    sources' names."""
+    verified = VerifiedList((), now) if before is None else before
+    generations = {source.name: verified.content_of(source.name) for source in verified.sources}
+    for change in changes:
+        earlier = generations.pop(change.name, ())
+        if change.content is not None:
+            generations[change.name] = split_generations(earlier, ListedSource(change.name, change.content, now))
+    return tuple(source for name in sorted(generations, reverse=True) for source in generations[name])
 
 
 def split_generations(before: Iterable[ListedSource], fresh: ListedSource) -> tuple[ListedSource, ...]:
@@ -39,7 +64,7 @@ def split_generations(before: Iterable[ListedSource], fresh: ListedSource) -> tu
 
 def _limited(generations: list[ListedSource]) -> list[ListedSource]:
     ordered = sorted(generations, key=lambda source: source.since)
-    surplus = len(ordered) - MOST_GENERATIONS + 1
+    surplus = len(ordered) - MAX_GENERATIONS + 1
     if surplus < 2:
         return ordered
     oldest = ordered[:surplus]

@@ -7,13 +7,19 @@ being [Unix seconds, entries, IPv4 addresses, /64s of IPv6].
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sikkerguard.core.lists.coverage import Extent
-from sikkerguard.core.lists.size_guard import SourceHistory, Version
+from sikkerguard.core.lists.admission import without_special
+from sikkerguard.core.lists.coverage import Extent, extent_of
+from sikkerguard.core.lists.parse import merge_content
+from sikkerguard.core.lists.size_guard import SourceHistory, Version, check_coverage
+from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from sikkerguard.core.lists.size_guard import Limits
+    from sikkerguard.core.lists.sources import VerifiedList
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class PullMemory:
         others = {other: known for other, known in self.sources.items() if other != name}
         return replace(self, sources=others if history is None else {**others, name: history})
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What `from_json` reads."""
         return {
             "sources": {
@@ -49,8 +55,8 @@ class PullMemory:
         }
 
 
-def from_json(known: Mapping[str, Any]) -> PullMemory:
-    """What `as_json` gave; whatever cannot be read of it is left out."""
+def from_json(known: Mapping[str, object]) -> PullMemory:
+    """What `as_json` gave; whatever can't be read of it is left out."""
     sources = known.get("sources")
     unfinished = known.get("unfinished")
     histories: dict[str, SourceHistory] = {}
@@ -68,3 +74,25 @@ def from_json(known: Mapping[str, Any]) -> PullMemory:
         except (ValueError, TypeError, KeyError, OverflowError):
             continue
     return PullMemory(histories, unfinished if isinstance(unfinished, int) and unfinished > 0 else 0)
+
+
+def believable(
+    verified: VerifiedList, memory: PullMemory, limits: Limits
+) -> tuple[VerifiedList, PullMemory, tuple[str, ...]]:
+    """The cached list without sources of which no history is known and which cover too much: a version of ours that had
+    no such guard took them. Every other source has a history in the memory that is returned. The sentences, without full
+    stops, say what is not used and why."""
+    complaints = []
+    left_out = set[str]()
+    for name in sorted({source.name for source in verified.sources} - memory.sources.keys()):
+        content = merge_content([source.content for source in verified.content_of(name)])
+        extent = extent_of(without_special(content))
+        try:
+            check_coverage(f"The list of {name} that is kept on disk", extent, limits)
+        except ListError as error:
+            complaints.append(f"{error}. It is not used, and the next one is measured as a first one")
+            left_out.add(name)
+        else:
+            memory = memory.with_source(name, SourceHistory((Version(verified.verified_at, extent),)))
+    kept = tuple(source for source in verified.sources if source.name not in left_out)
+    return replace(verified, sources=kept), memory, tuple(complaints)

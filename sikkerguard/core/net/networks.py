@@ -82,3 +82,7 @@ class Blocklist:
     def of(self, family: Family) -> Networks:
         """The networks of one family."""
         return self.v4 if family is Family.V4 else self.v6
+
+    def has(self, family: Family, address: int) -> bool:
+        """Whether an entry covers this address."""
+        return self.of(family).find(address) is not None

@@ -1,7 +1,7 @@
 """Which addresses requests may be sent to, and so may never be blocked: those that proved whose they are.
 
 A name's addresses come from DNS, which anyone may forge and which has no end. So an address of SikkerAPI counts only
-once it completed a verified handshake, and a proxy's once it took a connection; at most `MOST` are tried at a time, and
+once it completed a verified handshake, and a proxy's once it took a connection; at most `MAX_ADDRESSES` are tried at a time, and
 kept. An address that the operator wrote himself needs no proof.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sikkerguard.core.lists.allowlist import AllowEntry
 from sikkerguard.core.net.address import parse_prefix
@@ -18,18 +18,18 @@ from sikkerguard.core.net.address import parse_prefix
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-MOST = 16
+MAX_ADDRESSES = 16
 # For so long an address that proved itself is used without being asked again. Where other addresses stand beside it in
 # DNS that did not, they are asked no more often either.
 FRESH_SECONDS = 3600.0
 # For so long it stays allowed while no address proves itself, since the line or SikkerAPI may be down.
 KEPT_SECONDS = 86400.0
 # How many addresses that proved nothing are remembered, so that others have their turn before them.
-_MOST_REFUSED = 1024
+_MAX_REFUSED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Endpoint:
     """What requests connect to, SikkerAPI itself or a proxy: the `reason` for which its addresses are allowed, the
     `scheme` that is spoken there, and a name or an address with its port."""
 
@@ -57,7 +57,7 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a way's addresses: at most `MOST` `proofs`, the newest first; when others were last tried in
+    """What is known of a way's addresses: at most `MAX_ADDRESSES` `proofs`, the newest first; when others were last tried in
     vain (`refused`); when any was last tried (`tried_at`); and whether no proof counts as fresh (`doubted`), since they
     are of an earlier run, or nothing proved itself when it was last asked. Times are Unix seconds."""
 
@@ -97,7 +97,7 @@ def is_due(known: Known, resolved: Iterable[str], now: float) -> bool:
 
 
 def candidates(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
-    """The addresses that are to prove themselves now, at most `MOST`.
+    """The addresses that are to prove themselves now, at most `MAX_ADDRESSES`.
 
     Half of the places are for those that did before, if there are so many, first those that the name still stands for;
     half are for new ones, both families in turn. Of these the ones come first that were never tried, then those whose
@@ -113,8 +113,8 @@ def candidates(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
 
     waiting = sorted((address for address in wanted if address not in known_before), key=turn)
     fresh = [address for _, group in groupby(waiting, turn) for address in _alternating(list(group))]
-    room = max(MOST // 2, MOST - len(fresh))
-    return tuple([*old[:room], *fresh][:MOST])
+    room = max(MAX_ADDRESSES // 2, MAX_ADDRESSES - len(fresh))
+    return tuple([*old[:room], *fresh][:MAX_ADDRESSES])
 
 
 def _alternating(addresses: list[str]) -> list[str]:
@@ -139,10 +139,10 @@ def settled(known: Known, tried: Mapping[str, bool], now: float) -> Known:
         for proof in known.proofs
         if now - proof.at < KEPT_SECONDS and (proof.address not in tried if proved else True)
     ]
-    proofs = sorted([*proved, *kept], key=lambda proof: -proof.at)[:MOST]
+    proofs = sorted([*proved, *kept], key=lambda proof: -proof.at)[:MAX_ADDRESSES]
     refused = {address: at for address, at in known.refused.items() if address not in tried}
     refused |= {address: now for address, good in tried.items() if not good}
-    return Known(tuple(proofs), dict(list(refused.items())[-_MOST_REFUSED:]), now, doubted=not proved)
+    return Known(tuple(proofs), dict(list(refused.items())[-_MAX_REFUSED:]), now, doubted=not proved)
 
 
 def usable(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
@@ -153,20 +153,32 @@ def usable(known: Known, resolved: Iterable[str]) -> tuple[str, ...]:
     return tuple(proof.address for proof in ranked)
 
 
-def to_record(way: Way, known: Known) -> dict[str, Any]:
-    """What outlives a restart, as JSON has it."""
-    return {"way": str(way), "proofs": [list(proof) for proof in known.proofs]}
+@dataclass(frozen=True, slots=True)
+class EndpointMemory:
+    """What outlives a restart: the endpoint, as `Endpoint` is written, and the proofs of its addresses."""
+
+    endpoint: str = ""
+    proofs: tuple[Proof, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """What `memory_from_json` reads."""
+        return {"way": self.endpoint, "proofs": [list(proof) for proof in self.proofs]}
+
+    def recall(self, endpoint: Endpoint, now: float) -> Known:
+        """What was known of this endpoint; nothing where that was another one, or too old to be kept. `now` in Unix
+        seconds."""
+        if self.endpoint != str(endpoint):
+            return Known()
+        proofs = [Proof(proof.address, min(proof.at, now)) for proof in self.proofs if now - proof.at < KEPT_SECONDS]
+        return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MAX_ADDRESSES]), doubted=True)
 
 
-def from_record(record: Mapping[str, Any], way: Way, now: float) -> Known:
-    """What was known of this way when the record was written; nothing where that was another way, of what is damaged,
-    or too old to be kept."""
-    if record.get("way") != str(way):
-        return Known()
+def memory_from_json(record: Mapping[str, object]) -> EndpointMemory:
+    """What `as_json` gave; whatever can't be read of it is left out."""
     proofs = []
     rows = record.get("proofs")
     for row in rows if isinstance(rows, list) else ():
         match row:
-            case [str(address), float() | int() as at] if is_address(address) and now - at < KEPT_SECONDS:
-                proofs.append(Proof(address, min(float(at), now)))
-    return Known(tuple(sorted(proofs, key=lambda proof: -proof.at)[:MOST]), doubted=True)
+            case [str(address), float() | int() as at] if is_address(address):
+                proofs.append(Proof(address, float(at)))
+    return EndpointMemory(str(record.get("way", "")), tuple(proofs))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.lists.allowlist import PROXY
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.selftest import Outcome, ProbeResult
-from sikkerguard.core.sikkerapi.endpoint import MOST
+from sikkerguard.core.sikkerapi.endpoint import MAX_ADDRESSES
 from sikkerguard.edges.host import neighbours
 from sikkerguard.edges.host.routes import interface_name
 from sikkerguard.errors import KernelError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from sikkerguard.core.host.surroundings import Gateway
-    from sikkerguard.core.sikkerapi.endpoint import Way
+    from sikkerguard.core.sikkerapi.endpoint import Endpoint
 log = logging.getLogger(__name__)
 
 # Three tries, so that one lost packet on a busy line is not taken for a lock-out.
@@ -45,17 +45,17 @@ _NEIGHBOUR_SECONDS, _NEIGHBOUR_LOOK_SECONDS = 7.0, 0.2
 
 
 class Probes:
-    """Runs every probe at once. The callables say where to look at that moment; `way` is what requests connect to."""
+    """Runs every probe at once. The callables say where to look at that moment; `endpoint` is what requests connect to."""
 
     def __init__(
         self,
         gateways: Callable[[], Iterable[Gateway]],
         resolvers: Callable[[], Iterable[str]],
-        way: Way,
+        endpoint: Endpoint,
     ) -> None:
         self._gateways = gateways
         self._resolvers = resolvers
-        self._way = way
+        self._endpoint = endpoint
         self._said: set[ProbeResult] = set()
 
     async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
@@ -66,8 +66,8 @@ class Probes:
         for gateway in gateways:
             checks.append(_gateway(gateway) if gateway.address else self._no_gateway(gateway))
         for resolver in self._resolvers():
-            checks.append(_query(resolver, self._way.host))
-        checks.append(_connect(self._way, tuple(api_addresses)[:MOST]))
+            checks.append(_query(resolver, self._endpoint.host))
+        checks.append(_connect(self._endpoint, tuple(api_addresses)[:MAX_ADDRESSES]))
         results: list[ProbeResult] = []
         for found in await asyncio.gather(*checks):
             results += [found] if isinstance(found, ProbeResult) else found
@@ -221,11 +221,11 @@ def _response_code(question: bytes, answer: bytes) -> int | None:
     return answer[3] & 0x0F
 
 
-async def _connect(way: Way, addresses: tuple[str, ...]) -> ProbeResult:
-    name = f"proxy {way.host} port {way.port}" if way.reason == PROXY else "API"
+async def _connect(endpoint: Endpoint, addresses: tuple[str, ...]) -> ProbeResult:
+    name = f"proxy {endpoint.host} port {endpoint.port}" if endpoint.reason == PROXY else "API"
     if not addresses:
         return ProbeResult(name, Outcome.ABSENT, "has no address yet that is known to be genuine")
-    attempts = [asyncio.ensure_future(_connects(address, way.port)) for address in addresses]
+    attempts = [asyncio.ensure_future(_connects(address, endpoint.port)) for address in addresses]
     try:
         for attempt in asyncio.as_completed(attempts):
             if await attempt:
@@ -234,7 +234,7 @@ async def _connect(way: Way, addresses: tuple[str, ...]) -> ProbeResult:
         for pending in attempts:
             pending.cancel()
     where = ", ".join(addresses)
-    return ProbeResult(name, Outcome.FAILED, f"does not take connections at {where} port {way.port}")
+    return ProbeResult(name, Outcome.FAILED, f"does not take connections at {where} port {endpoint.port}")
 
 
 async def _connects(address: str, port: int) -> bool:

@@ -19,6 +19,8 @@ from sikkerguard.core.net.packed import Prefix
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from sikkerguard.core.net.networks import Blocklist
+
 log = logging.getLogger(__name__)
 
 SESSIONS = Path("/run/systemd/sessions")
@@ -54,13 +56,13 @@ class SshPeers:
         self._said_ports = ""
         self._unnamed: frozenset[str] = frozenset()
 
-    def look(self, ports: Iterable[int], listed: Callable[[Family, int], bool]) -> tuple[str, ...]:
+    def look(self, ports: Iterable[int], listed: Blocklist) -> tuple[str, ...]:
         """Who is logged in now.
 
         Where logind records each session, that is who has a record of a session that goes on, and a connection: a
         session may linger for days after its user has left. Where it does not, the peers of connections to port 22, to
         the ports of sshd_config and to `ports` count too, once they stand for two minutes, by `core.sessions`;
-        `listed` says whether an address is on the list in force.
+        peers that are in `listed`, the list in force, don't.
         """
         hosts = _recorded(self._root)
         found = dict.fromkeys(self._connected(hosts))
@@ -79,7 +81,7 @@ class SshPeers:
                 )
             self._said_ports = shown
             established = _to_ports(self._root, watched)
-            self._standing = follow(self._standing, established, self._clock(), listed)
+            self._standing = follow(self._standing, established, self._clock(), listed.has)
             found.update(dict.fromkeys(peers(self._standing)))
         return tuple(to_text(family, Prefix(number, family.bits)) for family, number in [*found][:MOST_PEERS])
 

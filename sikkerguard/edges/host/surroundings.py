@@ -24,11 +24,12 @@ from sikkerguard.errors import KernelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sikkerguard.core.net.family import Family
+    from sikkerguard.core.interfaces import Signal
+    from sikkerguard.core.net.networks import Blocklist
 
 
 class Observer:
-    """Finds out where this host stands, and has it watched. `detect` is for one thread at a time.
+    """Finds out what this host is connected by, and has it watched. `observe` is for one thread at a time.
 
     `root` is where /run, /etc and /proc lie for SSH sessions, and `clock` gives seconds that never go back.
     """
@@ -37,33 +38,19 @@ class Observer:
         self._routes = Routes(clock=clock)
         self._ssh = SshPeers(root, clock)
 
-    def detect(
-        self,
-        whitelist: Iterable[AllowEntry],
-        ways: Iterable[AllowEntry],
-        ssh_ports: Iterable[int],
-        listed: Callable[[Family, int], bool],
-    ) -> Surroundings:
-        """All that is allowed because of where this host stands, and its ways out.
-
-        `ways` are the addresses to which requests go, `ssh_ports` are further ports of sshd's, and `listed` says
-        whether an address is on the list in force.
+    def observe(self, ssh_ports: Iterable[int], listed: Blocklist) -> Surroundings:
+        """Gateways, resolvers, own addresses, and peers of SSH sessions. `ssh_ports` are further ports of sshd, and
+        `listed` is the list in force before the allowlist was cut out of it.
 
         Raises:
             KernelError: routes, addresses or SSH sessions can't be read; then nothing new may be blocked.
         """
         try:
-            return self._detected(whitelist, ways, ssh_ports, listed)
+            return self._observed(ssh_ports, listed)
         except OSError as error:
             raise KernelError(f"where this host stands can't be found out: {error}") from error
 
-    def _detected(
-        self,
-        whitelist: Iterable[AllowEntry],
-        ways: Iterable[AllowEntry],
-        ssh_ports: Iterable[int],
-        listed: Callable[[Family, int], bool],
-    ) -> Surroundings:
+    def _observed(self, ssh_ports: Iterable[int], listed: Blocklist) -> Surroundings:
         routes = self._routes.look()
         on_links = addresses()
         texts = [
@@ -78,13 +65,13 @@ class Observer:
             with suppress(ValueError):  # what is no address can't be blocked either
                 family, number = parse_address(text)
                 entries[AllowEntry(family, Prefix(number, family.bits), reason)] = None
-        return Surroundings((*entries, *ways, *whitelist), frozenset(routes.gateways))
+        return Surroundings(tuple(entries), frozenset(routes.gateways))
 
-    def watch(self, changed: Callable[[], None]) -> ChangeMonitor:
-        """What calls `changed` in the event loop soon after the surroundings changed, once it is started."""
+    def monitor(self, signal: Signal) -> ChangeMonitor:
+        """What sets this signal, in the event loop, soon after any of it changed, once it is started."""
 
-        def heard() -> None:
+        def changed() -> None:
             self._routes.forget()
-            changed()
+            signal.set()
 
-        return ChangeMonitor(heard, RESOLVER_FILES, (SESSIONS,), self._routes.uses)
+        return ChangeMonitor(changed, RESOLVER_FILES, (SESSIONS,), self._routes.uses)

@@ -15,15 +15,17 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.edges.http.control_socket import NAME, peer_of
 from sikkerguard.edges.http.pages import Answer, Pages, Request, as_json, read
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from sikkerguard.core.interfaces import Operations
 
 log = logging.getLogger(__name__)
 
@@ -66,24 +68,13 @@ class _Place:
 
 
 class Control:
-    """The server. The first of `directories` that has room for the socket gets it. `pull` has the service pull, and
-    take the list whatever its size where it gets True; it gives what is answered: the number `pull`, which the status
-    names as `pullAnswered` when that was done, and `complaint`, a sentence on settings that can't be used, or nothing.
-    The rest is as in `Web`."""
+    """The server. The first of `directories` that has room for the socket gets it."""
 
     name = "control"
 
-    def __init__(
-        self,
-        directories: Sequence[Path],
-        health: Callable[[], tuple[str, ...]],
-        status: Callable[[], Mapping[str, Any]],
-        pull: Callable[[bool], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, directories: Sequence[Path], operations: Operations) -> None:
         self._directories = directories
-        self._health = health
-        self._status = status
-        self._pull = pull
+        self._operations = operations
         self._pages = Pages(self._answer)
         self._place: _Place | None = None
         self._opening: asyncio.Task[_Place] | None = None
@@ -127,9 +118,7 @@ class Control:
             return self._change(request, peer.user)
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Only GET and POST are answered.\n")
-        return read(request, self._health, self._status) or Answer(
-            404, b"There are /healthz and /status, and /pull for POST.\n"
-        )
+        return read(request, self._operations) or Answer(404, b"There are /healthz and /status, and /pull for POST.\n")
 
     def _change(self, request: Request, user: int) -> Answer:
         if user != 0:
@@ -138,7 +127,7 @@ class Control:
             return Answer(404, b"What can be posted to is /pull.\n")
         if request.query not in _ACCEPT:
             return Answer(400, b"It is /pull, or /pull?accept=true.\n")
-        return as_json(self._pull(_ACCEPT[request.query]))
+        return as_json(self._operations.reload(accept=_ACCEPT[request.query]))
 
 
 def _listen(directories: Sequence[Path]) -> _Place:

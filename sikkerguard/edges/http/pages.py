@@ -6,13 +6,15 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
+
+    from sikkerguard.core.interfaces import Operations
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +47,18 @@ class Answer:
     kind: str = PLAIN
 
 
-def as_json(value: Mapping[str, Any]) -> Answer:
+def as_json(value: Mapping[str, object]) -> Answer:
     """The answer that is this object."""
     return Answer(200, json.dumps(value, indent=2).encode() + b"\n", "application/json")
 
 
-def read(
-    request: Request, health: Callable[[], tuple[str, ...]], status: Callable[[], Mapping[str, Any]]
-) -> Answer | None:
-    """The answer to who asks how things are, by `/healthz` or `/status`; None to any other path."""
+def read(request: Request, operations: Operations) -> Answer | None:
+    """The answer to a request for `/healthz` or `/status`; None for any other path."""
     if request.path == "/healthz":
-        reasons = health()
+        reasons = operations.failures()
         return Answer(503, ("\n".join(reasons) + "\n").encode()) if reasons else Answer(200, b"OK\n")
     if request.path == "/status":
-        return as_json(status())
+        return as_json(operations.status())
     return None
 
 

@@ -9,28 +9,24 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.edges.http.pages import Answer, Pages, Request, read
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from sikkerguard.core.interfaces import Operations
 
 
 class Web:
-    """The local page. `health` gives the reasons why it can't be said that the list blocks, none where it does;
-    `status` gives what `/status` shows."""
+    """The local page."""
 
     name = "page"
 
-    def __init__(
-        self, host: str, port: int, health: Callable[[], tuple[str, ...]], status: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, host: str, port: int, operations: Operations) -> None:
         self._host = host
         self._port = port
-        self._health = health
-        self._status = status
+        self._operations = operations
         self._pages = Pages(self._answer)
         self._is_open = False
 
@@ -64,7 +60,7 @@ class Web:
             return Answer(403, b"This page is for this host only.\n")
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"Only GET is answered.\n")
-        return read(request, self._health, self._status) or Answer(404, b"There are /healthz and /status.\n")
+        return read(request, self._operations) or Answer(404, b"There are /healthz and /status.\n")
 
 
 def _is_local(host: str) -> bool:

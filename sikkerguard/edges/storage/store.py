@@ -17,11 +17,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
+from sikkerguard.core.lists.pull_memory import from_json as pull_memory_from_json
 from sikkerguard.core.lists.sources import LeftOut, ListedSource, VerifiedList
 from sikkerguard.core.net.address import parse_prefix, to_text
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Ranges
+from sikkerguard.core.sikkerapi.endpoint import memory_from_json as endpoint_memory_from_json
 from sikkerguard.edges.storage import last_good
 from sikkerguard.edges.storage.directory import Directory
 from sikkerguard.edges.storage.processes import is_dying, owner_of
@@ -31,10 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from sikkerguard.core.lists.pull_memory import PullMemory
+    from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
+
 log = logging.getLogger(__name__)
 
 _LIST, _ALLOW, _PULLS, _LOCK = "list.bin", "allowlist.json", "pulls.json", "service.lock"
-_BEFORE, _DAMAGED, _WAYS = "list.bin.1", "list.bin.damaged", "ways.json"
+_BEFORE, _DAMAGED, _ENDPOINT = "list.bin.1", "list.bin.damaged", "ways.json"
 # The format's name and version; a list of another one is as unreadable as a damaged one, and is pulled anew.
 _MAGIC = b"SIKKERGUARD LIST 1\n"
 _DIGEST = hashlib.sha256
@@ -233,23 +238,23 @@ class Store:
         except (ValueError, TypeError):
             return Allowlist()
 
-    def save_pulls(self, known: dict[str, Any]) -> None:
+    def save_pull_memory(self, memory: PullMemory) -> None:
         """Keep what the next pull has to know of the last ones."""
-        self._files.replace(_PULLS, json.dumps(known).encode())
+        self._files.replace(_PULLS, json.dumps(memory.as_json()).encode())
 
-    def load_pulls(self) -> dict[str, Any]:
+    def load_pull_memory(self) -> PullMemory:
         """What is known of earlier pulls; empty where nothing readable is kept."""
         known = self._json(_PULLS, {})
-        return known if isinstance(known, dict) else {}
+        return pull_memory_from_json(known if isinstance(known, dict) else {})
 
-    def save_ways(self, known: dict[str, Any]) -> None:
+    def save_endpoint(self, memory: EndpointMemory) -> None:
         """Keep at which addresses SikkerAPI, or a proxy, proved to be there, and when."""
-        self._files.replace(_WAYS, json.dumps(known).encode())
+        self._files.replace(_ENDPOINT, json.dumps(memory.as_json()).encode())
 
-    def load_ways(self) -> dict[str, Any]:
+    def load_endpoint(self) -> EndpointMemory:
         """What was last kept of them; empty where nothing readable is."""
-        known = self._json(_WAYS, {})
-        return known if isinstance(known, dict) else {}
+        known = self._json(_ENDPOINT, {})
+        return endpoint_memory_from_json(known if isinstance(known, dict) else {})
 
     def save_settings(self, texts: Mapping[str, str]) -> None:
         """Keep the texts of settings that were good; the key is none of them."""

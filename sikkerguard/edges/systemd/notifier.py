@@ -1,4 +1,4 @@
-"""Word to systemd by sd_notify, silent where nobody listens; and the one thing that is asked of it."""
+"""Messages to systemd by sd_notify(3), none where nobody listens; and the one thing that is asked of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNIT = re.compile(r"/([^/\n]+\.service)(?:/[^\n]*)?$", re.MULTILINE)
 
 
 class Notifier:
-    """Tells systemd how the service is. What is told goes nowhere without NOTIFY_SOCKET; nothing is asked without
+    """The `ServiceManager` that systemd is. Nothing is sent without NOTIFY_SOCKET, and nothing is asked without
     INVOCATION_ID, which every process of a unit has (systemd.exec(5))."""
 
     def __init__(
@@ -64,11 +64,11 @@ class Notifier:
         clock that it uses (sd_notify(3), MONOTONIC_USEC)."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def alive(self) -> None:
+    def ping_watchdog(self) -> None:
         """Feed the watchdog; to be called on real progress only."""
         self._send("WATCHDOG=1")
 
-    def extend(self, seconds: float) -> None:
+    def extend_timeout(self, seconds: float) -> None:
         """Ask for this much more time for what is under way, starting or stopping."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
@@ -76,7 +76,7 @@ class Notifier:
         """The end has begun."""
         self._send("STOPPING=1")
 
-    def job(self) -> str:
+    def pending_job(self) -> str:
         """What systemd is doing with our service: `start`, `stop`, `restart`, as an upgrade of the package does,
         `shutdown` where it stops it with all others, or nothing, also where it can't be asked."""
         if not self._managed:

@@ -1,0 +1,93 @@
+"""Reading a feed: from its bytes to a new version of its source."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from sikkerguard.core.lists.admission import describe_removed, without_special
+from sikkerguard.core.lists.coverage import extent_of
+from sikkerguard.core.lists.generations import Change
+from sikkerguard.core.lists.parse import ApiParser, read_custom
+from sikkerguard.core.lists.size_guard import Offer
+from sikkerguard.core.lists.sources import LOCAL_FILE, SIKKERAPI
+
+if TYPE_CHECKING:
+    from sikkerguard.core.interfaces import Feed, Signal
+    from sikkerguard.core.lists.coverage import Extent
+    from sikkerguard.core.lists.parse import Parsed
+
+log = logging.getLogger(__name__)
+
+_TITLES = {SIKKERAPI: "SikkerAPI's list", LOCAL_FILE: "the file of SIKKER_CUSTOM_BLACKLIST"}
+# Lines of a person's file that can't be read and are named one by one.
+_SHOWN_LINES = 20
+
+
+async def read_strictly(feed: Feed, query: tuple[str, ...], changes: Signal) -> Change:
+    """Pull and read a list that a program made, of which every line has to be an entry or a comment. `query` is what its
+    size depends on; `changes` is set as the work makes progress.
+
+    Raises:
+        FetchError: the list could not be had.
+        ListError: what came is not a list.
+    """
+    parser = ApiParser()
+    async with aclosing(feed.stream()) as pieces:
+        async for piece in pieces:
+            # In a thread, so that the loop goes on answering while a megabyte is read.
+            await asyncio.to_thread(parser.feed, piece)
+            changes.set()
+    parsed = await asyncio.to_thread(parser.finish)
+    title = _TITLES.get(feed.name, f"the list of {feed.name}")
+    if parsed.rejected:
+        shown = f"{title[:1].upper()}{title[1:]}"
+        log.warning("%s: %s skipped (%s).", shown, describe_removed(parsed.rejected), "; ".join(parsed.samples))
+    offer = Offer(
+        title,
+        await asyncio.to_thread(_extent_of, parsed),
+        lines=parsed.lines + parsed.short,
+        short=parsed.short,
+        query=_digest(query),
+        terminated=parsed.terminated,
+    )
+    return Change(feed.name, parsed.content, offer)
+
+
+async def read_forgivingly(feed: Feed, place: str) -> Change:
+    """Read a list that a person wrote, in the file at `place`. Lines that can't be read are named in the log.
+
+    Raises:
+        ListError: the file can't be read, is empty, or nothing in it can be understood.
+    """
+    content = bytearray()
+    async with aclosing(feed.stream()) as pieces:
+        async for piece in pieces:
+            content += piece
+    parsed, skipped = await asyncio.to_thread(read_custom, place, bytes(content))
+    for sentence in skipped[:_SHOWN_LINES]:
+        log.warning("%s: %s.", feed.name, sentence)
+    if len(skipped) > _SHOWN_LINES:
+        log.warning("%s: %d more lines of %s are skipped.", feed.name, len(skipped) - _SHOWN_LINES, place)
+    if not parsed.lines and not parsed.short:
+        return Change(feed.name, parsed.content)  # comments alone: nothing is to be blocked by it
+    extent = await asyncio.to_thread(_extent_of, parsed)
+    lines = parsed.lines + parsed.short
+    title = _TITLES.get(feed.name, f"the list of {feed.name}")
+    return Change(
+        feed.name, parsed.content, Offer(title, extent, lines, parsed.short, query=_digest((place,)), local=True)
+    )
+
+
+def _extent_of(parsed: Parsed) -> Extent:
+    """The size of a list by its entries as they were read: those that touch become one, and many wide ranges few."""
+    return extent_of(without_special(parsed.content))._replace(entries=parsed.lines)
+
+
+def _digest(query: tuple[str, ...]) -> str:
+    """A fingerprint of what a list's size depends on. The key is part of it, since the tier limits the list; only a
+    digest of it is kept."""
+    return hashlib.sha256("\0".join(query).encode()).hexdigest()

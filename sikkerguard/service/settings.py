@@ -1,0 +1,134 @@
+"""The configuration of a running service: read again when it is asked for, and when a person has corrected it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from sikkerguard.config.settings import FIXED
+from sikkerguard.errors import ConfigError
+from sikkerguard.service.disk_thread import run_within
+from sikkerguard.service.watched import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from sikkerguard.config.settings import Config
+    from sikkerguard.core.interfaces import Signal
+    from sikkerguard.service.pull_loop import PullLoop
+    from sikkerguard.service.reload import Reload
+    from sikkerguard.service.state_writer import StateWriter
+
+log = logging.getLogger(__name__)
+
+# What the files of settings may take to be read, while all else waits.
+_READ_SECONDS = 2.0
+# A file that has stayed as it is from one look to the next has been written to its end.
+_LOOK_SECONDS = 0.3
+
+
+class SettingsReader(Protocol):
+    """Where settings come from."""
+
+    def load(self) -> Config:
+        """The settings as they are written now. Raises `ConfigError`."""
+
+    def files(self) -> Iterable[Path]:
+        """The files that `load` reads, the key's among them."""
+
+
+class FileStamps(Protocol):
+    """Tells versions of files apart."""
+
+    def file_stamp(self, path: Path) -> object:
+        """What differs once the file at this path has changed; None without one. Reads the disk."""
+
+
+class Settings:
+    """The one writer of `config`. `trouble` says what is the matter with the settings as they are written, or is empty.
+    Good ones are kept by the `writer`, if there is one, for a start that meets wrong ones."""
+
+    def __init__(
+        self, config: Config, reader: SettingsReader, stamps: FileStamps, writer: StateWriter | None, changes: Signal
+    ) -> None:
+        self._reader = reader
+        self._stamps = stamps
+        self._writer = writer
+        self._changes = changes
+        self._read_stamps = self.stamps()
+        self.config = Watched(config)
+        self.trouble = ""
+
+    def begin(self) -> None:
+        """See what is the matter with the settings of the start."""
+        self._note(" ".join(self.config.value.troubles))
+
+    def reload(self) -> None:
+        """Read the settings again, and use them where they are good."""
+        self._read_stamps = self.stamps()
+        config = self.config.value
+        try:
+            # A disk that does not answer is waited for by nobody, and so not by the loop.
+            fresh = run_within(_READ_SECONDS, self._reader.load)
+        except TimeoutError:
+            self._note(f"The settings can't be read within {_READ_SECONDS:g} s; those before stay.")
+        except ConfigError as error:
+            what = " ".join(error.complaints)
+            self._note(f"The new configuration is not used, the one before it stays: {what}")
+            if error.key is not None:
+                key, source = error.key
+                self.config.set(replace(config, api_key=key, key_source=source, key_missing=""))
+        else:
+            for name, variable in FIXED.items():
+                if getattr(fresh, name) != getattr(config, name):
+                    log.warning("The new %s takes effect with the next start only.", variable)
+            self.config.set(replace(fresh, **{name: getattr(config, name) for name in FIXED}))
+            self._note(" ".join(fresh.troubles))
+            self.save()
+            log.info("The configuration was read again.")
+
+    def save(self) -> None:
+        """Say what may not be meant, and keep the settings where all of them are good."""
+        config = self.config.value
+        for hint in config.hints:
+            log.warning("%s", hint)
+        if config.texts is not None and self._writer is not None:
+            self._writer.save_settings(config.texts)
+
+    def stamps(self) -> dict[Path, object]:
+        """What tells the versions of the files apart. Reads the disk."""
+        return {file: self._stamps.file_stamp(file) for file in self._reader.files()}
+
+    def has_changed(self, stamps: dict[Path, object]) -> bool:
+        """Whether the files differ from what they were when they were read."""
+        return stamps != self._read_stamps
+
+    def _note(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._changes.set()
+
+
+class SettingsWatch:
+    """Notices that a person has corrected what only a person could, a key or a setting, and has it read."""
+
+    work = "watching for corrections"
+
+    def __init__(self, settings: Settings, pulls: PullLoop, reload: Reload) -> None:
+        self._settings = settings
+        self._pulls = pulls
+        self._reload = reload
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        before: dict[Path, object] | None = None
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if not self._pulls.needs_correction and not self._settings.trouble:
+                continue
+            found = await asyncio.to_thread(self._settings.stamps)
+            if found == before and self._settings.has_changed(found):
+                self._reload.now()
+            before = found
