@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`active`: our rules meet packets, and all of their sets are there. `listed`: an entry of the committed list covers
-    the address. `allowed`: the allowlist in the kernel covers it. `packets`: those that this entry matched since its
-    list was loaded."""
+    """What one address meets.
+
+    active: our rules meet packets, and all of their sets are there.
+    listed: an entry of the committed list covers the address.
+    allowed: the allowlist in the kernel covers it.
+    packets: those that the entry has matched since its list was loaded.
+    """
 
     active: bool
     listed: bool

@@ -1,32 +1,40 @@
-"""The names of everything of ours in the kernel, in one place (design, section 3).
+"""The names of everything of ours in the kernel, in one place.
 
-A set's name has at most 31 characters.
+The kernel takes names of sets up to 31 characters (`IPSET_MAXNAMELEN` of linux/netfilter/ipset/ip_set.h less the
+terminating zero).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
 
-if TYPE_CHECKING:
-    from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.family import Family
 
+# All names of ours begin with this.
 OURS = "sikkerguard"
-CHAIN = "SIKKERGUARD"
-COUNT_CHAIN = "SIKKERGUARD-COUNT"
-NEWS_CHAIN = "SIKKERGUARD-NEW"
-REPLIES_CHAIN = "SIKKERGUARD-REPLIES"
-# In the order in which they can be taken away: each jumps to such as come behind it.
-CHAINS = (CHAIN, COUNT_CHAIN, NEWS_CHAIN, REPLIES_CHAIN)
+LOG_PREFIX = "SIKKERGUARD "
+
 TABLE = "raw"
 HOOK = "PREROUTING"
-LOG_PREFIX = "SIKKERGUARD "
+# Decides about a packet; the hook jumps to it.
+CHAIN = "SIKKERGUARD"
+# Counts a packet that will be dropped, by sending it through one of the next two.
+COUNT_CHAIN = "SIKKERGUARD-COUNT"
+NEW_CHAIN = "SIKKERGUARD-NEW"
+REPLIES_CHAIN = "SIKKERGUARD-REPLIES"
+# In the order in which they can be removed: each jumps only to chains that come after it.
+CHAINS = (CHAIN, COUNT_CHAIN, NEW_CHAIN, REPLIES_CHAIN)
+
+
+def tool_name(family: Family) -> str:
+    """The command that shows a family's rules."""
+    return "iptables" if family is Family.V4 else "ip6tables"
 
 
 @dataclass(frozen=True, slots=True)
 class CountingSets:
-    """Sets that packets fill together: `by_port` has an entry for a source, protocol and port, `by_source` counts
-    those packets that had none. `old_by_port` and `old_by_source` are what they are changed for to be read."""
+    """Sets that packets fill together: `by_port` has an entry for a source, protocol and port; `by_source` counts the
+    packets that met no such entry. To be read, both are swapped with the empty `old_by_port` and `old_by_source`."""
 
     by_port: str
     by_source: str
@@ -40,7 +48,13 @@ class CountingSets:
 
 @dataclass(frozen=True, slots=True)
 class SetNames:
-    """The sets of one family."""
+    """The sets of one family.
+
+    `singles` and `ranges` hold the committed list, `new_singles` and `new_ranges` the candidate; `allow` is never
+    blocked; `trial` holds all addresses while the candidate is on trial. Packets fill `hits` (by source, protocol and
+    port) and `sources` with what a source may have begun, `replies` and `repliers` with what it answered; the `old_...`
+    sets are empty ones to swap these with.
+    """
 
     singles: str
     ranges: str
@@ -50,43 +64,33 @@ class SetNames:
     trial: str
     hits: str
     sources: str
-    old_hits: str
-    old_sources: str
     replies: str
     repliers: str
+    old_hits: str
+    old_sources: str
     old_replies: str
     old_repliers: str
 
     def all(self) -> tuple[str, ...]:
-        """Every set that lies in the kernel for as long as we block."""
-        return (*self.in_rules(), self.old_hits, self.old_sources, self.old_replies, self.old_repliers)
+        """Every set that is in the kernel while we block."""
+        return astuple(self)
 
     def in_rules(self) -> tuple[str, ...]:
         """Every set that a rule refers to."""
-        return (
-            self.singles,
-            self.ranges,
-            self.new_singles,
-            self.new_ranges,
-            self.allow,
-            self.trial,
-            self.hits,
-            self.sources,
-            self.replies,
-            self.repliers,
-        )
+        old = (self.old_hits, self.old_sources, self.old_replies, self.old_repliers)
+        return tuple(name for name in self.all() if name not in old)
 
     def counting_begun(self) -> CountingSets:
         """The sets that count what a source may have begun."""
         return CountingSets(self.hits, self.sources, self.old_hits, self.old_sources)
 
     def counting_replies(self) -> CountingSets:
-        """The sets that count replies: what a source has not begun, or can't be shown to have."""
+        """The sets that count replies: what a source did not begin, or can't be shown to have begun."""
         return CountingSets(self.replies, self.repliers, self.old_replies, self.old_repliers)
 
 
 def set_names(family: Family) -> SetNames:
-    """The names of the family's sets."""
+    """The names of a family's sets."""
     label = family.label
     return SetNames(
         singles=f"{OURS}-{label}",
@@ -97,20 +101,16 @@ def set_names(family: Family) -> SetNames:
         trial=f"{OURS}-trial-{label}",
         hits=f"{OURS}-hits-{label}",
         sources=f"{OURS}-sources-{label}",
-        old_hits=f"{OURS}-oldhits-{label}",
-        old_sources=f"{OURS}-oldsources-{label}",
         replies=f"{OURS}-replies-{label}",
         repliers=f"{OURS}-repliers-{label}",
+        old_hits=f"{OURS}-oldhits-{label}",
+        old_sources=f"{OURS}-oldsources-{label}",
         old_replies=f"{OURS}-oldreplies-{label}",
         old_repliers=f"{OURS}-oldrepliers-{label}",
     )
 
 
-def loading(name: str) -> str:
-    """The name under which a set's new content is loaded, before a swap puts it in its place."""
-    return name.replace(OURS, f"{OURS}-load", 1)
-
-
-def further_loading(name: str) -> tuple[str, ...]:
-    """Names for the same where the first one is taken by a set that can't be destroyed, as one that is being listed."""
-    return tuple(name.replace(OURS, f"{OURS}-{word}", 1) for word in ("next", "more"))
+def loading_names(name: str) -> tuple[str, ...]:
+    """Names under which a set's new content can be loaded, before a swap puts it in its place. The later ones are for
+    where an earlier one is taken by a set that can't be destroyed, since another program is listing it."""
+    return tuple(name.replace(OURS, f"{OURS}-{word}", 1) for word in ("load", "next", "more"))

@@ -1,8 +1,9 @@
-"""What is to lie in the kernel, and what does lie there."""
+"""What is to be in the kernel, and what is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,41 +16,55 @@ if TYPE_CHECKING:
     from sikkerguard.core.net.packed import Prefix
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedFamily:
-    """What lies in the kernel for one family: the number of entries of each set of ours that is there; what the allow
-    set holds; the chains' rules, or None without the chain that the hook jumps to; where in the hook our jumps stand,
-    0 being the top (-1 for one that is not as we write it); `misfits`, sets with a name of ours that are of another
-    kind; and `excepted`, what the allow set has as `nomatch`, so that it is not allowed."""
+class Candidate(Enum):
+    """How far a list has come that is to replace the committed one."""
 
-    sets: Mapping[str, int]
-    allow: frozenset[Prefix]
-    rules: tuple[Rule, ...] | None
-    jumps: tuple[int, ...]
-    misfits: tuple[str, ...] = ()
-    excepted: frozenset[Prefix] = frozenset()
+    # There is none. Its sets are to be empty, and the trial's: an address in both would be blocked.
+    ABSENT = auto()
+    # It is loaded, and no packet meets it: the trial's set is to be empty.
+    STAGED = auto()
+    # It blocks too, or may: nothing of it is touched. So it is after a process that died in the middle of an update.
+    ON_TRIAL = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredFamily:
-    """What is to lie in the kernel: the number of entries of the two committed sets, what is allowed, and the sets
-    that are to be empty, since nothing is on trial."""
+    """What is to be in the kernel for one family: the number of single addresses and of ranges of the committed list,
+    what is allowed, and how far the candidate has come."""
 
     singles: int
     ranges: int
     allow: frozenset[Prefix]
-    idle: tuple[str, ...] = ()
+    candidate: Candidate = Candidate.ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedFamily:
+    """What is in the kernel for one family, as ipset and iptables have it; by default nothing of ours.
+
+    sets: the number of entries of each set of ours that is there and of the right kind, by name.
+    misfits: the names of those that are of another kind.
+    allow: what the allow set matches.
+    excepted: what the allow set has as `nomatch`, so that it is not allowed.
+    rules: those of our chains, or None without the chain that the hook jumps to.
+    jumps: the positions in the hook, from 0, of the jumps to our chain; -1 for one that is not as we write it.
+    """
+
+    sets: Mapping[str, int] = field(default_factory=dict)
+    misfits: tuple[str, ...] = ()
+    allow: frozenset[Prefix] = frozenset()
+    excepted: frozenset[Prefix] = frozenset()
+    rules: tuple[Rule, ...] | None = None
+    jumps: tuple[int, ...] = ()
 
 
 def desired_state(
-    families: Sequence[Family], blocklist: Blocklist, allowlist: Allowlist
+    families: Sequence[Family], committed: Blocklist, allowlist: Allowlist, candidate: Candidate = Candidate.ABSENT
 ) -> dict[Family, DesiredFamily]:
-    """What is to lie in the kernel when this list is committed."""
-    return {
-        family: DesiredFamily(
-            singles=len(blocklist.of(family)) - len(blocklist.of(family).ranges),
-            ranges=len(blocklist.of(family).ranges),
-            allow=allowlist.prefixes(family),
-        )
-        for family in families
-    }
+    """What is to be in the kernel for these families when this list is committed."""
+    desired = {}
+    for family in families:
+        networks = committed.of(family)
+        ranges = len(networks.ranges)
+        desired[family] = DesiredFamily(len(networks) - ranges, ranges, allowlist.prefixes(family), candidate)
+    return desired

@@ -1,11 +1,13 @@
-"""The kernel edge's twin that touches nothing and says what it would do; needs no privilege."""
+"""The backend that touches nothing and says what it would do. It needs no privilege."""
 
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.firewall.diff import diff
+from sikkerguard.core.firewall.inspection import Inspection
 from sikkerguard.core.firewall.state import ObservedFamily, desired_state
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist
@@ -19,30 +21,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Entries shown of a list that would be blocked; the rest is summed.
-_SHOWN = 10
-_NOTHING = ObservedFamily(sets={}, allow=frozenset(), rules=None, jumps=())
+# Entries of a list that are shown; of the others, their number is.
+_MAX_SHOWN = 10
 
 
 class DryRunBackend:
-    """The same face as `Kernel`. It starts from a kernel with nothing of ours in it."""
+    """Does what `core.interfaces.FirewallBackend` says, to a kernel that has nothing of ours in it and stays so."""
+
+    name = "dry-run"
 
     def __init__(self, families: Sequence[Family] = tuple(Family)) -> None:
-        self.families = tuple(families)
+        self._families = tuple(families)
         self._candidate = Blocklist()
 
-    def close(self) -> None:
-        """Nothing to let go of."""
-
     def adopt(self, verified: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
-        """Say what would have to be done to a kernel with nothing of ours in it."""
-        operations = diff(desired_state(self.families, verified, allowlist), dict.fromkeys(self.families, _NOTHING))
+        """Say what would have to be done."""
+        nothing = dict.fromkeys(self._families, ObservedFamily())
+        operations = diff(desired_state(self._families, verified, allowlist), nothing)
         for operation in operations:
             log.info("Dry run: would %s", operation.describe())
         return operations
 
-    def settle(self, allowlist: Allowlist) -> tuple[Operation, ...]:
-        """Nothing drifts where nothing is."""
+    def repair(self, allowlist: Allowlist) -> tuple[Operation, ...]:
+        """Nothing changes where nothing is."""
         return ()
 
     def read_committed(self) -> Blocklist:
@@ -56,10 +57,10 @@ class DryRunBackend:
     def stage(self, blocklist: Blocklist) -> None:
         """Show the beginning of what would be blocked."""
         self._candidate = blocklist
-        for family in self.families:
+        for family in self._families:
             networks = blocklist.of(family)
             if len(networks):
-                shown = [text for _, text in zip(range(_SHOWN), networks.texts(), strict=False)]
+                shown = list(islice(networks.texts(), _MAX_SHOWN))
                 more = f" and {len(networks) - len(shown):,} more" if len(networks) > len(shown) else ""
                 log.info("Dry run: would block %s%s", ", ".join(shown), more)
 
@@ -77,18 +78,29 @@ class DryRunBackend:
         """Forget the candidate."""
         self._candidate = Blocklist()
 
+    def unhook(self) -> None:
+        """There is no jump of ours."""
+
     def remove(self) -> None:
         """There is nothing of ours."""
 
-    def await_resume(self) -> None:
+    def hold_counters(self) -> None:
         """Nothing is counted."""
 
-    def resume(self, counters: Mapping[Family, PacketCount]) -> None:
-        """Nothing was counted before."""
+    def resume_counters(self, counters: Mapping[Family, PacketCount]) -> None:
+        """Nothing is counted."""
 
-    def drain(self) -> list[TrafficSample]:
+    def read_traffic(self) -> tuple[TrafficSample, ...]:
         """Nothing is dropped."""
-        return []
+        return ()
 
-    def unhook(self) -> None:
-        """There is no jump of ours."""
+    def inspect(self, family: Family, address: int) -> Inspection:
+        """No rule meets a packet."""
+        return Inspection(active=False, listed=False, allowed=False, packets=0)
+
+    def has_state(self) -> bool:
+        """There is nothing of ours."""
+        return False
+
+    def close(self) -> None:
+        """There is nothing to close."""

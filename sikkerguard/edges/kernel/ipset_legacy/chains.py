@@ -1,9 +1,9 @@
-"""Our chains and the jump to them, through python-iptables.
+"""Our chains and the jump to them, through python-iptables (1.0.1 to 1.2.0).
 
-For the thread that owns netfilter only. The library is imported at the first need: it costs 0.2 s and runs modprobe.
-What it would do by itself and must not: commit on its own (autocommit hides failures), keep a table's copy from an
-earlier read (each use here refreshes it), and write without the lock that iptables takes. A commit replaces the whole
-table in one step, so a chain is rewritten without a moment in between.
+The library is imported when it is first needed: that takes 0.2 s and runs modprobe. What it would do by itself and must
+not: commit on its own (autocommit hides failures), use a table's copy from an earlier read (each use here refreshes
+it), and write without the lock that iptables takes. A commit replaces the whole table in one step, so that a chain is
+rewritten without a moment in between.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.firewall.names import CHAIN, CHAINS, HOOK, TABLE
+from sikkerguard.core.firewall.names import CHAIN, CHAINS, HOOK, TABLE, tool_name
 from sikkerguard.core.firewall.rules import Extension, Rule
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.traffic.sample import PacketCount
 from sikkerguard.edges.kernel.ipset_legacy.iptc_library import library
-from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import mend
+from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import apply_patches
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Where iptables keeps its lock unless told otherwise (its manual, XTABLES_LOCKFILE).
+# The lock file of iptables(8), unless XTABLES_LOCKFILE names another.
 _LOCK_FILE = "/run/xtables.lock"
-# Seconds to wait for it. The thread that waits renews the trial too; who comes for nothing comes again soon, and does
-# not wait so long for a lock that is known to be held.
+# Seconds to wait for it: the thread that waits has to renew the trial too. A lock that was held the last time is waited
+# for more shortly, since the next attempt comes soon.
 _LOCK_SECONDS, _HELD_LOCK_SECONDS = 1.0, 0.1
 _LOCK_PAUSE_SECONDS = 0.02
 _VERDICT = "DROP"
 
 
 class Chains:
-    """All that is done to chains. Every method raises `KernelError` when the kernel or the library refuses."""
+    """Everything that is done to chains. Every method raises `KernelError` when the kernel or the library refuses, and
+    `BusyError` where another program holds the lock, or python-iptables is being installed."""
 
-    def __init__(self, lock_seconds: float = _LOCK_SECONDS) -> None:
-        self._lock_seconds = lock_seconds
+    def __init__(self) -> None:
         self._tables: dict[Family, Any] = {}
         self._warned = False
-        # Since when another program was found to hold the lock, in Unix seconds.
+        # When another program was first found to hold the lock, in Unix seconds.
         self._held_since: float | None = None
-        # How the library reads back what we wrote, where a version of iptables says it in other words.
+        # (as read back, as written) of the rules that we wrote: some versions of iptables print them differently.
         self._read_back: dict[Family, tuple[tuple[Rule, ...], tuple[Rule, ...]]] = {}
 
     def read(self, family: Family) -> tuple[tuple[Rule, ...] | None, tuple[int, ...]]:
-        """The rules of our chains (None without the one that is jumped to), and where in the hook the jumps to it
-        stand, from 0; -1 for one that is not as we write it."""
+        """The rules of our chains, or None without the one that the hook jumps to; and the positions in the hook, from
+        0, of the jumps to it, -1 for one that is not as we write it."""
         with self._translated(family, "read"):
             table = self._refreshed(family)
             rules = self._rules(family, table) if table.is_chain(CHAIN) else None
@@ -62,8 +62,8 @@ class Chains:
             )
 
     def write(self, family: Family, rules: tuple[Rule, ...], dropped: PacketCount) -> None:
-        """Make our chains consist of these rules, whatever they were, in one step, and read them back. The DROP rule
-        goes on counting from where the one before it stands, or from `dropped` if that is more."""
+        """Make our chains consist of these rules, in one step, and read them back. The DROP rule goes on counting from
+        the present one's counter, or from `dropped` if that is more."""
         with self._changing(family) as table:
             dropped = max(dropped, self._counted(table) or dropped)
             for name in CHAINS:
@@ -85,7 +85,7 @@ class Chains:
         self._read_back[family] = (found, rules)
 
     def place_jump(self, family: Family) -> None:
-        """Put one jump to our chain at the top of the hook, and take away any other, in one step."""
+        """Put one jump to our chain at the top of the hook, and remove any other, in one step."""
         with self._changing(family) as table:
             self._delete_jumps(table)
             self._chain(table, HOOK).insert_rule(_new_jump(family))
@@ -94,9 +94,8 @@ class Chains:
             raise KernelError(f"the jump to {CHAIN} is not where it was put; another program changed {HOOK}")
 
     def remove(self, family: Family, lock_seconds: float | None = None) -> tuple[str, ...]:
-        """Take away the jumps, the rules and the chains, in one step; nothing happens where there are none. Gives the
-        chains that stay, without rules, since a rule of another program jumps to them. `lock_seconds` is how long to
-        wait for iptables' lock, if not as long as usual."""
+        """Remove the jumps, the rules and the chains, in one step. Returns the chains that stay, without rules, since a
+        rule of another program jumps to them. `lock_seconds`: how long to wait for the lock, if not as usual."""
         iptc = library()
         with self._translated(family, "read"):
             table = self._refreshed(family)
@@ -117,7 +116,7 @@ class Chains:
         return tuple(kept)
 
     def unhook(self, family: Family, lock_seconds: float | None = None) -> None:
-        """Take away the jumps alone: no packet meets the chains any more, and their counters stay."""
+        """Remove the jumps alone: no packet meets the chains any more, and their counters stay."""
         with self._translated(family, "read"):
             if not self._jumps(self._refreshed(family)):
                 return
@@ -125,8 +124,8 @@ class Chains:
             self._delete_jumps(table)
 
     def counters(self, family: Family, *, settled: bool = False) -> PacketCount | None:
-        """What our DROP rule has counted; None without one. Another program that changes the table sets all counters
-        back and adds them again a moment later; with `settled` this waits for its end."""
+        """What our DROP rule has counted; None without one. A program that changes the table resets all counters and
+        adds them again a moment later; with `settled` this waits for its end."""
         with self._locked() if settled else nullcontext(), self._translated(family, "read"):
             return self._counted(self._refreshed(family))
 
@@ -134,7 +133,7 @@ class Chains:
         entry = table.first_rule(CHAIN) if table.is_chain(CHAIN) else None
         found = None
         while entry:
-            # Not decoded: this is asked every second.
+            # The rule is not decoded, since this is called every second.
             if table.get_target(entry) == _VERDICT.encode():
                 found = PacketCount(int(entry.counters.pcnt), int(entry.counters.bcnt))
             entry = table.next_rule(entry)
@@ -143,7 +142,7 @@ class Chains:
     def _table(self, family: Family) -> Any:
         if family not in self._tables:
             iptc = library()
-            mend()
+            apply_patches()
             kind = iptc.Table if family is Family.V4 else iptc.Table6
             self._tables[family] = kind(TABLE, autocommit=False)
         return self._tables[family]
@@ -162,14 +161,15 @@ class Chains:
         try:
             yield
         except (iptc.IPTCError, iptc.XTablesError, ValueError, OSError) as error:
-            tool = "iptables" if family is Family.V4 else "ip6tables"
             reason = str(error).replace("b'", "'")
             hint = (
                 "; it takes CAP_NET_ADMIN and CAP_NET_RAW: run as root or give it these"
                 if "Permission" in reason or "root" in reason
                 else ""
             )
-            raise KernelError(f"the table {TABLE} of {tool} could not be {what}: {reason}{hint}") from error
+            raise KernelError(
+                f"the table {TABLE} of {tool_name(family)} could not be {what}: {reason}{hint}"
+            ) from error
 
     @contextmanager
     def _changing(self, family: Family, lock_seconds: float | None = None) -> Iterator[Any]:
@@ -198,14 +198,14 @@ class Chains:
     def _acquire(self, handle: int, path: str, seconds: float | None) -> None:
         began = time.time()
         if seconds is None:
-            seconds = self._lock_seconds if self._held_since is None else _HELD_LOCK_SECONDS
+            seconds = _LOCK_SECONDS if self._held_since is None else _HELD_LOCK_SECONDS
         deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    # Who it is can't be told: other processes can't be looked into from here.
+                    # Which one is not known: this process may not look into others.
                     self._held_since = self._held_since or began
                     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._held_since))
                     raise BusyError(
@@ -227,8 +227,8 @@ class Chains:
             )
 
     def _jumps(self, table: Any) -> list[tuple[int, Any]]:
-        """Position and entry of each rule of the hook that jumps to our chain. Other rules are not decoded, since
-        they may use extensions that are not installed."""
+        """(position, entry) of each rule of the hook that jumps to our chain. Other rules are not decoded, since their
+        extensions may not be installed."""
         found = []
         entry, position = table.first_rule(HOOK), 0
         while entry:
@@ -238,7 +238,7 @@ class Chains:
         return found
 
     def _delete_jumps(self, table: Any) -> None:
-        # By position, the last one first: deleting by content would take the first rule that is equal.
+        # By position, the last one first: deleting by content would delete the first rule that is equal.
         for position, _ in reversed(self._jumps(table)):
             if table._iptc.iptc_delete_num_entry(HOOK.encode(), position, table._handle) != 1:
                 raise ValueError(f"the jump at position {position} could not be deleted: {table.strerror()}")
@@ -269,7 +269,7 @@ class Chains:
 
 
 def _new_jump(family: Family) -> Any:
-    """The jump to our chain, which must be there already."""
+    """The jump to our chain, which must exist already."""
     jump = _new_rule(family)
     jump.in_interface = "!lo"
     jump.create_target(CHAIN)
@@ -284,7 +284,7 @@ def _entry_of(rule: Any) -> Any:
 
 
 def _selection(entry: Any) -> tuple[bytes, int]:
-    """What of all packets an entry is for: its addresses, interfaces and protocol, and the size of its matches."""
+    """Which packets an entry is for: its addresses, interfaces and protocol; and the size of its matches."""
     header = entry.ip if hasattr(entry, "ip") else entry.ipv6
     return bytes(header), int(entry.target_offset)
 
@@ -294,8 +294,8 @@ def _new_rule(family: Family) -> Any:
 
 
 def _built(family: Family, rule: Rule) -> Any:
-    # All options of a match are set before the next one is made: the library gives options of a later match of the
-    # same kind to the wrong one otherwise.
+    # All options of a match are set before the next one is created: otherwise the library gives options of a later
+    # match of the same kind to the wrong one.
     built = _new_rule(family)
     for match in rule.matches:
         _set_options(built.create_match(match.name), match)
@@ -304,7 +304,7 @@ def _built(family: Family, rule: Rule) -> Any:
 
 
 def _without_goto(header: Any) -> bytes:
-    """The header of a rule, less the flag that says how its target is reached."""
+    """The header of a rule, without the flag that says how its target is reached."""
     copied = type(header).from_buffer_copy(header)
     copied.flags &= ~(header.IPT_F_GOTO if hasattr(header, "IPT_F_GOTO") else header.IP6T_F_GOTO)
     return bytes(copied)

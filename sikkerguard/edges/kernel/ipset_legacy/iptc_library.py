@@ -1,6 +1,6 @@
-"""python-iptables, read at the first need, also in the middle of an installation.
+"""Imports python-iptables when it is first needed, also in the middle of an installation.
 
-It looks for iptables' libraries in the cache of ldconfig(8), which a package manager makes anew only when it has
+It looks for iptables' libraries in the cache of ldconfig(8), which a package manager updates only after it has
 configured, and started, what it installs.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _NAME = "iptc"
-# To look in vain starts some processes, each time.
+# Searching in vain starts some processes each time.
 _AGAIN_SECONDS = 5.0
-_reading = threading.Lock()
+_importing = threading.Lock()
 _failure: tuple[float, str] | None = None
 
 
@@ -32,17 +32,17 @@ def library() -> Any:
     """The module `iptc`.
 
     Raises:
-        BusyError: it can't be read now.
+        BusyError: it can't be imported now.
     """
     global _failure
-    with _reading:
+    with _importing:
         if _failure is not None and time.monotonic() < _failure[0] + _AGAIN_SECONDS:
             raise BusyError(_failure[1])
         try:
             with _found_without_cache():
                 import iptc
         except Exception as error:
-            # What was read of it knows for good that there is no library.
+            # The parts of it that were imported remember for good that there is no library.
             for name in [name for name in sys.modules if name.partition(".")[0] == _NAME]:
                 del sys.modules[name]
             _failure = time.monotonic(), _sentence(error)
@@ -61,7 +61,7 @@ def _sentence(error: Exception) -> str:
 
 @contextmanager
 def _found_without_cache() -> Iterator[None]:
-    """Have libraries found in their usual place where the cache does not know of them."""
+    """Let libraries be found in their usual directory where the cache does not know them."""
     find = ctypes.util.find_library
     ctypes.util.find_library = lambda name: find(name) or _in_place(name)
     try:
@@ -71,7 +71,7 @@ def _found_without_cache() -> Iterator[None]:
 
 
 def _in_place(name: str, directory: Callable[[], object] = lambda: sysconfig.get_config_var("MULTIARCH")) -> str | None:
-    """The path of a library in the directory of this machine's kind (Debian Policy, 9.1.1), or None."""
+    """The path of a library in this architecture's directory (Debian Policy, 9.1.1), or None."""
     kind = directory()
     if not kind or "/" in name:
         return None

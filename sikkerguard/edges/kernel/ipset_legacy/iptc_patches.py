@@ -1,7 +1,7 @@
-"""Makes python-iptables fit the iptables that is installed, and safe to keep in a process that lives for months.
+"""Patches python-iptables so that it fits the installed iptables, and is safe in a process that runs for months.
 
-Each `mend_...` mends one defect of python-iptables 1.0.1 to 1.2.0; `mend` calls all of them. They are to be called
-before the first rule is built or read, and calling them again changes nothing more.
+Each `patch_...` works around one defect of python-iptables 1.0.1 to 1.2.0; `apply_patches` calls all of them. They have
+to be called before the first rule is built or read, and may be called again.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
-# 128 bytes on 64 bits: wider than an entry of options has ever been (48 bytes, then 56), so that the second entry of
-# the table that is measured lies among the words that are filled in.
+# 128 bytes on 64 bits: more than an entry of options has ever taken (48 bytes, then 56), so that the second entry of
+# the table that is measured is among the words that are filled in.
 _FILLED_WORDS = 16
 _REMEDY = "no rule was changed; install iptables and python-iptables from one release of the distribution"
 
 
-def mend() -> None:
-    """Mend all that is known. Raises `KernelError` where python-iptables and iptables can't be made to fit."""
-    mend_option_stride()
-    mend_scratch_memory()
-    mend_refusal()
-    mend_table_lookup()
-    mend_interface_mask()
+def apply_patches() -> None:
+    """Work around every known defect.
+
+    Raises:
+        KernelError: python-iptables can't be made to fit this iptables.
+    """
+    patch_option_stride()
+    patch_scratch_memory()
+    patch_refusal()
+    patch_table_lookup()
+    patch_interface_mask()
 
 
-def mend_option_stride() -> None:
-    """Make python-iptables step from option to option as the loaded libxtables does.
+def patch_option_stride() -> None:
+    """Make python-iptables step from option to option as the loaded libxtables does. Raises `KernelError` where neither
+    of the two known layouts is the one of this iptables.
 
     An extension's options are an array of `struct xt_option_entry`, which ends in `min, max` up to iptables 1.8.9 and
     in `min, max, base` in 1.8.11 (include/xtables.h), while the library's version stayed 12. python-iptables knows the
@@ -56,11 +61,11 @@ def mend_option_stride() -> None:
 
 
 def measured_stride(mirror: Any) -> int:
-    """The bytes from one option to the next, as the loaded libxtables counts them; 0 where that can't be told.
+    """The bytes from one option to the next, as the loaded libxtables steps; 0 where that can't be found out.
 
     Its `xtables_options_xfrm` (libxtables/xtoptions.c) makes a table for getopt out of a table of options, by copying
     one name after the other until one is NULL. It is given a table in which each word is its own address, so that the
-    second name tells how far it stepped. No extension is loaded, and no memory is read but what was allocated for this.
+    second name shows how far it stepped. No extension is loaded, and no memory is read but what was allocated for this.
     """
     table = (ctypes.c_void_p * (4 * _FILLED_WORDS))()
     start = ctypes.addressof(table)
@@ -101,13 +106,13 @@ def _with_base(entry: Any) -> Any:
 
 
 def _walk_with(mirror: Any, grown: Any) -> None:
-    """Have the two functions of python-iptables that walk an array of options see it as one of `grown`.
+    """Make the two functions of python-iptables that walk an array of options see it as one of `grown`.
 
     The pointers to it in the other structures can keep their type: they are as long as before, and ctypes does not let
     a structure change once another refers to it.
     """
-    known, owner, to_grown = mirror.xt_option_entry, mirror.xtables, ctypes.POINTER(grown)
-    look_up, check = owner._option_lookup, owner._options_fcheck
+    known, walker, to_grown = mirror.xt_option_entry, mirror.xtables, ctypes.POINTER(grown)
+    look_up, check = walker._option_lookup, walker._options_fcheck
 
     def option_lookup(self: Any, entries: Any, name: bytes) -> Any:
         found = look_up(self, ctypes.cast(entries, to_grown), name)
@@ -117,12 +122,12 @@ def _walk_with(mirror: Any, grown: Any) -> None:
     def options_fcheck(self: Any, name: bytes, given: int, entries: Any) -> None:
         check(self, name, given, ctypes.cast(entries, to_grown))
 
-    owner._option_lookup, owner._options_fcheck = option_lookup, options_fcheck
+    walker._option_lookup, walker._options_fcheck = option_lookup, options_fcheck
     # Only a second call reads this name: to find that all fits.
     mirror.xt_option_entry = grown
 
 
-def mend_scratch_memory() -> None:
+def patch_scratch_memory() -> None:
     """Keep the memory that a match's extension writes to while its options are read.
 
     An extension with a `udata_size` (hashlimit; include/xtables.h: "per-extension private scratch area") gets the
@@ -149,12 +154,12 @@ def mend_scratch_memory() -> None:
     iptc.Match.reset = reset
 
 
-def mend_refusal() -> None:
-    """Let an extension that refuses an option (a set that does not exist) go back without a way through Python.
+def patch_refusal() -> None:
+    """Let an extension that refuses an option (a set that does not exist) return without passing through Python.
 
     libxtables has such a refusal end in `exit_err`, which must not return. python-iptables does that with a `longjmp`
     out of a Python function. The interpreter goes on counting that function as running, so that the thread ends in a
-    `RecursionError` after some hundred refusals. The C function that jumps does as well on its own.
+    `RecursionError` after some hundred refusals. The C function that jumps works as well without it.
     """
     import iptc.xtables
 
@@ -162,7 +167,7 @@ def mend_refusal() -> None:
     mirror._xt_globals.exit_err = ctypes.cast(mirror._throw, type(mirror._xt_globals.exit_err))
 
 
-def mend_table_lookup() -> None:
+def patch_table_lookup() -> None:
     """Let a rule look for the chain that it jumps to in the tables that are open, and open no other.
 
     python-iptables asks every table there is whether it has a chain of the target's name. To be asked, filter, nat,
@@ -178,8 +183,8 @@ def _opened(kind: Any) -> property:
     return property(lambda _: list(kind._cache.values()))
 
 
-def mend_interface_mask() -> None:
-    """Have an IPv6 rule compare the whole name of an interface.
+def patch_interface_mask() -> None:
+    """Make an IPv6 rule compare the whole name of an interface.
 
     iptables sets each byte of the name's mask to 255 (libxtables/xtables.c, xtables_parse_interface), python-iptables
     to 1 in `Rule6`. The kernel compares under the mask (ifname_compare_aligned), so only the lowest bit of each letter

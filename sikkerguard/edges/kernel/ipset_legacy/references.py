@@ -1,8 +1,7 @@
-"""Whose rules and sets refer to ours, in words that lead to them.
+"""Finds the rules and sets of other programs that refer to ours, where something of ours can't be removed.
 
-For the thread that owns netfilter only, and for the rare moment in which something of ours can't be removed. Tables are
-read that the kernel has anyhow: to ask for another one would have it made. What is not iptables-legacy's, as rules of
-iptables-nft, can't be read through the library.
+Only tables that the kernel has anyhow are read: asking for another one would create it. Rules of iptables-nft can't be
+read through python-iptables.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.core.firewall.names import CHAIN, CHAINS, HOOK, TABLE
+from sikkerguard.core.firewall.names import CHAIN, CHAINS, HOOK, TABLE, tool_name
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.text import printable
 from sikkerguard.edges.kernel.ipset_legacy.iptc_library import library
-from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import mend
+from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import apply_patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,42 +28,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Rules that are named, of all that there may be.
-_SHOWN = 3
-_TOOLS = {Family.V4: ("iptables", "ip_tables_names"), Family.V6: ("ip6tables", "ip6_tables_names")}
+# A message names at most this many rules.
+_MAX_NAMED = 3
+# In /proc/net, the tables that there are.
+_TABLE_NAMES = {Family.V4: "ip_tables_names", Family.V6: "ip6_tables_names"}
 # struct xt_entry_match and xt_entry_target of linux/netfilter/x_tables.h: length, name, revision.
 _EXTENSION = struct.Struct("=H29sB")
 _ANYWHERE = ("0.0.0.0/0.0.0.0", "::/0", "")
 
 
 class References:
-    """Looks for them. What can't be read is left out: it serves a message."""
+    """What can't be read is left out, since it is only for a message."""
 
     def __init__(self, sets: Sets) -> None:
         self._sets = sets
 
     def sentence(self, name: str) -> str:
-        """What refers to this set of ours, as half a sentence."""
+        """What refers to this set of ours, as the second half of a sentence."""
         found = [f"the set {printable(each)}" for each in self._sets.lists_with(name)]
         found += self._rules(lambda rule: _uses_set(rule.extensions) and name in _values(rule.decode()))
         return _refers(found, f"'nft list ruleset' and 'iptables-save | grep {name}' may show it")
 
     def sentence_on_chain(self, chain: str) -> str:
-        """What jumps to this chain of ours, as half a sentence."""
+        """What jumps to this chain of ours, as the second half of a sentence."""
         found = self._rules(lambda rule: rule.target == chain.encode(), tables=(TABLE,))
         return _refers(found, f"'iptables-save -t {TABLE} | grep {chain}' may show it")
 
     def _rules(self, refers: Callable[[_Rule], bool], tables: tuple[str, ...] | None = None) -> list[str]:
         iptc = library()
-        mend()
+        apply_patches()
         found = []
-        for family, (tool, file) in _TOOLS.items():
+        for family, file in _TABLE_NAMES.items():
+            tool = tool_name(family)
             for table_name in _tables(file):
                 if tables is not None and table_name not in tables:
                     continue
                 try:
                     for rule in _foreign(family, table_name):
-                        with _debugged(f"a rule of another program in the table {table_name} of {tool}"):
+                        with _skipped(f"a rule of another program in the table {table_name} of {tool}"):
                             if refers(rule):
                                 found.append(_text(tool, table_name, rule))
                 except (iptc.IPTCError, OSError) as error:
@@ -73,8 +74,8 @@ class References:
 
 
 @contextmanager
-def _debugged(what: str) -> Iterator[None]:
-    """One rule with an extension that is not installed keeps no other from being named."""
+def _skipped(what: str) -> Iterator[None]:
+    """Skip a rule that can't be read: its extension may not be installed."""
     iptc = library()
     try:
         yield
@@ -83,7 +84,7 @@ def _debugged(what: str) -> Iterator[None]:
 
 
 def _tables(file: str) -> list[str]:
-    """The tables that there are; root alone may know."""
+    """The tables that there are; without root, the one of ours."""
     try:
         return Path("/proc/self/net", file).read_text("ascii").split()
     except OSError:
@@ -92,8 +93,8 @@ def _tables(file: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A rule of another program: its chain, its number from 1, the chain or extension that is its target (None for a
-    plain verdict), the bytes of its matches and its target, and how it is decoded."""
+    """A rule of another program: its chain; its number in it, from 1; the name of the chain or extension that is its
+    target (None for a plain verdict); its matches and its target as bytes; and a function that decodes it."""
 
     chain: str
     number: int
@@ -120,8 +121,8 @@ def _foreign(family: Family, table_name: str) -> Iterator[_Rule]:
 
 
 def _uses_set(entry: bytes) -> bool:
-    """Whether a rule has a match or a target that names sets. Others are not decoded, since they may use extensions
-    that are not installed."""
+    """Whether a rule has a match or a target that refers to sets. Others are not decoded, since their extensions may
+    not be installed."""
     at = 0
     while at + _EXTENSION.size <= len(entry):
         length, name, _ = _EXTENSION.unpack_from(entry, at)
@@ -139,7 +140,7 @@ def _values(rule: Any) -> set[str]:
 
 
 def _text(tool: str, table: str, rule: _Rule) -> str:
-    """The rule as its tool would be given it, for a person to know it by."""
+    """The rule as its tool would be given it."""
     words = [tool, "-t", table, "-A", rule.chain]
     decoded = rule.decode()
     for option, value in (
@@ -168,5 +169,5 @@ def _options(extension: Any) -> list[str]:
 def _refers(found: list[str], otherwise: str) -> str:
     if not found:
         return f"a rule that can't be seen from here refers to it; {otherwise}"
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"another program's {', '.join(found[:_SHOWN])}{more} {'refers' if len(found) == 1 else 'refer'} to it"
+    more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+    return f"another program's {', '.join(found[:_MAX_NAMED])}{more} {'refers' if len(found) == 1 else 'refer'} to it"

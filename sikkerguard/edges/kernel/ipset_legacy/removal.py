@@ -1,6 +1,6 @@
-"""Taking everything of ours out of the kernel, whatever another program holds of it.
+"""Removes everything of ours from the kernel, whatever other programs use of it.
 
-What is held is made harmless: a chain without rules, sets without entries. For the thread that owns netfilter only.
+What can't be removed is made harmless: a chain without rules, sets without entries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
     from sikkerguard.edges.kernel.ipset_legacy.sets import Sets
 
-# A stop has five seconds for all of it.
+# How long to wait for the lock of iptables, and for programs that list sets: a stop has five seconds for everything.
 _LOCK_SECONDS, _LISTED_SECONDS = 2.0, 1.0
 _PAUSE_SECONDS = 0.01
 _REMEDY = "'sikkerguard cleanup' removes it"
@@ -41,7 +41,7 @@ class Removal:
         """Try each step, whatever became of the others.
 
         Raises:
-            BusyError: what is left blocks nobody, and another program keeps it from being removed.
+            BusyError: another program keeps something from being removed, which blocks nobody.
             KernelError: something else failed, or our rules are still in their place.
         """
         in_use = self._remove_chains()
@@ -50,7 +50,7 @@ class Removal:
         except KernelError as error:
             names, self._blocks = [], bool(in_use)
             self._failures.append(str(error))
-        # First what blocks: if our rules stay, nobody is to be blocked who was allowed.
+        # First what blocks: if our rules stay, no allowed address is to be blocked.
         self._empty([name for name in names if name in in_use])
         self._destroy([name for name in names if name not in in_use])
         if not self._failures and not self._held:
@@ -61,7 +61,7 @@ class Removal:
         raise kind(f"not everything could be removed: {what}. {then}; when it is let go, {_REMEDY}")
 
     def _remove_chains(self) -> set[str]:
-        """Take the chains away, and say which sets rules of ours still use."""
+        """Remove the chains. Returns the sets that rules of ours still use."""
         in_use: set[str] = set()
         until = time.monotonic() + _LOCK_SECONDS
         for family in self._families:
@@ -76,7 +76,7 @@ class Removal:
         return in_use
 
     def _empty(self, names: Sequence[str]) -> None:
-        """Have rules that are still there block nobody. What counts and what allows is left to itself."""
+        """Let rules that are still there block nobody. Sets that count or allow are left as they are."""
         for family in self._families:
             known = set_names(family)
             for name in (known.trial, known.singles, known.ranges, known.new_singles, known.new_ranges):
@@ -107,7 +107,7 @@ class Removal:
                 self._held.append(f"the set {name} stays, empty: another program is listing it")
 
     def _destroy_free(self, names: Sequence[str]) -> list[str]:
-        """Destroy those that nobody holds, and give the others."""
+        """Destroy what nobody uses. Returns the others."""
         held = []
         for name in names:
             try:
@@ -115,7 +115,7 @@ class Removal:
             except BusyError:
                 held.append(name)
             except KernelError as error:
-                # Somebody else may have taken it away.
+                # Another program may have destroyed it.
                 if self._sets.header(name) is not None:
                     self._failures.append(str(error))
         return held

@@ -1,56 +1,73 @@
-"""What lies in the sets: loading, exchanging and comparing it.
+"""Changes what sets hold, and compares it with what they are to hold.
 
-A set gets its content by a swap with one that was loaded and read back, which takes no time that a packet could notice.
-A set that another program lists can't be swapped. Then it is changed entry by entry: what it lacks is added to all sets
-of a list before anything is taken out of one, so that what stays listed is blocked in each moment, and what never was
-listed in none.
+A set gets its content by a swap with one that was loaded and read back, which takes microseconds. A set that another
+program lists can't be swapped. It is changed entry by entry instead: first what is missing is added to all sets of a
+list, then what is too much is removed, so that an address that stays listed is blocked at each moment, and one that
+never was listed at none.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.firewall.names import further_loading, loading
+from sikkerguard.core.firewall.names import loading_names, set_names
 from sikkerguard.core.net.networks import Networks
 from sikkerguard.core.net.packed import PIECE, Prefix, Ranges, Runs, divided, pack, records
+from sikkerguard.edges.kernel.ipset_legacy.set_kinds import RANGES, SINGLES
 from sikkerguard.errors import BusyError, FullError, KernelError, as_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sikkerguard.core.net.family import Family
+    from sikkerguard.core.net.networks import Blocklist
     from sikkerguard.edges.kernel.ipset_legacy.sets import SetKind, Sets
 
 log = logging.getLogger(__name__)
 
-# Entries of a set that are asked for when it is read back or looked at, some 10 microseconds each.
+# Entries of a set that are looked up when it is read back or checked; one takes some 10 microseconds.
 _SAMPLE = 128
 
 
-def only_singles(networks: Networks) -> Networks:
-    """The part of a list that lies in its set of addresses."""
-    return Networks(networks.family, networks.singles)
+class Content(NamedTuple):
+    """A set, and what it is to hold of a list."""
+
+    name: str
+    kind: SetKind
+    networks: Networks
 
 
-def only_ranges(networks: Networks) -> Networks:
-    """The part of a list that lies in its set of ranges."""
-    return Networks(networks.family, ranges=networks.ranges)
+def committed_contents(family: Family, blocklist: Blocklist) -> tuple[Content, Content]:
+    """The two sets of the committed list, where this is the list."""
+    names, networks = set_names(family), blocklist.of(family)
+    return (
+        Content(names.singles, SINGLES, Networks(family, networks.singles)),
+        Content(names.ranges, RANGES, Networks(family, ranges=networks.ranges)),
+    )
+
+
+def candidate_contents(family: Family, blocklist: Blocklist) -> tuple[Content, Content]:
+    """The two sets of the candidate, where this is the list."""
+    names, (singles, ranges) = set_names(family), committed_contents(family, blocklist)
+    return singles._replace(name=names.new_singles), ranges._replace(name=names.new_ranges)
 
 
 class SetContents:
     """Changes what sets hold. Every method raises `KernelError` when the kernel refuses, and `BusyError` where it does
-    because of another program; `look` counts the looks, each of which asks for other entries."""
+    because of another program."""
 
     def __init__(self, sets: Sets) -> None:
         self._sets = sets
+        # Sets of which it was said in the log that another program lists them.
         self._said: set[str] = set()
-        # Sets that nobody needs any more and that could not be destroyed.
+        # Sets that are not needed any more and could not be destroyed yet.
         self._left: set[str] = set()
-        self.look = 0
+        self._sample = 0
 
     def load(self, name: str, kind: SetKind, networks: Networks) -> None:
-        """Have the set hold just this: by a fresh one in its place, or entry by entry where it is being listed."""
+        """Make the set hold exactly this: by a swap with a new one, or entry by entry where another program lists
+        it."""
         try:
             self._swap_in(name, kind, networks)
         except BusyError:
@@ -63,8 +80,8 @@ class SetContents:
             self._said.discard(name)
 
     def exchange(self, changes: Sequence[tuple[str, str, Networks]]) -> None:
-        """Swap each first set with the second, which holds these networks. A set that is being listed gets them entry
-        by entry instead."""
+        """Swap each first set with the second, which holds these networks. A set that another program lists gets them
+        entry by entry instead."""
         listed = []
         for name, loaded, networks in changes:
             try:
@@ -77,13 +94,14 @@ class SetContents:
         self.rewrite(listed)
 
     def rewrite(self, changes: Sequence[tuple[str, Networks]]) -> None:
-        """Have each set hold just this, entry by entry: first all that is lacking, then all that is too much."""
+        """Make each set hold exactly this, entry by entry: first all that is missing is added, then what is too much is
+        removed."""
         surplus = []
         for name, networks in changes:
-            lacking, gone = self._difference(name, networks)
+            missing, gone = self._difference(name, networks)
             surplus.append((name, gone))
             try:
-                self._sets.add(name, networks.family, lacking.singles, lacking.ranges)
+                self._sets.add(name, networks.family, missing.singles, missing.ranges)
             except FullError as error:
                 raise BusyError(
                     f"another program is listing the set {name}, which has no room for what is to be added to it; it "
@@ -96,12 +114,12 @@ class SetContents:
                 raise KernelError(f"set {name} was changed entry by entry but {disagreement}")
 
     def replace(self, name: str, kind: SetKind, networks: Networks, entries: int) -> None:
-        """Put a set of this kind, with this content and room for so many entries, in the place of one of another kind,
-        if they are enough alike to be swapped; rules that refer to it, whoever's, go on to refer to the name.
+        """Put a set of this kind, with this content and room for so many entries, in the place of one of another kind.
+        Rules that refer to it, whoever's, go on to refer to the name.
 
         Raises:
-            BusyError: it is being listed.
-            KernelError: it is too different.
+            BusyError: another program is listing it.
+            KernelError: the kernel does not swap these two kinds.
         """
         self._swap_in(name, kind, networks, entries)
 
@@ -117,7 +135,7 @@ class SetContents:
 
     def _fresh(self, name: str, kind: SetKind, family: Family, entries: int) -> str:
         self.tidy()
-        for chosen in (loading(name), *further_loading(name)):
+        for chosen in loading_names(name):
             if self._sets.header(chosen) is not None:
                 self.discard(chosen)
             if chosen not in self._left:
@@ -126,8 +144,7 @@ class SetContents:
         raise BusyError(f"another program is listing all that was loaded for the set {name}")
 
     def discard(self, name: str) -> None:
-        """Destroy a set that no rule refers to. One that is being listed is emptied, and destroyed when it is let
-        go."""
+        """Destroy a set that no rule refers to. One that another program lists is emptied, and destroyed later."""
         if self._sets.header(name) is None:
             return
         try:
@@ -140,18 +157,23 @@ class SetContents:
             self._left.discard(name)
 
     def tidy(self) -> None:
-        """Destroy what could not be destroyed before, without waiting for it."""
+        """Destroy what could not be destroyed before, without waiting for another program."""
         for name in sorted(self._left):
             try:
                 self._sets.destroy(name, 0.0)
             except BusyError:
                 continue
             except KernelError as error:
-                log.debug("%s; somebody else took it away.", as_sentence(error))
+                log.debug("%s; another program destroyed it.", as_sentence(error))
             self._left.discard(name)
 
+    def change_sample(self) -> None:
+        """Let `disagreement` look up other entries from now on, so that in the long run it looks up all of them."""
+        self._sample += 1
+
     def disagreement(self, name: str, networks: Networks) -> str:
-        """How a set differs from what it is to hold, by its count and a sample; empty where it does not."""
+        """How a set differs from what it is to hold, by its count and a sample of its entries; empty where it does
+        not."""
         header = self._sets.header(name)
         if header is None:
             return "is not there"
@@ -159,36 +181,36 @@ class SetContents:
             return f"holds {header.entries} entries instead of {len(networks)}"
         size, blob = networks.family.size, networks.singles
         step = max(1, len(blob) // size // _SAMPLE)
-        sample = [blob[at : at + size] for at in range(self.look % step * size, len(blob), step * size)]
+        sample = [blob[at : at + size] for at in range(self._sample % step * size, len(blob), step * size)]
         step = max(1, len(networks.ranges) // _SAMPLE)
-        ranges = networks.ranges[self.look % step :: step]
+        ranges = networks.ranges[self._sample % step :: step]
         sample += [prefix.first.to_bytes(size, "big") for prefix in ranges]
         for address in sample:
             if not self._sets.contains(name, networks.family, address):
-                return f"lacks {address.hex()}"
+                return f"has no entry for {address.hex()}"
         return ""
 
     def allowed(self, name: str, family: Family) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
-        """What a set of ranges matches, and what it excepts from that (`nomatch`)."""
+        """The ranges that a set matches, and those that it excepts (`nomatch`)."""
         matching, excepted = set[Prefix](), set[Prefix]()
         for address, length, nomatch in self._sets.prefixes(name, family):
             (excepted if nomatch else matching).add(Prefix(int.from_bytes(address, "big"), length))
         return frozenset(matching), frozenset(excepted)
 
     def fill(self, name: str, kind: SetKind, family: Family, wanted: frozenset[Prefix]) -> None:
-        """Have a small set hold these ranges and no exception: what is new is added first, then what is gone is taken
-        out."""
+        """Make a small set hold exactly these ranges, and no exceptions: what is new is added first, then what is gone
+        is removed."""
         held, excepted = self.allowed(name, family)
         header = self._sets.header(name)
         if header is not None and len(held | excepted | wanted) > header.limit:
             self.load(name, kind, Networks(family, ranges=Ranges.of(family, sorted(wanted))))
             return
-        # To add an entry again takes the exception from it.
+        # Adding an entry again makes it match.
         self._sets.add(name, family, ranges=sorted(wanted - held))
         self._sets.delete(name, family, sorted((held | excepted) - wanted))
 
     def _difference(self, name: str, networks: Networks) -> tuple[Networks, Networks]:
-        """What the set lacks of these networks, and what it has besides."""
+        """What the set is missing of these networks, and what it has besides."""
         family = networks.family
         singles, ranges = Runs(family.size), Runs(family.size + 1)
         excepted: list[Prefix] = []
@@ -209,7 +231,7 @@ class SetContents:
         ranges.add(few_ranges)
         held = Networks(family, singles.blob(), Ranges(family, ranges.blob()))
         gone = _less(held, networks)
-        # To add an entry again takes the exception from it; what is not wanted is taken out.
+        # Adding an entry again makes it match; one that is not wanted is removed.
         unwanted = {pack(family, *each) for each in excepted if networks.find(each.first) != each}
         if unwanted:
             packed = b"".join(sorted({*records(gone.ranges.packed, family.size + 1), *unwanted}))
@@ -227,7 +249,7 @@ class SetContents:
 
 
 def _less(networks: Networks, others: Networks) -> Networks:
-    """Those entries that the others have not."""
+    """The entries that are not among the others."""
     family = networks.family
     singles = divided(networks.singles, others.singles, family.size)[1]
     ranges = divided(networks.ranges.packed, others.ranges.packed, family.size + 1)[1]

@@ -1,4 +1,4 @@
-"""What each set of ours is: its kind, and the room that it needs."""
+"""What each set of ours is: its kind, and how many entries it is to hold."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sikkerguard.edges.kernel.ipset_legacy.sets import SetKind
 if TYPE_CHECKING:
     from sikkerguard.core.net.family import Family
 
-# Seconds for which the kernel remembers the trial without being told again. Long enough for a host that is busy,
-# short enough that a person at a dead terminal has not yet reached for the console.
+# The kernel ends a trial that nobody renewed for so many seconds. Long enough for a busy host, short enough for a person
+# at a dead terminal who has not reached for the console yet.
 TRIAL_SECONDS = 10
 
-# A limit costs nothing until it is used. It has room for two of the largest lists that are taken, so that one list can
-# be changed into another entry by entry while somebody keeps the set from being swapped.
+# A limit costs nothing until it is used. This one has room for two of the largest lists that are accepted, so that one
+# list can be changed into another entry by entry while another program keeps the set from being swapped.
 _LIST_LIMIT = 1 << 22
 SINGLES = SetKind("hash:ip", counters=True, limit=_LIST_LIMIT)
 RANGES = SetKind("hash:net", counters=True, limit=_LIST_LIMIT)
@@ -23,25 +23,25 @@ ALLOW = SetKind("hash:net", limit=1 << 17)
 _TRIAL = SetKind("hash:net", timeout=TRIAL_SECONDS)
 _HITS = SetKind("hash:ip,port", counters=True, filled_by_packets=True)
 _SOURCES = SetKind("hash:ip", counters=True, filled_by_packets=True)
-# Half of what the sets have room for, until they are read a second later. To read them when they are full takes a
-# twentieth of that second; the sources of more packets than that stay unknown, and the packets are counted.
+# Half of what the sets have room for; they are read every second. Reading full ones takes a twentieth of that second.
+# Where there was no room, the source of a packet stays unknown; it is counted all the same.
 _HITS_ENTRIES = 16384
 _SOURCES_ENTRIES = 32768
-# Of replies there are fewer, and nobody is reported for them: half as much, which is a megabyte and a half less.
+# There are fewer replies, and nobody is reported for them: half as much, which saves a megabyte and a half.
 _REPLIES_ENTRIES, _REPLIERS_ENTRIES = _HITS_ENTRIES // 2, _SOURCES_ENTRIES // 2
-# To begin with; its table grows with what it holds.
-ALLOW_ENTRIES = 4096
+# To begin with; the table grows with what it holds.
+_ALLOW_ENTRIES = 4096
 
 
 def kind_of(family: Family, name: str) -> tuple[SetKind, int]:
-    """What kind of set this name stands for, and the entries to make room for."""
+    """The kind of the set of this name, and the number of entries to create it for."""
     names = set_names(family)
     return {
         names.singles: (SINGLES, 0),
         names.new_singles: (SINGLES, 0),
         names.ranges: (RANGES, 0),
         names.new_ranges: (RANGES, 0),
-        names.allow: (ALLOW, ALLOW_ENTRIES),
+        names.allow: (ALLOW, _ALLOW_ENTRIES),
         names.trial: (_TRIAL, 2),
         names.hits: (_HITS, _HITS_ENTRIES),
         names.old_hits: (_HITS, _HITS_ENTRIES),

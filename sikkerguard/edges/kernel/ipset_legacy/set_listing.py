@@ -1,4 +1,4 @@
-"""Listings of sets as the kernel writes them: read in one go where all entries look alike, one by one where not.
+"""Reads listings of sets as the kernel writes them: at once where all entries have one layout, one by one where not.
 
 Numbers are those of the kernel's `include/uapi/linux/netfilter/ipset/ip_set.h`.
 """
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 TYPE_MASK = 0x3FFF
 DATA_IP, DATA_CIDR, DATA_PORT, DATA_TIMEOUT, DATA_PROTO, DATA_FLAGS = 1, 3, 4, 6, 7, 8
 DATA_BYTES, DATA_PACKETS = 24, 25
-# What is matched is not to match: `nomatch` (enum ipset_cadt_flags).
+# `nomatch` of enum ipset_cadt_flags: what the entry covers does not match.
 _NOMATCH = 1 << 2
-# How `struct` writes an unsigned number of so many bytes.
+# Format characters of `struct` for unsigned numbers, by their size in bytes.
 _FORMS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and payload of each attribute in a row."""
+    """(kind, payload) of each of these netlink attributes in a row."""
     offset = 0
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
@@ -31,11 +31,12 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Listing(Collection[Any]):
-    """The entries of one set as they came, each a tuple of these attributes: the address packed, the rest as numbers.
+    """The entries of one set, kept as the kernel sent them. Each is a tuple of the attributes of these kinds: the
+    address packed, the others as numbers.
 
-    A hundred thousand entries are six megabytes this way, and some twenty as objects. They look alike: what stands
-    where in the first is looked for in all at once, which is twenty times as fast as to read each. Where one looks
-    different, each is read.
+    A hundred thousand entries take six megabytes this way, and some twenty as objects. They usually have one layout:
+    that of the first is used to unpack all at once, which is twenty times as fast as reading each by itself, as is done
+    where one has another layout.
     """
 
     def __init__(self, listed: bytes, kinds: tuple[int, ...]) -> None:
@@ -63,7 +64,7 @@ class Listing(Collection[Any]):
 
 
 def _common_form(listed: bytes, kinds: tuple[int, ...]) -> struct.Struct | None:
-    """How to unpack these attributes, in this order, from every entry; None where that is not the same for all."""
+    """How to unpack these attributes, in this order, from every entry; None where not all have one layout."""
     if not listed:
         return None
     (size,) = struct.unpack_from("=H", listed)
@@ -74,7 +75,7 @@ def _common_form(listed: bytes, kinds: tuple[int, ...]) -> struct.Struct | None:
         at = offset + length
         constant -= set(range(offset, at))
     number, odd = divmod(len(listed), size)
-    # Values may differ between entries, and what stands between them may not.
+    # Between entries only values may differ, and not the bytes between them.
     alike = not odd and all(listed[offset::size].count(listed[offset]) == number for offset in constant)
     if not alike or tuple(kind for kind, _, _ in places) != kinds:
         return None
@@ -82,7 +83,7 @@ def _common_form(listed: bytes, kinds: tuple[int, ...]) -> struct.Struct | None:
 
 
 def _places(entry: bytes) -> Iterator[tuple[int, int, int]]:
-    """Kind, offset and length of each value within an entry; of an address, those of the address itself."""
+    """(kind, offset, length) of each value within an entry; of an address, those of the packed address itself."""
     offset = 4
     while offset + 4 <= len(entry):
         length, kind = struct.unpack_from("=HH", entry, offset)
@@ -94,13 +95,18 @@ def _places(entry: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def number(data: bytes) -> int:
-    """An attribute's number, in network byte order."""
+    """An attribute's number, which is in network byte order; 0 of nothing."""
     return int.from_bytes(data, "big")
 
 
+def prefix_length(data: dict[int, bytes], bits: int) -> int:
+    """The prefix length in an entry's attributes; without one it is a single address, of so many bits."""
+    return data[DATA_CIDR][0] if DATA_CIDR in data else bits
+
+
 def listed_prefixes(listed: bytes, bits: int) -> Iterator[tuple[bytes, int, bool]]:
-    """Packed address, prefix length and whether it is `nomatch`, of each of these entries. Without a prefix length in
-    it an entry stands for a single address, of so many `bits`."""
+    """(packed address, prefix length, whether it is `nomatch`) of each of these entries, whose addresses have so many
+    bits."""
     if not listed:
         return
     (size,) = struct.unpack_from("=H", listed)
@@ -113,10 +119,5 @@ def listed_prefixes(listed: bytes, bits: int) -> Iterator[tuple[bytes, int, bool
         return
     for _, entry in attributes(listed):
         data = dict(attributes(entry))
-        length = data[DATA_CIDR][0] if DATA_CIDR in data else bits
-        yield data[DATA_IP][4:], length, is_nomatch(data)
-
-
-def is_nomatch(data: dict[int, bytes]) -> bool:
-    """Whether the attributes of an entry say that what it matches is not to match."""
-    return bool(number(data.get(DATA_FLAGS, b"")) & _NOMATCH)
+        nomatch = bool(number(data.get(DATA_FLAGS, b"")) & _NOMATCH)
+        yield data[DATA_IP][4:], prefix_length(data, bits), nomatch

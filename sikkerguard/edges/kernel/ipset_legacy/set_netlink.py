@@ -1,8 +1,8 @@
-"""The ipset protocol, spoken straight over netlink: bulk loading, headers, look-ups and dumps.
+"""The ipset protocol, spoken straight over netlink: bulk loading, headers, look-ups and listings.
 
-pyroute2 sends one message for each entry; the kernel takes thousands in one, which makes loading some hundred
-times faster. Numbers and layouts are those of the kernel's `include/uapi/linux/netfilter/ipset/ip_set.h` and
-`include/uapi/linux/netlink.h`, protocol version 7 (which kernels since 4.19 speak; 6 is answered by all).
+pyroute2 (0.7 to 0.9) sends one message for each entry; the kernel takes thousands in one, which makes loading some
+hundred times faster. Numbers and layouts are those of the kernel's `include/uapi/linux/netfilter/ipset/ip_set.h` and
+`include/uapi/linux/netlink.h`, in protocol version 6, which all kernels understand.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sikkerguard.core.net.family import Family
@@ -29,12 +28,12 @@ from sikkerguard.edges.kernel.ipset_legacy.set_listing import (
     attributes,
     listed_prefixes,
     number,
+    prefix_length,
 )
 from sikkerguard.errors import BusyError, FullError, KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
-    from types import TracebackType
 
     from sikkerguard.core.net.packed import Prefix
     from sikkerguard.core.traffic.sample import Hit, Source
@@ -43,7 +42,7 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 6 << 8
 _PROTOCOL = 6
 
-_CMD_SWAP, _CMD_LIST, _CMD_ADD, _CMD_DEL, _CMD_TEST = 6, 7, 9, 10, 11
+_CMD_FLUSH, _CMD_SWAP, _CMD_LIST, _CMD_ADD, _CMD_DEL, _CMD_TEST = 4, 6, 7, 9, 10, 11
 _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_TYPENAME, _ATTR_FAMILY, _ATTR_FLAGS = 1, 2, 3, 5, 6
 _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 7, 8, 9
 _DATA_NAME = 18
@@ -52,16 +51,16 @@ _FLAG_COUNTERS = 1 << 3
 _FLAG_LIST_SETNAME, _FLAG_LIST_HEADER = 1 << 1, 1 << 2
 _NESTED, _NET_BYTEORDER = 0x8000, 0x4000
 
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE = 1, 4, 0x300, 0x200
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
 
-# Entries in one message: from about 800 on the number no longer matters to speed, and the attribute that holds them
-# all has 16 bits for its length.
-_BATCH = 2000
-_LONGEST_ATTRIBUTE = 0xFFFF - 4
-_RECEIVE = 1 << 18
+# Entries in one message: from about 800 on their number no longer matters to speed, and the attribute that holds them
+# has 16 bits for its length.
+_MAX_BATCH = 2000
+_MAX_ATTRIBUTE = 0xFFFF - 4
+_RECEIVE_BYTES = 1 << 18
 
-# ip_set.h, enum ipset_errno and its hash type's extension.
+# enum ipset_errno of ip_set.h, and what ip_set_hash.h adds to it.
 _ERRORS = {
     4097: "protocol error",
     4098: "the kernel has no such set type",
@@ -75,15 +74,15 @@ _ERRORS = {
     4352: "the set is full",
 }
 _ENTRY_MISSING, _FULL = 4103, 4352
-# What an operation on a set is refused with while it is being listed: a swap by the one, a removal by the other, which
-# it also is while a rule or another set refers to it.
+# The errors of a swap and of a removal while another program lists the set; the latter also while a rule or another set
+# refers to it.
 BUSY = frozenset({errno.EBUSY, 4100})
 
 
 class SetHeader(NamedTuple):
-    """What the kernel says of a set: its type, the number of its family (AF_INET, AF_INET6), `entries` it holds, the
-    `limit` of entries, how many rules and other sets refer to it, whether its entries have counters, and a `timeout`,
-    and whether it takes addresses `whole`, and does not mask them."""
+    """What the kernel says of a set: its type; the number of its family (AF_INET, AF_INET6); how many entries it holds,
+    and at most; how many rules and other sets refer to it; whether its entries have counters, and timeouts; and whether
+    it takes addresses whole, rather than masking them."""
 
     type_name: str
     family: int
@@ -93,20 +92,6 @@ class SetHeader(NamedTuple):
     counters: bool
     timeout: bool
     whole: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a set. `protocol` and `port` are 0, and the counters 0, in sets that have none; `timeout` is
-    in seconds, or None."""
-
-    address: bytes
-    length: int
-    protocol: int
-    port: int
-    packets: int
-    bytes: int
-    timeout: int | None
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
@@ -119,10 +104,8 @@ def _address(family: Family, packed: bytes) -> bytes:
 
 
 def _frames(family: Family, suffix: bytes) -> tuple[bytes, bytes]:
-    """What stands before and behind the packed address in an entry with these further attributes.
-
-    An address is 4 or 16 bytes, so that no padding depends on it and a million entries are one `join`.
-    """
+    """What comes before and after the packed address in an entry with these further attributes. An address is 4 or 16
+    bytes, so that no padding depends on it, and a million entries are one `join`."""
     whole = _attribute(_ATTR_DATA | _NESTED, _address(family, bytes(family.size)) + suffix)
     head = len(whole) - family.size - len(suffix)
     return whole[:head], suffix
@@ -131,10 +114,10 @@ def _frames(family: Family, suffix: bytes) -> tuple[bytes, bytes]:
 def encode_batches(
     family: Family, singles: bytes, ranges: Iterable[Prefix] = (), timeout: int | None = None
 ) -> Iterator[bytes]:
-    """The bodies of ADT attributes, each with a good thousand entries, ready for `NetlinkSets.add`.
+    """Entries for `NetlinkSets.add` and `delete`, some thousand in each batch (the body of an ADT attribute).
 
-    `singles` are packed addresses in a row; ranges are grouped by prefix length, since entries with equal attributes
-    can be joined at once. `timeout` is in seconds.
+    `singles` are packed addresses in a row. Ranges are grouped by prefix length, since only entries with equal
+    attributes can be joined at once. `timeout` is in seconds.
     """
     seconds = b"" if timeout is None else _attribute(DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
     yield from _joined(family.size, singles, *_frames(family, seconds))
@@ -145,14 +128,14 @@ def encode_batches(
 
 def _joined(size: int, addresses: bytes, before: bytes, behind: bytes) -> Iterator[bytes]:
     between = behind + before
-    step = size * min(_BATCH, _LONGEST_ATTRIBUTE // (len(between) + size))
+    step = size * min(_MAX_BATCH, _MAX_ATTRIBUTE // (len(between) + size))
     for start in range(0, len(addresses), step):
         batch = addresses[start : start + step]
         yield before + between.join([batch[at : at + size] for at in range(0, len(batch), size)]) + behind
 
 
 class NetlinkSets:
-    """A netlink socket for sets. Not for use by two threads at once; a context manager that closes it.
+    """A netlink socket for sets, to be used by one thread.
 
     Every method raises `KernelError` with the set's name and the kernel's reason when the kernel refuses.
     """
@@ -170,22 +153,17 @@ class NetlinkSets:
         self._socket.settimeout(30)
         self._sequence = 0
 
-    def __enter__(self) -> NetlinkSets:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
     def add(self, name: str, family: Family, batches: Iterable[bytes]) -> None:
-        """Add entries made by `encode_batches`; one that is there already is refreshed, not refused."""
+        """Add entries made by `encode_batches`; one that is there already gets its timeout again. `FullError` where the
+        set has no room."""
         self._change(_CMD_ADD, name, family, batches)
 
     def delete(self, name: str, family: Family, batches: Iterable[bytes]) -> None:
-        """Take entries out; one that is not there is passed over."""
+        """Remove entries made by `encode_batches`; one that is not there is ignored."""
         self._change(_CMD_DEL, name, family, batches)
 
     def _change(self, command: int, name: str, family: Family, batches: Iterable[bytes]) -> None:
@@ -196,21 +174,25 @@ class NetlinkSets:
             if code:
                 raise _refused("changed", name, code)
 
+    def flush(self, name: str) -> None:
+        """Remove every entry of the set."""
+        if code := self._acknowledged(_CMD_FLUSH, Family.V4, self._named(name)):
+            raise _refused("emptied", name, code)
+
     def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets. `BusyError` is raised at once: pyroute2, up to 0.7, asks for nine seconds
-        by itself, in which nobody would renew a trial."""
+        """Exchange the contents of two sets, in one step. `BusyError` is raised at once: pyroute2 (up to 0.7) retries
+        for nine seconds by itself, in which nobody would renew a trial."""
         # IPSET_ATTR_SETNAME2 is another name for the attribute of a type's name.
         names = self._named(one) + _attribute(_ATTR_TYPENAME, other.encode() + b"\0")
-        code = self._acknowledged(_CMD_SWAP, Family.V4, names)
-        if code:
+        if code := self._acknowledged(_CMD_SWAP, Family.V4, names):
             raise _refused("swapped", one, code)
 
     def contains(self, name: str, family: Family, address: bytes) -> bool:
-        """Whether the set matches this packed address."""
+        """Whether an entry of the set covers this packed address, and none excepts it (`nomatch`)."""
         data = _attribute(_ATTR_DATA | _NESTED, _address(family, address))
         code = self._acknowledged(_CMD_TEST, family, self._named(name) + data)
         if code not in (0, _ENTRY_MISSING):
-            raise _refused("asked", name, code)
+            raise _refused("searched", name, code)
         return not code
 
     def header(self, name: str) -> SetHeader | None:
@@ -232,7 +214,7 @@ class NetlinkSets:
         return None
 
     def names(self) -> list[str]:
-        """The names of all sets of the network namespace."""
+        """The names of all sets in this network namespace, whoever's."""
         sequence = self._send(
             _CMD_LIST,
             _REQUEST | _ACK | _DUMP,
@@ -247,62 +229,46 @@ class NetlinkSets:
         ]
 
     def members(self, name: str) -> list[str]:
-        """The sets that are members of a set of sets; nothing of one of another kind."""
+        """The sets that are members of a set of sets; none where it is of another kind."""
         header = self.header(name)
         if header is None or header.type_name != "list:set":
             return []
         return [
             dict(attributes(data))[_DATA_NAME].rstrip(b"\0").decode("ascii", "replace")
-            for message in self._dump(name)
-            for kind, value in attributes(message)
-            if kind == _ATTR_ADT
-            for _, data in attributes(value)
+            for listed in self._listed(name)
+            for _, data in attributes(listed)
         ]
 
-    def entries(self, name: str, family: Family) -> Iterator[Entry]:
-        """Every entry of the set; nothing where there is no such set."""
-        for message in self._dump(name):
-            for kind, value in attributes(message):
-                if kind == _ATTR_ADT:
-                    for _, data in attributes(value):
-                        yield _entry(family, dict(attributes(data)))
-
     def prefixes(self, name: str, family: Family) -> Iterator[tuple[bytes, int, bool]]:
-        """Packed address, prefix length, and whether it is `nomatch`, of every entry of a set of addresses or ranges;
-        ten times as fast as `entries`."""
-        for message in self._dump(name):
-            for kind, value in attributes(message):
-                if kind == _ATTR_ADT:
-                    yield from listed_prefixes(value, family.bits)
+        """(packed address, prefix length, whether it is `nomatch`) of every entry of a set of addresses or ranges;
+        nothing where there is no such set."""
+        for listed in self._listed(name):
+            yield from listed_prefixes(listed, family.bits)
 
-    def hits(self, name: str, family: Family) -> Collection[Hit]:
-        """Every entry of a set by address and port, with counters: (address, port, protocol, octets, packets)."""
-        return Listing(self._listed(name, family), (DATA_IP, DATA_PORT, DATA_PROTO, DATA_BYTES, DATA_PACKETS))
+    def hits(self, name: str) -> Collection[Hit]:
+        """(packed address, port, protocol, bytes, packets) of every entry of a set by address and port that counts."""
+        return Listing(b"".join(self._listed(name)), (DATA_IP, DATA_PORT, DATA_PROTO, DATA_BYTES, DATA_PACKETS))
 
-    def counts(self, name: str, family: Family) -> Collection[Source]:
-        """Every entry of a set by address, with counters: (address, octets, packets)."""
-        return Listing(self._listed(name, family), (DATA_IP, DATA_BYTES, DATA_PACKETS))
-
-    def _listed(self, name: str, family: Family) -> bytes:
-        return b"".join(
-            value for message in self._dump(name) for kind, value in attributes(message) if kind == _ATTR_ADT
-        )
+    def counts(self, name: str) -> Collection[Source]:
+        """(packed address, bytes, packets) of every entry of a set by address that counts."""
+        return Listing(b"".join(self._listed(name)), (DATA_IP, DATA_BYTES, DATA_PACKETS))
 
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
-        """How many packets matched this entry of the set since it was put there; 0 if there is none."""
-        address = prefix.first.to_bytes(family.size, "big")
-        total = 0
-        for message in self._dump(name):
+        """How many packets matched this entry of a set that counts, since it was added; 0 if there is none."""
+        packed, total = prefix.first.to_bytes(family.size, "big"), 0
+        # Read to its end: the kernel begins no other listing on this socket before (EBUSY).
+        for listed in self._listed(name):
             # Decoding a million entries to find one would take seconds; most messages are passed over unread.
-            if address in message:
-                total += sum(
-                    entry.packets
-                    for kind, value in attributes(message)
-                    if kind == _ATTR_ADT
-                    for entry in (_entry(family, dict(attributes(data))) for _, data in attributes(value))
-                    if entry.address == address and entry.length == prefix.length
-                )
+            if packed in listed:
+                for _, entry in attributes(listed):
+                    data = dict(attributes(entry))
+                    if (data[DATA_IP][4:], prefix_length(data, family.bits)) == (packed, prefix.length):
+                        total += number(data.get(DATA_PACKETS, b""))
         return total
+
+    def _listed(self, name: str) -> Iterator[bytes]:
+        """All entries of a set, as attributes in a row, some thousand at once; nothing where there is no such set."""
+        return (value for message in self._dump(name) for kind, value in attributes(message) if kind == _ATTR_ADT)
 
     def _named(self, name: str) -> bytes:
         return _attribute(_ATTR_PROTOCOL, bytes([_PROTOCOL])) + _attribute(_ATTR_SETNAME, name.encode() + b"\0")
@@ -328,7 +294,7 @@ class NetlinkSets:
         raise KernelError("the kernel sent no answer over netlink")
 
     def _dump(self, name: str, extra: bytes = b"") -> Iterator[bytes]:
-        """The attributes of each message of a listing; none where there is no such set."""
+        """The attributes of each message of a set's listing; nothing where there is no such set."""
         sequence = self._send(_CMD_LIST, _REQUEST | _ACK | _DUMP, Family.V4, self._named(name) + extra)
         return self._messages(sequence, name)
 
@@ -346,7 +312,7 @@ class NetlinkSets:
         whose reader stopped half way, are dropped."""
         while True:
             try:
-                block = self._socket.recv(_RECEIVE)
+                block = self._socket.recv(_RECEIVE_BYTES)
             except OSError as error:
                 raise KernelError(f"the kernel's answer over netlink was lost ({error})") from error
             offset = 0
@@ -359,18 +325,6 @@ class NetlinkSets:
                 if kind == _MESSAGE_DONE:
                     return
                 yield kind, body
-
-
-def _entry(family: Family, data: dict[int, bytes]) -> Entry:
-    return Entry(
-        address=data[DATA_IP][4:],
-        length=data[DATA_CIDR][0] if DATA_CIDR in data else family.bits,
-        protocol=number(data.get(DATA_PROTO, b"")),
-        port=number(data.get(DATA_PORT, b"")),
-        packets=number(data.get(DATA_PACKETS, b"")),
-        bytes=number(data.get(DATA_BYTES, b"")),
-        timeout=number(data[DATA_TIMEOUT]) if DATA_TIMEOUT in data else None,
-    )
 
 
 def _not_allowed() -> KernelError:

@@ -1,7 +1,7 @@
-"""Sets: made and taken away through pyroute2, swapped, filled and read through our own netlink encoder.
+"""Sets: created and destroyed through pyroute2; swapped, filled and read through our own netlink socket.
 
-For the thread that owns netfilter only: pyroute2's sockets refuse to work inside a running event loop. pyroute2
-acts on every set of the host where it gets no name, so a name is mandatory here, and must be one of ours.
+pyroute2's sockets refuse to work inside a running event loop. Its calls act on every set of the host where they get no
+name, so a name is mandatory here, and must be one of ours.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.firewall.names import OURS
-from sikkerguard.edges.kernel.ipset_legacy.set_netlink import BUSY, Entry, NetlinkSets, SetHeader, encode_batches
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import BUSY, SetHeader, encode_batches
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
@@ -20,34 +20,35 @@ if TYPE_CHECKING:
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
     from sikkerguard.core.traffic.sample import Hit, Source
+    from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
 
-__all__ = ["Entry", "SetHeader", "SetKind", "Sets"]
+__all__ = ["SetHeader", "SetKind", "Sets"]
 
-_SMALLEST_HASH, _SMALLEST_LIMIT = 64, 1024
-_NAME_LIMIT = 31
-# How long to wait for the end of a listing, in seconds: one of a million entries takes two. Between two tries lies less
-# than between two listings by a program that makes one after the other.
+_MIN_HASH_SIZE, _MIN_LIMIT = 64, 1024
+_MAX_NAME = 31
+# How long to wait for another program to finish a listing, in seconds: one of a million entries takes two. The pause
+# between two attempts is shorter than that between two listings by a program that makes one after the other.
 SWAP_SECONDS, DESTROY_SECONDS = 2.0, 0.5
 _PAUSE_SECONDS = 0.005
-# A set that was not let go is not waited for again so soon: a pager may be left open for days.
+# After waiting for a set in vain there is no waiting for it again so soon: a pager may be left open for days.
 _GIVEN_UP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class SetKind:
-    """What a set is: its type, whether it counts, its default time limit in seconds (None: entries stay), whether
-    packets fill it: then its table has its final size at once, since no packet can wait for it to grow; and the
-    `limit` of entries that it gets at least."""
+    """What a set is: its type; whether its entries have counters; their default timeout in seconds (None: entries
+    stay); whether packets fill it, so that its table has its final size at once, since no packet can wait for it to
+    grow; and the number of entries that it has room for at least."""
 
     type_name: str
     counters: bool = False
     timeout: int | None = None
     filled_by_packets: bool = False
-    limit: int = _SMALLEST_LIMIT
+    limit: int = _MIN_LIMIT
 
     def fits(self, header: SetHeader, family: Family) -> bool:
-        """Whether a set is of this kind, whoever made it. A time limit may be another one, since each entry that
-        needs one gets its own."""
+        """Whether a set is of this kind, whoever created it. Its default timeout may be another one, since each entry
+        that needs one gets its own."""
         return (header.type_name, header.family, header.counters, header.timeout, header.whole) == (
             self.type_name,
             family.number,
@@ -58,13 +59,13 @@ class SetKind:
 
 
 class Sets:
-    """All that is done to sets. Every method raises `KernelError` when the kernel refuses.
+    """Everything that is done to sets. Every method raises `KernelError` when the kernel refuses.
 
-    `while_waiting` is called again and again while something takes long, or is waited for.
+    `while_waiting` is called again and again while something takes long, or another program is waited for.
     """
 
-    def __init__(self, while_waiting: Callable[[], None] = lambda: None) -> None:
-        self._netlink = NetlinkSets()
+    def __init__(self, netlink: NetlinkSets, while_waiting: Callable[[], None]) -> None:
+        self._netlink = netlink
         self._pyroute2: Any = None
         self._while_waiting = while_waiting
         self._given_up: dict[str, float] = {}
@@ -76,12 +77,12 @@ class Sets:
             self._pyroute2.close()
 
     def create(self, name: str, kind: SetKind, family: Family, entries: int) -> None:
-        """Make a set with room for twice as many entries as it is to hold, so that it can't overflow.
+        """Create a set with room for twice as many entries as it is to hold, so that it can't overflow.
 
-        `hashsize` is half the entries, rounded up to a power of two: the kernel's default of 1,024 makes loading
-        a million entries 2.5 times slower, for all the times that the table has to grow.
+        `hashsize` is half the entries, rounded up to a power of two: with the kernel's default of 1,024 the table has
+        to grow so often that loading a million entries takes 2.5 times as long.
         """
-        hash_size = max(_SMALLEST_HASH, 1 << max(entries // 2 - 1, 0).bit_length())
+        hash_size = max(_MIN_HASH_SIZE, 1 << max(entries // 2 - 1, 0).bit_length())
         if kind.filled_by_packets:
             hash_size *= 4
         self._call(
@@ -99,10 +100,10 @@ class Sets:
         )
 
     def destroy(self, name: str, seconds: float = DESTROY_SECONDS) -> None:
-        """Take the set away.
+        """Destroy the set.
 
         Raises:
-            BusyError: for so many seconds another program was listing it, or has rules or sets that refer to it.
+            BusyError: for so many seconds another program was listing it, or a rule or set referred to it.
         """
         try:
             self._patiently(
@@ -115,33 +116,24 @@ class Sets:
             raise
 
     def flush(self, name: str) -> None:
-        """Take every entry out of the set."""
-        self._call("flush", name, lambda sets: sets.flush(name))
+        """Remove every entry of the set."""
+        self._netlink.flush(_checked(name))
 
     def swap(self, one: str, other: str, seconds: float = SWAP_SECONDS) -> None:
-        """Exchange the contents of two sets in one step; rules keep looking where they looked.
+        """Exchange the contents of two sets in one step; rules go on to refer to the same names.
 
         Raises:
             BusyError: for so many seconds another program was listing one of them.
         """
         self._patiently(lambda: self._netlink.swap(one, other), seconds, _checked(one), _checked(other))
 
-    def add(
-        self,
-        name: str,
-        family: Family,
-        singles: bytes = b"",
-        ranges: Iterable[Prefix] = (),
-        timeout: int | None = None,
-    ) -> None:
-        """Add packed addresses in a row, and ranges; those that are there already have their time limit renewed."""
-        _checked(name)
-        self._netlink.add(name, family, self._with_pauses(encode_batches(family, singles, ranges, timeout)))
+    def add(self, name: str, family: Family, singles: bytes = b"", ranges: Iterable[Prefix] = ()) -> None:
+        """Add single addresses, packed in a row, and ranges. `FullError` where there is no room."""
+        self._netlink.add(_checked(name), family, self._with_pauses(encode_batches(family, singles, ranges)))
 
     def delete(self, name: str, family: Family, ranges: Iterable[Prefix] = (), singles: bytes = b"") -> None:
-        """Take these out; those that are not there are passed over."""
-        _checked(name)
-        self._netlink.delete(name, family, self._with_pauses(encode_batches(family, singles, ranges)))
+        """Remove these; those that are not there are ignored."""
+        self._netlink.delete(_checked(name), family, self._with_pauses(encode_batches(family, singles, ranges)))
 
     def _with_pauses(self, batches: Iterable[bytes]) -> Iterator[bytes]:
         for number, batch in enumerate(batches):
@@ -154,36 +146,32 @@ class Sets:
         return self._netlink.header(name)
 
     def contains(self, name: str, family: Family, address: bytes) -> bool:
-        """Whether the set matches this packed address."""
+        """Whether an entry of the set covers this packed address, and none excepts it (`nomatch`)."""
         return self._netlink.contains(name, family, address)
 
-    def entries(self, name: str, family: Family) -> Iterator[Entry]:
-        """Every entry of the set."""
-        return self._netlink.entries(name, family)
-
     def prefixes(self, name: str, family: Family) -> Iterator[tuple[bytes, int, bool]]:
-        """Packed address, prefix length, and whether it is `nomatch`, of every entry of a set of addresses or
-        ranges."""
+        """(packed address, prefix length, whether it is `nomatch`) of every entry of a set of addresses or ranges;
+        nothing where there is no such set."""
         return self._netlink.prefixes(name, family)
 
     def hits(self, name: str, family: Family) -> Collection[Hit]:
-        """Every entry of a set by address and port: (address, port, protocol, octets, packets)."""
-        return self._netlink.hits(name, family)
+        """(packed address, port, protocol, bytes, packets) of every entry of a set by address and port."""
+        return self._netlink.hits(name)
 
     def counts(self, name: str, family: Family) -> Collection[Source]:
-        """Every entry of a set by address: (address, octets, packets)."""
-        return self._netlink.counts(name, family)
+        """(packed address, bytes, packets) of every entry of a set by address."""
+        return self._netlink.counts(name)
 
     def packets(self, name: str, family: Family, prefix: Prefix) -> int:
-        """How many packets matched this entry."""
+        """How many packets matched this entry since it was added."""
         return self._netlink.packets(name, family, prefix)
 
     def lists_with(self, name: str) -> list[str]:
-        """The sets of sets, whoever's, that have this one as a member."""
+        """The sets of sets, whoever's, that this set is a member of."""
         return [other for other in self._netlink.names() if name in self._netlink.members(other)]
 
     def names(self) -> list[str]:
-        """The names of all sets of ours, whichever version or crash left them."""
+        """The names of all sets of ours, also of those that another version or a crash left behind."""
         return [name for name in self._netlink.names() if name.startswith(f"{OURS}-")]
 
     def _patiently(self, action: Callable[[], None], seconds: float, *names: str) -> None:
@@ -207,7 +195,7 @@ class Sets:
 
     def _call(self, what: str, name: str, action: Callable[[Any], object]) -> None:
         _checked(name)
-        # Imported at the first need: it costs a tenth of a second, and a start that finds all in place has none.
+        # Imported when first needed: it takes a tenth of a second, and a start that finds all in place does without.
         from pyroute2.ipset import IPSet, IPSetError
         from pyroute2.netlink.exceptions import NetlinkError
 
@@ -221,6 +209,6 @@ class Sets:
 
 
 def _checked(name: str) -> str:
-    if not name.startswith(f"{OURS}-") or len(name) > _NAME_LIMIT:
+    if not name.startswith(f"{OURS}-") or len(name) > _MAX_NAME:
         raise ValueError(f"{name!r} is not the name of a set of ours")
     return name

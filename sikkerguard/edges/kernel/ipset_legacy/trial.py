@@ -1,57 +1,61 @@
-"""The sets that say whether the candidate blocks too: all addresses while it does, with a time limit, and else none.
+"""The sets that decide whether the candidate blocks too: they hold all addresses while it does, with a timeout.
 
-For the thread that owns netfilter only. Every method raises `KernelError` when the kernel refuses.
+Every method raises `KernelError` when the kernel refuses.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.edges.kernel.ipset_legacy.set_kinds import TRIAL_SECONDS
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import encode_batches
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sikkerguard.core.net.family import Family
-    from sikkerguard.edges.kernel.ipset_legacy.sets import Sets
+    from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
 
-# So long after it was renewed a trial is renewed once more while something else takes long.
+# While something else takes long, a trial is renewed again this long after it was.
 _RENEW_SECONDS = 1.0
 
 
 class TrialSets:
-    """Begins, renews and ends a trial of these families. The kernel ends one by itself that is not renewed."""
+    """Begins, renews and ends a trial of these families. The kernel ends by itself one that is not renewed."""
 
-    def __init__(self, sets: Sets, families: Sequence[Family], clock: Callable[[], float]) -> None:
-        self._sets = sets
+    def __init__(
+        self, netlink: NetlinkSets, families: Sequence[Family], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._netlink = netlink
         self._families = families
         self._clock = clock
         self._renewed_at: float | None = None
-        self._disturbed = False
-        # The families for which a repair has armed their sets, and when it last did.
-        self._covered: tuple[Sequence[Family], float] | None = None
+        self._invalid = False
+        # The family whose set a repair has armed, and when it last did.
+        self._covered: tuple[Family, float] | None = None
 
     @property
     def runs(self) -> bool:
-        """Whether one was begun and not ended."""
+        """Whether a trial was begun and not ended."""
         return self._renewed_at is not None
 
     def begin(self) -> None:
-        """Have the candidate block too."""
-        self._disturbed = False
+        """Let the candidate block too."""
+        self._invalid = False
         self._renewed_at = self._clock()
         self._arm(self._families)
 
     def renew(self) -> None:
-        """Prolong it.
+        """Prolong the trial.
 
         Raises:
-            KernelError: it had lapsed in between, or another program had ended it, so that what was tested meanwhile
-                proves nothing.
+            KernelError: it had lapsed, or another program had ended it, so that what was tested meanwhile proves
+                nothing.
         """
         if self._renewed_at is None or self._clock() - self._renewed_at >= TRIAL_SECONDS:
             raise KernelError(
@@ -59,7 +63,7 @@ class TrialSets:
                 "or is overloaded. The list before it stays in force"
             )
         for family in self._families:
-            if self._disturbed or not self._is_armed(family):
+            if self._invalid or not self._is_armed(family):
                 raise KernelError(
                     f"another program changed our rules or the set {set_names(family).trial} during the trial, so "
                     "that it proves nothing"
@@ -67,48 +71,49 @@ class TrialSets:
         self._renewed_at = self._clock()
         self._arm(self._families)
 
-    def disturb(self) -> None:
-        """Something was not as it should be while it ran: it proves nothing."""
-        self._disturbed = self._disturbed or self.runs
+    def invalidate(self) -> None:
+        """Note that something was not as it should be: a trial that runs now proves nothing."""
+        self._invalid = self._invalid or self.runs
 
     def end(self) -> None:
-        """Renew it no more. The sets are emptied by `release`, or by themselves."""
+        """Stop renewing. The sets are emptied by `empty`, or by their timeout."""
         self._renewed_at = None
 
-    def release(self, families: Sequence[Family]) -> None:
-        """Have the candidate of these families block no more."""
-        for family in families:
-            self._sets.flush(set_names(family).trial)
+    def empty(self, family: Family) -> None:
+        """Let the candidate of this family block no more."""
+        self._netlink.flush(set_names(family).trial)
 
     @contextmanager
     def covering(self, family: Family) -> Iterator[None]:
-        """Have what lies in the candidate's place block too, for as long as this lasts and until `release`."""
+        """Let what is in the candidate's sets block too, from here on until `empty`; inside the context that is kept
+        up however long it takes."""
         self._arm((family,))
-        self._covered = (family,), self._clock()
+        self._covered = family, self._clock()
         try:
             yield
         finally:
             self._covered = None
 
-    def keep(self) -> None:
-        """To be called while something takes long: what covers two lists must not lapse meanwhile. Whether the trial
-        still proves anything is asked when it is renewed in earnest."""
+    def keep_alive(self) -> None:
+        """Call this while something takes long: what covers two lists must not lapse meanwhile. Whether the trial still
+        proves anything is decided by the next `renew`."""
         now = self._clock()
         if self._covered is not None and now - self._covered[1] >= _RENEW_SECONDS:
             self._covered = self._covered[0], now
-            self._arm(self._covered[0])
+            self._arm(self._covered[:1])
         if self._renewed_at is not None and _RENEW_SECONDS <= now - self._renewed_at < TRIAL_SECONDS:
             self._renewed_at = now
-            self._disturbed = self._disturbed or not all(map(self._is_armed, self._families))
+            self._invalid = self._invalid or not all(map(self._is_armed, self._families))
             self._arm(self._families)
 
     def _is_armed(self, family: Family) -> bool:
-        header = self._sets.header(set_names(family).trial)
+        header = self._netlink.header(set_names(family).trial)
         return header is not None and header.entries == len(_halves(family))
 
     def _arm(self, families: Sequence[Family]) -> None:
         for family in families:
-            self._sets.add(set_names(family).trial, family, ranges=_halves(family), timeout=TRIAL_SECONDS)
+            batches = encode_batches(family, b"", _halves(family), TRIAL_SECONDS)
+            self._netlink.add(set_names(family).trial, family, batches)
 
 
 def _halves(family: Family) -> tuple[Prefix, Prefix]:
