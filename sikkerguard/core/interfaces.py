@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from sikkerguard.core.firewall.diff import Operation
@@ -140,8 +140,9 @@ class Feed(Protocol):
     async def version(self) -> object:
         """What differs once there is a new version, without reading it; None where only a pull can tell."""
 
-    def stream(self) -> AsyncIterator[bytes]:
-        """The content, piece by piece, as it comes.
+    def stream(self) -> AsyncGenerator[bytes, None]:
+        """The content, piece by piece, as it comes. To be closed by whoever does not read it to its end
+        (`contextlib.aclosing`): connections are closed then.
 
         Raises:
             FetchError: it could not be had, or not whole.

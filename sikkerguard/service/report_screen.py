@@ -1,49 +1,73 @@
-"""Who may be reported now: asked of the configuration, the allowlist and the lists in force, before each request."""
+"""Who may be reported now, by the settings, the allowlist and the lists in force; asked before each request."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.lists.lookup import Listings
 from sikkerguard.core.reports.screen import Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from sikkerguard.config.settings import Config
-    from sikkerguard.core.lists.allowlist import AllowEntry
+    from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
     from sikkerguard.core.lists.sources import ListedSource
     from sikkerguard.core.reports.rows import Row
+    from sikkerguard.service.watched import Watched
+
+
+class HostAllowlist(Protocol):
+    """What this host must never be cut off from; all that is read of it here."""
+
+    @property
+    def allowlist(self) -> Allowlist:
+        """All that is never blocked."""
+
+
+class WatchedAllowlist(Protocol):
+    """A `Watched` value that is, or has in it, what a `HostAllowlist` has."""
+
+    @property
+    def value(self) -> HostAllowlist:
+        """The allowlist of now."""
+
+
+class ListInForce(Protocol):
+    """The list that the kernel blocks."""
+
+    @property
+    def sources(self) -> tuple[ListedSource, ...] | None:
+        """It source by source, as they were read; None where no list is known to be in force. Another tuple for
+        another list."""
 
 
 class ReportScreening:
-    """`config` gives the settings of the moment, `allowed` all that may never be blocked, and `lists` the lists in
-    force, source by source as they were read, or None where none is known."""
+    """Makes screens of what is known at a moment."""
 
-    def __init__(
-        self,
-        config: Callable[[], Config],
-        allowed: Callable[[], Iterable[AllowEntry]],
-        lists: Callable[[], tuple[ListedSource, ...] | None],
-    ) -> None:
+    def __init__(self, config: Watched[Config], allowlist: WatchedAllowlist, lists: ListInForce) -> None:
         self._config = config
-        self._allowed = allowed
+        self._allowlist = allowlist
         self._lists = lists
         self._listings: tuple[tuple[ListedSource, ...], Listings] | None = None
 
     async def now(self) -> Screen | None:
         """Who may be reported by what is known now. None where no list is known to be in force: what blocks may then be
         the local file's, and nothing is reported until it is known."""
-        lists = self._lists()
-        if lists is None:
+        sources = self._lists.sources
+        if sources is None:
             return None
-        if self._listings is None or self._listings[0] is not lists:
-            self._listings = None  # the memory of the one before, while the next is made
-            self._listings = lists, await asyncio.to_thread(Listings, lists)
-        return Screen(self._allowed(), self._listings[1].of, custom=self._config().report_custom)
+        if self._listings is None or self._listings[0] is not sources:
+            self._listings = None  # frees the memory of the one before while the next is made
+            self._listings = sources, await asyncio.to_thread(Listings, sources)
+        return Screen(self._allowed(), self._listings[1].of, custom=self._config.value.report_custom)
 
-    def still(self, screen: Screen, rows: Iterable[Row]) -> bool:
-        """Whether rows that passed this screen may go. Asked when the last byte of a request is about to leave, so
-        this asks only who was allowed meanwhile."""
-        return screen.still_passes(rows, tuple(self._allowed()))
+    def still_passes(self, screen: Screen, rows: Iterable[Row]) -> bool:
+        """Whether rows that passed this screen may still be sent. Called when the last byte of a request is about to
+        leave, so it looks only at what was allowed meanwhile."""
+        return screen.still_passes(rows, self._allowed())
+
+    def _allowed(self) -> tuple[AllowEntry, ...]:
+        # The tracker follows a new whitelist only a moment later, and a report can't be taken back.
+        return (*self._allowlist.value.allowlist.entries, *self._config.value.whitelist)

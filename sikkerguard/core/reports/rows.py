@@ -1,4 +1,4 @@
-"""From the packets of a source to the row that reports it, and from an answer to what became of each row. Pure."""
+"""Report rows: made from the packets of a source, put into requests, and judged by SikkerAPI's answer. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.core.services.lookup import category_of_source, service_of
 from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP
-from sikkerguard.errors import UnansweredError
+from sikkerguard.errors import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from sikkerguard.core.lists.allowlist import AllowEntry
     from sikkerguard.core.reports.stats import ReportStats
 
-# The bounds of one request and of a row's `protocol`, as SikkerAPI's documentation of /v1/key/bulk-report has them.
-# It says 2 MB: the smaller reading is right either way.
-MOST_ROWS = 10_000
-MOST_BYTES = 2_000_000
-MOST_PROTOCOL = 32
+# The largest request, and a row's longest `protocol`, by SikkerAPI's documentation of /v1/key/bulk-report. "2 MB" is
+# read as two million bytes, which is right for either meaning.
+MAX_ROWS = 10_000
+MAX_BYTES = 2_000_000
+MAX_PROTOCOL = 32
 
 _HEAD, _TAIL = b'{"reports":[', b"]}"
-_NAMED = 5
-_NAMED_REJECTED = 20
-# Words by which a rejected row tells that nothing is wrong with it but the hour.
+_MAX_NAMED = 5
+_MAX_REJECTED_NAMED = 20
+# A row that was rejected with one of these reasons may be accepted on another day.
 _QUOTA = re.compile(r"quota|(daily|rate|report) limit|limit (is |was )?(reached|exceeded|spent|used)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One source, packed, under one category. `packets` rank it: who sent most is reported first."""
+    """A report of one source: its packed `address`, SikkerAPI's category, the service that it aimed at, and how many
+    packets it sent, by which rows are ranked: the largest go first."""
 
     address: bytes
     category: str
@@ -50,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ReportBatch:
-    """Rows on their way: the number of their request, unique in the outbox, and the body that has exactly them."""
+    """Rows that are being sent: the number of their request, unique in the outbox, and its body."""
 
     request: int
     rows: tuple[Row, ...]
@@ -59,9 +60,9 @@ class ReportBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReportAnswer:
-    """What the server made of a request: `errors` has the address as sent and the reason for each rejected row.
-    `remaining` are the rows that the day's quota has left, `limit` those that it has on a whole day, None where the
-    answer did not say."""
+    """SikkerAPI's answer to a request: `errors` has the address as sent and the reason for each rejected row.
+    `remaining` are the rows that the day's quota has left, `limit` those of a whole day; None where the answer did not
+    say."""
 
     total: int
     accepted: int
@@ -84,65 +85,65 @@ def row_of(
 ) -> Row | None:
     """The row of a source that sent `packets`, {(IP protocol, port): count}; None where it is withheld.
 
-    Anyone can put any sender on a datagram, so by default a row is made from TCP alone. Packets that the kernel did
-    not tell apart, port -1, count for the rank of a row and can't be the reason for one. Replies are neither: the host
-    itself, or who forged its address, may have asked for them.
+    Anyone can put any sender on a datagram, so by default a row is made from TCP alone, and from others with
+    `spoofable`. Packets of which the kernel did not count the ports, port -1, count for the rank of a row and can't be
+    the reason for one. Replies are neither: this host, or whoever forged its address, may have asked for them.
     """
     packets = {key: count for key, count in packets.items() if key[0] != REPLY}
-    telling = {
+    usable = {
         key: count for key, count in packets.items() if count > 0 and key[1] >= 0 and (spoofable or key[0] == TCP)
     }
-    if not telling:
+    if not usable:
         return None
-    named = {(_name(protocol), port): count for (protocol, port), count in telling.items()}
+    named = {(_name(protocol), port): count for (protocol, port), count in usable.items()}
     # The service is the one that decides the category, by the same rule: a row must not contradict itself.
     transport, port = min(named, key=lambda key: (-named[key], key[1], key[0].upper()))
     service = service_of(transport, port, port_map).reported_as
     return Row(
         address,
         category_of_source(named, port_map),
-        (transport.lower() if service == "unknown" else service)[:MOST_PROTOCOL],
-        sum(telling.values()) + sum(count for (_, port), count in packets.items() if port < 0),
+        (transport.lower() if service == "unknown" else service)[:MAX_PROTOCOL],
+        sum(usable.values()) + sum(count for (_, port), count in packets.items() if port < 0),
     )
 
 
-def sparing(entries: Iterable[AllowEntry]) -> Callable[[bytes], bool]:
-    """Says of a packed address whether one of these entries covers it. Asked for each of many thousands: ranges lie by
-    their lengths, of which there are a few."""
+def allow_matcher(entries: Iterable[AllowEntry]) -> Callable[[bytes], bool]:
+    """A function that says whether one of these entries covers a packed address. Made for many thousands of questions:
+    entries are kept by their length, of which there are a few."""
     firsts: dict[Family, dict[int, set[int]]] = {family: {} for family in Family}
     for entry in entries:
         shift = entry.family.bits - entry.prefix.length
         firsts[entry.family].setdefault(shift, set()).add(entry.prefix.first >> shift)
 
-    def spared(address: bytes) -> bool:
+    def is_allowed(address: bytes) -> bool:
         number = int.from_bytes(address, "big")
         return any(number >> shift in known for shift, known in firsts[family_of(address)].items())
 
-    return spared
+    return is_allowed
 
 
-def first_request(rows: Sequence[Row], most_bytes: int = MOST_BYTES) -> tuple[int, bytes]:
-    """How many of these rows go into one request, in their order, and its body. At least one does."""
+def first_request(rows: Sequence[Row], max_bytes: int = MAX_BYTES) -> tuple[int, bytes]:
+    """Put rows into one request, in their order, as many as fit and at least one. Returns how many, and the body."""
     pieces: list[bytes] = []
     size = len(_HEAD) + len(_TAIL)
-    for row in rows[:MOST_ROWS]:
-        # Bare of everything else: what the service does not need to know stays here.
+    for row in rows[:MAX_ROWS]:
+        # Nothing else leaves the host: SikkerAPI does not need it.
         value = {"ip": row.ip(), "category": row.category, "protocol": row.protocol}
         piece = json.dumps(value, separators=(",", ":")).encode()
         size += len(piece) + (1 if pieces else 0)
-        if pieces and size > most_bytes:
+        if pieces and size > max_bytes:
             break
         pieces.append(piece)
     return len(pieces), _HEAD + b",".join(pieces) + _TAIL
 
 
 def judge(rows: Sequence[Row], answer: ReportAnswer) -> BatchResult:
-    """What the answer says of each of these rows, which have an address each.
+    """Apply the answer to these rows, each of which has an address of its own.
 
-    Rows are known by their address, not by their number: whether numbers count from 0 or 1 is not documented.
+    Rows are found by their address, not by their number: whether numbers count from 0 or 1 is not documented.
 
     Raises:
-        UnansweredError: it contradicts itself, or the rows that were sent.
+        Unanswered: the answer contradicts itself, or the rows that were sent.
     """
     waiting = {row.address for row in rows}
     rejected: dict[bytes, str] = {}
@@ -150,51 +151,59 @@ def judge(rows: Sequence[Row], answer: ReportAnswer) -> BatchResult:
     for text, reason in answer.errors:
         address = _packed(text)
         if address not in waiting:
-            raise UnansweredError(f"SikkerAPI rejects a row that was not sent ({text!r})")
+            raise Unanswered(f"SikkerAPI rejects a row that was not sent ({text!r})")
         waiting.remove(address)
         if _QUOTA.search(reason):
             postponed.add(address)
         else:
             rejected[address] = reason
     if answer.total != len(rows) or answer.accepted != len(waiting):
-        raise UnansweredError(
-            f"SikkerAPI tells of {answer.total} rows, {answer.accepted} of them accepted, and of {len(answer.errors)} "
-            f"errors, where {len(rows)} rows were sent"
+        raise Unanswered(
+            f"SikkerAPI answers for {answer.total} rows, {answer.accepted} of them accepted, and names "
+            f"{len(answer.errors)} errors, where {len(rows)} rows were sent"
         )
     return BatchResult(rejected, frozenset(postponed))
 
 
 def reported_line(counts: Mapping[str, int]) -> str:
-    """In the product's words: `Reported 247 blocked IPs (ssh: 89, http: 63, ...)`; `counts` are rows by protocol."""
+    """The log line `Reported 247 blocked IPs (ssh: 89, http: 63, ...)`; `counts` are rows by protocol."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{name}: {count}" for name, count in ordered[:_NAMED]] + ["..."] * (len(ordered) > _NAMED)
+    named = [f"{name}: {count}" for name, count in ordered[:_MAX_NAMED]] + ["..."] * (len(ordered) > _MAX_NAMED)
     return f"Reported {sum(counts.values())} blocked IPs ({', '.join(named)})"
 
 
-def spent_line(numbers: ReportStats) -> str:
-    """Why rows wait, where the day's quota is the reason; else nothing."""
-    if numbers.quota_remaining != 0 or not numbers.waiting:
+def spent_line(stats: ReportStats) -> str:
+    """The sentence that says that rows wait because the day's quota is used up; empty where they don't."""
+    if stats.quota_remaining != 0 or not stats.waiting:
         return ""
     return (
-        f"The day's quota of reports is used up; blocking and counting go on, {numbers.waiting} rows wait for midnight "
+        f"The day's quota of reports is used up; blocking and counting go on, {stats.waiting} rows wait for midnight "
         "UTC."
     )
 
 
 def dropped_line(dropped: int) -> str:
-    """What became of sources that are not reported for want of room or of time."""
+    """The sentence about sources that are not reported, because too many waited or for too long."""
     return (
         f"{dropped} sources had no room among what waits to be reported, or waited for more than a day; their packets "
         "are counted."
     )
 
 
+def unanswered_line(why: str, rows: int) -> str:
+    """The sentence about the rows of a request that may have been accepted; `why` says what happened."""
+    return (
+        f"{why}: {rows} reports may have been accepted; the server does not tell reports apart, so they are not sent "
+        "again."
+    )
+
+
 def rejected_line(rejected: Iterable[tuple[str, str]]) -> str:
     """One sentence that names the first rejected rows by address and reason, and counts the others."""
     rows = list(rejected)
-    named = [f"{ip} ({reason})" for ip, reason in rows[:_NAMED_REJECTED]]
-    if len(rows) > _NAMED_REJECTED:
-        named.append(f"and {len(rows) - _NAMED_REJECTED} more")
+    named = [f"{ip} ({reason})" for ip, reason in rows[:_MAX_REJECTED_NAMED]]
+    if len(rows) > _MAX_REJECTED_NAMED:
+        named.append(f"and {len(rows) - _MAX_REJECTED_NAMED} more")
     return f"SikkerAPI rejected these reports, which are dropped: {', '.join(named)}."
 
 

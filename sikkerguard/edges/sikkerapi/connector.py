@@ -1,7 +1,8 @@
-"""The door to SikkerAPI: what its name, or a proxy's, stands for; which of that is genuine; and requests to just that.
+"""Connections to SikkerAPI, or to a proxy: the addresses of its name, proof that they are genuine, and requests to
+those alone.
 
-Names are looked up here and nowhere else, so that a request connects to the addresses that proved themselves and to no
-other. Behind a proxy nothing can be proved of SikkerAPI itself, nor is any address of it connected to.
+Names are looked up here and nowhere else, so that a request connects to no other address than one that was proved.
+Behind a proxy nothing can be proved of SikkerAPI itself, nor is any address of it connected to.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from sikkerguard.core.lists.allowlist import PROXY
 from sikkerguard.core.sikkerapi.endpoint import is_address
 from sikkerguard.core.text import printable
 from sikkerguard.edges.sikkerapi import resolution
-from sikkerguard.edges.sikkerapi.failures import FORESEEN, reason, tell
+from sikkerguard.edges.sikkerapi.failures import EXPECTED, log_unexpected, reason
 from sikkerguard.edges.sikkerapi.proxies import proxy_of, way_of
-from sikkerguard.errors import FetchError
+from sikkerguard.errors import SettingsRefused
 from sikkerguard.version import VERSION
 
 if TYPE_CHECKING:
@@ -33,19 +34,19 @@ _CONNECT_SECONDS = 10.0
 _CONNECT_SECONDS_EACH = 3.0
 # With these nothing was sent. The last one is what httpx on Debian 12 lets through.
 _UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLCertVerificationError)
-_LARGEST_STATUS = 64 << 10
-# With these SikkerAPI says that it knows no such key, or refuses it; a request without one is answered so.
+_MAX_STATUS = 64 << 10
+# SikkerAPI's answers to a request without a key, or with one that it does not know or refuses.
 _REFUSALS = frozenset({401, 403, 429})
 # Without https no certificate is asked for, and none is good: reading all authorities takes a while.
 _NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class PinnedConnector:
-    """The door to the API at `url`. `environment` names the proxies; `look_up`, which gives the addresses of a name,
-    and `resolve_seconds`, its time limit, are for tests to put in.
+    """Connects to the API at `url`, or to the proxy that `environment` names for it. `look_up`, which returns the
+    addresses of a name, and `resolve_seconds`, its time limit, are for tests to put in.
 
     Raises:
-        FetchError: the proxy can't be one, or the certificates of authorities can't be read.
+        SettingsRefused: the proxy can't be one, or the certificates of authorities can't be read.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class PinnedConnector:
         environment: Mapping[str, str] = os.environ,
         *,
         look_up: Callable[[str], Iterable[str]] = resolution.look_up,
-        resolve_seconds: float = resolution.LONGEST_SECONDS,
+        resolve_seconds: float = resolution.MAX_SECONDS,
     ) -> None:
         self._url = url
         self._look_up = look_up
@@ -69,22 +70,22 @@ class PinnedConnector:
         self.broken = False
 
     def use(self, addresses: Sequence[str]) -> None:
-        """Send requests to these addresses from here on, the first one first; with none, to whatever the name in the
-        address stands for, or to the address in it."""
+        """Send requests to these addresses from now on, trying them in this order; with none, to whatever the host of
+        the URL stands for."""
         self._addresses = tuple(addresses)
         self.broken = False
 
     async def resolve(self) -> tuple[str, ...]:
-        """The addresses that the name stands for now; empty where it does not resolve in time."""
+        """The addresses that the name has now; empty where it does not resolve in time."""
         found = await resolution.resolve(self.way.host, self._resolve_seconds, self._look_up)
         return tuple(address for address in found if is_address(address))
 
     async def prove(self, address: str) -> str:
-        """Connect to this address, and say why it is not what the name stands for; empty where it is.
+        """Connect to this address. Returns why it is not SikkerAPI's (or the proxy's); empty where it is.
 
-        By https SikkerAPI is who completes a handshake with a certificate for its name that an authority vouches for.
-        By http it is who answers a request for the key's status, made without a key, as SikkerAPI does. A proxy is who
-        takes a connection.
+        By https, SikkerAPI is a server that completes a handshake with a certificate for its name that an authority
+        vouches for. By http, it is one that answers a request for the key's status, made without a key, as SikkerAPI
+        does. A proxy is any host that takes a connection.
         """
         try:
             if self.way.reason != PROXY and self._tls is None:
@@ -95,15 +96,15 @@ class PinnedConnector:
             writer.transport.abort()
         except ssl.SSLCertVerificationError as error:
             return f"its certificate is not SikkerAPI's: {printable(error.verify_message.rstrip('.'))}"
-        except FORESEEN as error:
+        except EXPECTED as error:
             return reason(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and this address has not proved itself
-            tell(error)
+        except Exception as error:  # noqa: BLE001 - it is logged, and this address is not proved
+            log_unexpected(error)
             return type(error).__name__
         return ""
 
     def transport(self) -> httpx.AsyncBaseTransport:
-        """What a client of httpx sends its requests by.
+        """A new transport for a client of httpx, to the addresses of the last `use`.
 
         Raises:
             ImportError, ValueError: httpx can't use the proxy.
@@ -111,7 +112,7 @@ class PinnedConnector:
         if not self._addresses:
             return self._connect("")
         transports = {address: self._connect(address) for address in self._addresses}
-        return _Ways(transports, self._address_of, self._failed)
+        return _FirstReachable(transports, self._address_of, self._failed)
 
     async def _answers(self, address: str) -> str:
         url = httpx.URL(f"{self._url}/v1/key/status")
@@ -125,14 +126,14 @@ class PinnedConnector:
         ):
             async for piece in response.aiter_raw():
                 body += piece
-                if len(body) > _LARGEST_STATUS:
+                if len(body) > _MAX_STATUS:
                     return "it answers with too much to be SikkerAPI"
         if not _is_status(response.status_code, body):
             return f"it answers {response.status_code}, not as SikkerAPI does"
         return ""
 
     def _connect(self, address: str) -> httpx.AsyncBaseTransport:
-        """To one address of SikkerAPI or of the proxy, or, where it is empty, to whatever the name stands for."""
+        """A transport to one address of SikkerAPI or of the proxy; with an empty one, to what the name stands for."""
         proxy = None
         if self._proxy is not None:
             # A proxy that itself is spoken to by TLS is known by its name.
@@ -141,7 +142,9 @@ class PinnedConnector:
             proxy = httpx.Proxy(url, auth=self._proxy.auth)
         transport = httpx.AsyncHTTPTransport(verify=self._tls or _NO_AUTHORITIES, trust_env=False, proxy=proxy)
         host = address if proxy is None else proxy.url.host
-        return _Named(transport, self.resolve) if not is_address(host) and not self.way.literal else transport
+        return (
+            _ResolvingTransport(transport, self.resolve) if not is_address(host) and not self.way.literal else transport
+        )
 
     def _address_of(self, url: httpx.URL, address: str) -> httpx.URL:
         return url if self._proxy is not None else url.copy_with(host=address)
@@ -150,10 +153,10 @@ class PinnedConnector:
         self.broken = True
 
 
-class _Ways(httpx.AsyncBaseTransport):
+class _FirstReachable(httpx.AsyncBaseTransport):
     """Sends a request to the first of these addresses that can be connected to, each by a transport of its own.
-    `address_of` gives the URL to ask for at one, and `failed` hears that one could not be connected to. What was sent
-    is not sent again."""
+    `address_of` returns the URL to ask for at an address, and `failed` is called where an address could not be
+    connected to. A request that was sent is not sent again."""
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class _Ways(httpx.AsyncBaseTransport):
         self._failed = failed
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """As httpx wants it."""
+        """See httpx.AsyncBaseTransport."""
         *others, last = self._transports
         for address in others:
             try:
@@ -197,16 +200,16 @@ class _Ways(httpx.AsyncBaseTransport):
             raise
 
 
-class _Named(httpx.AsyncBaseTransport):
-    """Sends a request to whatever a name stands for, if `resolve` finds that out in time. What sends it looks the name
-    up once more, but without a deadline, and in a thread which a stop has to wait for."""
+class _ResolvingTransport(httpx.AsyncBaseTransport):
+    """Sends a request by a host name, if `resolve` finds addresses in time. The transport below looks the name up once
+    more, but without a deadline, in a thread which a stop has to wait for: a name that hangs must not get there."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport, resolve: Callable[[], Awaitable[tuple[str, ...]]]) -> None:
         self._transport = transport
         self._resolve = resolve
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """As httpx wants it."""
+        """See httpx.AsyncBaseTransport."""
         if not await self._resolve():
             raise httpx.ConnectError("the name does not resolve", request=request)
         return await self._transport.handle_async_request(request)
@@ -216,9 +219,9 @@ class _Named(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
 
-class _OneName(ssl.SSLContext):
-    """Wants a certificate for this name, whatever the connection was addressed to: httpx on Debian 12 knows no other
-    way to connect to an address and to verify a name."""
+class _SingleNameContext(ssl.SSLContext):
+    """Expects a certificate for `name`, whatever the connection was addressed to: httpx on Debian 12 has no other way
+    to connect to an address and to verify a name."""
 
     name: str
 
@@ -230,33 +233,32 @@ class _OneName(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """As `ssl.SSLContext` has it, but for the name."""
+        """See ssl.SSLContext.wrap_bio; the name is replaced."""
         return super().wrap_bio(incoming, outgoing, server_side, self.name, session)
 
 
 def tls_context(name: str) -> ssl.SSLContext:
-    """The settings for TLS as httpx has them, for connections to this name alone unless it is empty. Reads the
-    certificates of all authorities.
+    """The TLS settings that httpx has by default; with a `name`, for connections to this name alone. Reads the
+    certificates of all authorities from the disk.
 
     Raises:
-        FetchError: they can't be read.
+        SettingsRefused: they can't be read.
     """
     try:
         context = httpx.create_ssl_context()
     except OSError as error:
-        raise FetchError(
+        raise SettingsRefused(
             f"the certificates of authorities can't be read ({reason(error)}); check SSL_CERT_FILE and SSL_CERT_DIR",
-            retryable=False,
         ) from error
     if name:
-        context.__class__ = _OneName
-        assert isinstance(context, _OneName)
+        context.__class__ = _SingleNameContext
+        assert isinstance(context, _SingleNameContext)
         context.name = name
     return context
 
 
 def _is_status(code: int, body: bytes) -> bool:
-    """Whether SikkerAPI answers a request for the key's status so."""
+    """Whether this is how SikkerAPI answers a request for the key's status."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

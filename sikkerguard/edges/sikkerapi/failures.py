@@ -1,7 +1,7 @@
-"""What a request to SikkerAPI may end with, an answer aside, in words: on one line, printable, and with an end.
+"""Sentences for whatever a request to SikkerAPI ends with instead of an answer: one line, printable, bounded.
 
-Whatever a library raises ends the request and nothing else. What nobody has thought of is told with a traceback, once
-for each place that it comes from: it would be the same with each try.
+Whatever a library raises ends the request and nothing else. An error that nobody has thought of is logged with its
+traceback, once for each place that it comes from: it would be the same at each try.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 # `ValueError`: what can't be read. A `UnicodeError` is one, for names that can't be names, and h11 0.14 raises one
 # for a length of some thousand digits.
-FORESEEN = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
-# These come without a text of their own.
-_WITHOUT_WORDS: dict[type[Exception], str] = {
+EXPECTED = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
+# These come without a text.
+_DESCRIPTIONS: dict[type[Exception], str] = {
     httpx.ReadError: "the connection was closed",
     httpx.WriteError: "the connection was closed",
     httpx.ConnectTimeout: "no connection",
@@ -33,18 +33,23 @@ _WITHOUT_WORDS: dict[type[Exception], str] = {
 }
 
 _Result = TypeVar("_Result")
-_told = set[tuple[type[Exception], str, int | None]]()
+_logged = set[tuple[type[Exception], str, int | None]]()
 
 
 class CancelledByLibraryError(OSError):
-    """A library cancelled the task that it ran in, which nobody had asked for."""
+    """A library cancelled the task that it ran in, though nobody wanted that."""
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Have this work done, or raise `TimeoutError`; `CancelledByLibraryError` where it was cancelled and we were not.
+    """Run this coroutine for so many seconds at most, and return its result.
 
-    In a task of its own: anyio before 4 cancels the task in which it connects, and does not take that back, so that a
-    `timeout` around it would let its own cancellation out instead of a `TimeoutError`, as if the service was stopped.
+    It gets a task of its own: anyio before 4 cancels the task in which it connects, and does not take that back, so
+    that an `asyncio.timeout` would let that cancellation out instead of a `TimeoutError`, as if the service was
+    stopped.
+
+    Raises:
+        TimeoutError: it took longer, and was cancelled.
+        CancelledByLibraryError: it was cancelled though nobody cancelled the caller.
     """
     task = asyncio.create_task(work)
     try:
@@ -57,33 +62,33 @@ async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 def sentence(error: Exception) -> str:
-    """A sentence for whatever a request ended with; what is no usual failure is logged with its traceback, once."""
+    """A sentence for the error that a request ended with. An unexpected one is logged with its traceback, once."""
     if isinstance(error, httpx.TimeoutException):
         return f"SikkerAPI did not answer in time ({reason(error)})"
     if isinstance(error, httpx.RemoteProtocolError):
         return f"SikkerAPI's answer broke off or is not HTTP ({reason(error)})"
     if isinstance(error, httpx.TransportError | OSError):
         return f"SikkerAPI can't be reached ({reason(error)})"
-    if isinstance(error, FORESEEN):
+    if isinstance(error, EXPECTED):
         return f"SikkerAPI's answer can't be understood ({reason(error)})"
-    tell(error)
+    log_unexpected(error)
     return f"SikkerAPI's answer was not understood ({type(error).__name__}: {reason(error)})"
 
 
 def reason(error: Exception) -> str:
-    """What the error says, which may be a server's words, fit to be shown."""
-    return printable(str(error)) or _WITHOUT_WORDS.get(type(error), type(error).__name__)
+    """The error's own text, which may come from a server, made printable."""
+    return printable(str(error)) or _DESCRIPTIONS.get(type(error), type(error).__name__)
 
 
-def tell(error: Exception) -> None:
-    """Log an error that nobody has thought of with its traceback, unless this kind of it was met at this place."""
+def log_unexpected(error: Exception) -> None:
+    """Log an error that nobody has thought of with its traceback, unless this kind was logged for this place before."""
     frames = traceback.extract_tb(error.__traceback__)
     place = (type(error), frames[-1].filename, frames[-1].lineno) if frames else (type(error), "", None)
-    if place in _told:
+    if place in _logged:
         return
-    _told.add(place)
+    _logged.add(place)
     log.error(
-        "A request ended with an error that is not foreseen; blocking goes on, and it is tried again. Please report "
+        "A request ended with an error that was not expected; blocking goes on, and it is tried again. Please report "
         "this:",
         exc_info=error,
     )

@@ -1,7 +1,7 @@
-"""Which proxy requests go through, if any, decided here alone: by the environment, as other programs read it.
+"""The proxy for requests, from the environment, read as other programs read it. Nothing else chooses a proxy.
 
-HTTPS_PROXY or HTTP_PROXY by the scheme of the address that is asked for, else ALL_PROXY, and NO_PROXY for what is asked
-for without; each in lower case too, which has precedence, and switches off the other if it is empty.
+HTTPS_PROXY or HTTP_PROXY, by the scheme of the requested address, else ALL_PROXY; NO_PROXY names hosts that are asked
+without a proxy. Each is read in lower case too, which takes precedence, and switches the other off if it is empty.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from sikkerguard.core.lists.allowlist import API, PROXY
 from sikkerguard.core.sikkerapi.endpoint import Way
-from sikkerguard.errors import FetchError
+from sikkerguard.errors import SettingsRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,8 @@ def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy for requests to this address, or None.
 
     Raises:
-        FetchError: the environment names one that can't be one. The message does not repeat it: it may hold a password.
+        SettingsRefused: the environment names one that can't be one. The message does not repeat its address, which may
+            hold a password.
     """
     parts = urlsplit(url)
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
@@ -52,19 +53,18 @@ def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
     try:
         return _parsed(text if "://" in text else f"http://{text}")
     except ValueError as error:
-        raise FetchError(
+        raise SettingsRefused(
             f"the environment's proxy can't be used ({name.upper()}: {error}); check ALL_PROXY, HTTPS_PROXY and "
             "HTTP_PROXY",
-            retryable=False,
         ) from None
 
 
 def way_of(url: str, environment: Mapping[str, str]) -> Way:
-    """What requests to this address connect to. A proxy that can't be one is told of by whoever would use it; until
-    then SikkerAPI itself is what matters."""
+    """The host that requests to this address connect to: SikkerAPI's, or a proxy. An invalid proxy counts as none here;
+    `proxy_of` raises the error when a request is to be made."""
     try:
         proxy = proxy_of(url, environment)
-    except FetchError:
+    except SettingsRefused:
         proxy = None
     if proxy is not None:
         return Way(PROXY, proxy.scheme, proxy.host, proxy.port)
@@ -77,7 +77,7 @@ def _variable(environment: Mapping[str, str], name: str) -> str:
 
 
 def _parsed(text: str) -> Proxy:
-    """Raises `ValueError` with a few words that hold nothing of the text."""
+    """Raises `ValueError` with a few words that repeat nothing of the text."""
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -102,8 +102,8 @@ def _port(parts: SplitResult) -> int:
 
 
 def _is_excepted(parts: SplitResult, exceptions: str) -> bool:
-    """Whether NO_PROXY has this host: by `*`, by its name or one above it, by its address, or by a range that covers
-    that; with or without a port. What is none of these says nothing."""
+    """Whether NO_PROXY has this host: by `*`, by its name or a parent domain, by its address, or by a range that covers
+    it; with or without a port. Anything else is ignored."""
     host, port = (parts.hostname or "").rstrip("."), _port(parts)
     return any(_covers(entry.lower(), host, port) for entry in exceptions.replace(",", " ").split())
 
@@ -124,7 +124,7 @@ def _covers(entry: str, host: str, port: int) -> bool:
     # With brackets it is clear where an address of IPv6 ends and its port begins.
     with_port = colon and number == str(port) and (":" not in name or name.endswith("]"))
     for text in (entry, *(name,) * bool(with_port)):
-        with suppress(ValueError):  # what is no range says nothing
+        with suppress(ValueError):  # what is no range is ignored
             if address in ipaddress.ip_network(_unbracketed(text), strict=False):
                 return True
     return False

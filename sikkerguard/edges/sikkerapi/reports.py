@@ -1,7 +1,7 @@
-"""Reports to SikkerAPI over HTTP, so sent that it is known afterwards whether they can have been accepted.
+"""Reports to SikkerAPI over HTTP, sent so that it is known afterwards whether they can have been accepted.
 
 A server can't accept a request of which it has not got the last byte. So that byte goes out alone, and until it is
-handed over, whatever happens is no acceptance. What happens afterwards is told apart:
+handed over, whatever happens is no acceptance. What happens afterwards is one of these:
 
 answered      200 with the counts of rows that were accepted and rejected.
 not accepted  401, 403, 429 and all other 4xx: the server says that it did not do what was asked. 301, 302, 307, 308:
@@ -27,78 +27,78 @@ from sikkerguard.core.sikkerapi.body import Pace, Unpacker
 from sikkerguard.core.text import printable
 from sikkerguard.edges.sikkerapi.client import TIMEOUT, quota_of, refusal
 from sikkerguard.edges.sikkerapi.failures import sentence, within
-from sikkerguard.errors import FetchError, Objection, UnansweredError
+from sikkerguard.errors import FetchError, SendingFailed, SettingsRefused, Unanswered, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sikkerguard.edges.sikkerapi.client import Quota, SikkerApi
+    from sikkerguard.edges.sikkerapi.client import ApiClient, Quota
 
-_LONGEST_REPORT = 120.0
+_MAX_SECONDS = 120.0
 # Ten thousand errors of 400 bytes.
-_LARGEST_ANSWER = 4 << 20
-_LONGEST_REASON = 100
+_MAX_ANSWER = 4 << 20
+_MAX_REASON = 100
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _UNSERVED = frozenset({501, 505, 521, 523, 525, 526})
 # The headers that tell the quota of reports. X-RateLimit is of other things: the documentation has it for pulls.
-_REPORTS = ("X-Report", "X-Daily")
+_REPORT_QUOTA = ("X-Report", "X-Daily")
 # So much is handed over at a time: the time limit for writing holds for each piece, and a slow line is no broken one.
 _PIECE = 64 << 10
 # An answer may take as long as the whole: a server that has ten thousand rows to put down is not given up before.
 _PATIENT = httpx.Timeout(connect=TIMEOUT.connect, write=TIMEOUT.write, pool=TIMEOUT.pool, read=None)
 
 
-class ReportApi:
-    """Sends reports by a client of the API. `longest` is the time limit for one request, in seconds."""
+class BulkReportClient:
+    """Sends reports to SikkerAPI by `client`. `max_seconds` is the time limit for one request."""
 
-    def __init__(self, api: SikkerApi, *, longest: float = _LONGEST_REPORT) -> None:
-        self._api = api
-        self._longest = longest
+    def __init__(self, client: ApiClient, *, max_seconds: float = _MAX_SECONDS) -> None:
+        self._client = client
+        self._max_seconds = max_seconds
 
     async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
         """Send this request, once. `before_last_byte` is called immediately before the last byte of it is handed to
-        the connection; what it raises passes through, and the byte is not sent.
+        the connection; what it raises is raised here, and the byte is not sent.
 
         Raises:
-            UnansweredError: it may have been accepted.
+            Unanswered: it may have been accepted.
             FetchError: it was certainly not accepted.
         """
         content = _Body(body, before_last_byte)
         try:
-            return await within(self._longest, self._post(content))
+            return await within(self._max_seconds, self._post(content))
         except FetchError:
             raise
         except Exception as error:
             if content.withheld:
                 raise
             if isinstance(error, TimeoutError):
-                problem = f"SikkerAPI took longer than {self._longest:g} s for a report"
+                problem = f"SikkerAPI took longer than {self._max_seconds:g} s for a report"
             else:
                 problem = sentence(error)
             raise content.failure(problem) from error
 
     async def _post(self, content: _Body) -> ReportAnswer:
         headers = {"Content-Type": "application/json", "Content-Length": str(content.length)}
-        url = f"{self._api.url}/v1/key/bulk-report"
+        url = f"{self._client.url}/v1/key/bulk-report"
         async with (
-            self._api.client("application/json", "identity") as client,
+            self._client.http("application/json", "identity") as http,
             # A redirect must not be followed: the body would go out a second time.
-            client.stream(
+            http.stream(
                 "POST",
                 url,
                 content=content,
                 headers=headers,
-                auth=self._api.auth,
+                auth=self._client.auth,
                 follow_redirects=False,
                 timeout=_PATIENT,
             ) as response,
         ):
-            return await _answer(response, complete=content.complete, key_source=self._api.key_source)
+            return await _answer(response, complete=content.complete, key_source=self._client.key_source)
 
 
 class _Body:
     """The body in pieces, the last byte alone. `complete` is True from the moment at which that byte may leave, and
-    `withheld` where the caller did not want it to."""
+    `withheld` where the caller kept it back."""
 
     def __init__(self, body: bytes, before_last_byte: Callable[[], None]) -> None:
         self.length = len(body)
@@ -124,21 +124,21 @@ class _Body:
     def failure(self, message: str) -> FetchError:
         """The error for a request that broke off at this point; of one that was under way a smaller part may arrive."""
         if self.complete:
-            return UnansweredError(message)
-        return FetchError(message, retryable=True, objection=Objection.SIZE if self._begun else None)
+            return Unanswered(message)
+        return SendingFailed(message) if self._begun else Unreachable(message)
 
 
 async def _answer(response: httpx.Response, *, complete: bool, key_source: str) -> ReportAnswer:
     status = response.status_code
-    error = refusal(response, _REPORTS, key_source=key_source)
+    error = refusal(response, _REPORT_QUOTA, key_source=key_source)
     if status in _REDIRECTS:
-        raise FetchError(f"{error}, a redirect, which reports don't follow; check SIKKER_API_URL", retryable=False)
+        raise SettingsRefused(f"{error}, a redirect, which reports don't follow; check SIKKER_API_URL")
     if 400 <= status < 500 or status in _UNSERVED or (status == 503 and "Retry-After" in response.headers):
         raise error
     if not complete:
-        raise FetchError(f"SikkerAPI answered {status} before it had the whole report", retryable=True)
+        raise Unreachable(f"SikkerAPI answered {status} before it had the whole report")
     if status != 200:
-        raise UnansweredError(str(error), retry_after=error.retry_after)
+        raise Unanswered(str(error), retry_after=error.retry_after)
     body = bytearray()
     try:
         pace, unpacker = Pace(), Unpacker(response.headers)
@@ -146,23 +146,22 @@ async def _answer(response: httpx.Response, *, complete: bool, key_source: str) 
             rest = pace.take(len(raw), time.monotonic())
             for piece in unpacker.feed(raw):
                 body += piece
-                if len(body) > _LARGEST_ANSWER:
-                    raise UnansweredError(f"SikkerAPI's answer is larger than {_LARGEST_ANSWER >> 20} MiB")
+                if len(body) > _MAX_ANSWER:
+                    raise Unanswered(f"SikkerAPI's answer is larger than {_MAX_ANSWER >> 20} MiB")
             if rest:
                 await asyncio.sleep(rest)
         unpacker.finish()
     except FetchError as failure:
-        raise UnansweredError(str(failure)) from failure
+        raise Unanswered(str(failure)) from failure
     try:
-        return _parsed(json.loads(body), quota_of(response.headers, *_REPORTS))
+        return _parsed(json.loads(body), quota_of(response.headers, *_REPORT_QUOTA))
     except (ValueError, RecursionError) as fault:
-        raise UnansweredError(
-            f"SikkerAPI's answer to a report can't be understood ({printable(str(fault))})"
-        ) from fault
+        raise Unanswered(f"SikkerAPI's answer to a report can't be understood ({printable(str(fault))})") from fault
 
 
 def _parsed(value: Any, quota: Quota) -> ReportAnswer:
-    """Raises `ValueError` with a few words where this is not what the documentation says, or contradicts itself."""
+    """Raises `ValueError` with a few words where this is not what the documentation describes, or contradicts
+    itself."""
     match value:
         case {"total": int(total), "accepted": int(accepted), "rejected": int(rejected)}:
             errors = value.get("errors") or []
@@ -177,5 +176,5 @@ def _parsed(value: Any, quota: Quota) -> ReportAnswer:
 
 
 def _shown(value: Any) -> str:
-    """A server's words, of which a log line may have some twenty."""
-    return printable(str(value), _LONGEST_REASON)
+    """A server's text, cut so short that a log line may have twenty of them."""
+    return printable(str(value), _MAX_REASON)

@@ -1,21 +1,20 @@
 """Report rows that wait, are on their way, or are done with, in the database of records.
 
-SikkerAPI counts what is sent twice as two, so a row leaves here once. It is marked as sending, on the disk, before its
-request begins, and the request is marked as on the wire before its last byte leaves; by these two marks a process that
-finds them knows what the one before it, killed at any point, may have brought to its end. Rows are waiting, sending,
-sent, rejected, unanswered (they may have been accepted), or withheld (a source that anyone can forge, or that only the
-local file has; no category).
+SikkerAPI counts a row that is sent twice as two, so a row leaves here once. It is marked as sending, on the disk,
+before its request begins, and the request is marked as on the wire before its last byte leaves. By these two marks a
+new process knows what the one before it, killed at any point, may have completed. Rows are waiting, sending, sent,
+rejected, unanswered (they may have been accepted), or withheld (a source that anyone can forge, or that only the local
+file has; without a category).
 
-Whoever is covered by one entry of a list, however many sources that are, takes turns with all that other entries cover:
-each entry's largest row goes before any second one, and what has gone today has had its turn. What would go last is
-what is dropped where too many rows wait.
+The entries of the lists take turns, however many sources each of them covers: every entry's largest row goes before any
+second one, and rows that went today were the first turns of theirs. Where too many rows wait, the last ones in this
+order are dropped.
 """
 
 from __future__ import annotations
 
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -23,34 +22,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.reports.rows import MOST_ROWS, ReportBatch, Row, first_request
+from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Released, Settled
+from sikkerguard.core.reports.rows import MAX_ROWS, ReportBatch, Row, first_request
 from sikkerguard.core.reports.screen import Cover, Leader, fate_of, source_of
-from sikkerguard.core.reports.stats import ReportStats
+from sikkerguard.core.reports.stats import Recovered, ReportStats
 from sikkerguard.edges.storage.database import PURGED, add, purge, read, total, write
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from sikkerguard.core.reports.screen import Decide, Fate, Packets, Screen
+    from sikkerguard.core.reports.outcomes import Outcome
+    from sikkerguard.core.reports.screen import Fate, MakeRow, Packets, Screen
     from sikkerguard.edges.storage.database import Database
 
 # Rows that may wait, and sources withheld that are kept to be counted once a day: about five megabytes of each.
-MOST_WAITING = 50_000
+MAX_WAITING = 50_000
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Pages in the log from which a commit moves them into the file, SQLite's own figure. That syncs the disk, so the
 # commit that stands between a mark and the last byte does not do it.
 _CHECKPOINT_PAGES = 1000
-# Rows of a day that is over. A clock that was put back over midnight has not made tomorrow yesterday, but what lies
-# further ahead is of a clock that was wrong.
+# Rows of a day that is over. Rows dated tomorrow are kept (the clock was set back across midnight); rows dated later
+# are stale (the clock was wrong).
 _STALE = "(day < :day OR day > :day + 1)"
-# Where a clock was put back over midnight, tomorrow's row of a source and category stands for today's too.
+# Where a clock was set back across midnight, tomorrow's row of a source and category stands for today's too.
 _ROW_DAY = """:day + EXISTS (
     SELECT 1 FROM outbox AS later WHERE later.day = :day + 1 AND later.source = {0}source
     AND later.category = {0}category
 )"""
 _COLUMNS = "day, source, category, address, leading, entry, own, protocol, packets, state, seen"
-# In whose name a row is, is settled when it leaves.
+# The address that a row names changes no more once the row is sent.
 _LEADS = """state = 'waiting'
     AND (excluded.leading > leading OR (excluded.leading = leading AND excluded.address <= address))"""
 _JOIN = f"""ON CONFLICT (day, source, category) DO UPDATE SET
@@ -71,42 +72,35 @@ INSERT INTO outbox ({_COLUMNS})
 SELECT {_ROW_DAY.format("outbox.")}, source, category, address, leading, entry, own, protocol, packets, state,
     min(seen, :day) FROM outbox WHERE {_MOVES} ORDER BY day, id {_JOIN}
 """
-# Which turn of its entry a row has. Rows that are no longer waiting have had theirs.
+# Which turn of its entry a row has; rows that are no longer waiting had the first ones.
 _TURNS = """(
     SELECT *, row_number() OVER (PARTITION BY entry ORDER BY state = 'waiting', packets DESC, id) AS turn
     FROM outbox WHERE state <> 'withheld'
 )"""
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a start found of requests that were cut off: rows that wait again, and rows that are not sent again."""
-
-    waiting: int
-    unanswered: int
-
-
 class Outbox:
-    """Every method is one transaction, all or nothing, and raises `RecordError`. Days count from 1970-01-01, UTC."""
+    """The `ReportOutbox` of a real service. Every method is one transaction, all or nothing, and raises `RecordError`.
+    Days count from 1970-01-01, UTC."""
 
-    def __init__(self, database: Database, *, boot_id: Path = _BOOT_ID, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, database: Database, *, boot_id: Path = _BOOT_ID, max_waiting: int = MAX_WAITING) -> None:
         self._database = database
         self._boot_id = boot_id
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
 
     # What comes in
 
-    def gather(self, day: int, decide: Decide, screen: Screen) -> None:
-        """Make rows of all that was blocked. `decide` gets the packets of a source, by IP protocol and port, and gives
-        its row, or None where it is withheld; `screen` says who may be reported now. Whatever was not sent yet of who
-        may not is dropped, and counted as withheld."""
+    def gather(self, day: int, make_row: MakeRow, screen: Screen) -> None:
+        """Make rows of all that was blocked. `make_row` gets a source (packed) and its packets by (IP protocol, port),
+        and returns None where nothing is to be reported; `screen` says who may be reported now. Rows that wait and may
+        not be sent any more are dropped, and counted as withheld."""
         with self._database.transaction() as connection:
-            self._turn_over(connection, day)
+            self._carry_to_day(connection, day)
             known = _count(connection, "withheld")
             stopped, beside = self._screen_rows(connection, screen), 0
             for source, members in _sources(connection):
                 covers = partial(_cover_known, connection, day)
-                fate = fate_of(members, decide, screen, covers, _waiting(connection, day, source))
+                fate = fate_of(members, make_row, screen, covers, _waiting(connection, day, source))
                 stopped, beside = stopped + fate.allowed, beside + fate.beside
                 _file(connection, day, source, fate)
             connection.execute("DELETE FROM blocked")
@@ -118,8 +112,8 @@ class Outbox:
             self._drop_smallest_withheld(connection)
 
     def discard(self) -> None:
-        """Forget what was blocked and what waits, for nobody wants it reported; its packets stay counted. What is on
-        its way or done with stays, so that nothing is sent twice where somebody wants it again."""
+        """Forget what was blocked and what waits, since nothing is to be reported; its packets stay counted. Rows that
+        are being sent or were sent stay, so that nothing is sent twice where reporting is enabled again."""
         with self._database.transaction() as connection:
             purge(connection, "blocked")
             purge(connection, "outbox", "state = 'waiting'")
@@ -129,8 +123,8 @@ class Outbox:
     def take(self, most: int, screen: Screen) -> ReportBatch | None:
         """The next request: of the rows that wait, those whose turn it is, the largest first, at most so many and no
         more than fit, each with an address of its own. They are marked as sending on the disk before this returns;
-        those of them that must not be sent now, as `screen` says, are dropped by the same stroke, and counted as
-        withheld."""
+        rows that must not be sent now by this screen are dropped in the same transaction, and counted as withheld.
+        None where nothing waits."""
         with self._database.transaction(durable=True) as connection:
             rows: dict[bytes, tuple[int, Row]] = {}
             stopped = list[int]()
@@ -139,7 +133,7 @@ class Outbox:
                 "ORDER BY turn, packets DESC, id"
             )
             for number, address, category, protocol, packets, entry, own in found:
-                if len(rows) >= min(most, MOST_ROWS):
+                if len(rows) >= min(most, MAX_ROWS):
                     break
                 # The answer tells rejected rows apart by their address.
                 if address in rows:
@@ -164,47 +158,36 @@ class Outbox:
             return ReportBatch(request, tuple(row for _, row in chosen), body)
 
     def on_wire(self, request: int) -> None:
-        """Mark a request as about to be whole on the wire. One small write, without a sync: it outlives the process,
-        which is all that it is for, and the last byte waits for it."""
+        """Mark a request whose last byte is about to leave. One small write, without a sync: it has to survive the
+        death of the process only, and the last byte waits for it."""
         with self._database.transaction() as connection:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             write(connection, "request_on_wire", request)
 
-    def settle(self, request: int, rejected: Container[bytes], postponed: Container[bytes], now: float) -> None:
-        """The request was answered, at `now` (Unix seconds): these rows were rejected, these wait again, and all
-        others were accepted."""
-        with self._closing() as connection:
-            rows = connection.execute(
-                "SELECT id, address FROM outbox WHERE state = 'sending' AND request = ?", (request,)
-            ).fetchall()
-            for state, addresses in (("rejected", rejected), ("waiting", postponed)):
-                connection.executemany(
-                    "UPDATE outbox SET state = ? WHERE id = ?",
-                    [(state, number) for number, address in rows if address in addresses],
-                )
-            sent = _move(connection, request, "sent")
-            add(connection, "reports_sent", sent)
-            add(connection, "reports_rejected", sum(address in rejected for _, address in rows))
-            if sent:
-                write(connection, "last_report_at", int(now))
-
-    def release(self, request: int) -> None:
-        """The request was certainly not accepted: its rows wait again."""
-        with self._closing() as connection:
-            _move(connection, request, "waiting")
-
-    def unanswered(self, request: int) -> None:
-        """The request may have been accepted: its rows are not sent again."""
-        with self._closing() as connection:
-            add(connection, "reports_unanswered", _move(connection, request, "unanswered"))
+    def apply(self, outcome: Outcome) -> None:
+        """Record what became of a request, or what an answer said of the quota. Once more changes nothing."""
+        if isinstance(outcome, QuotaNoted):
+            with self._database.transaction() as connection:
+                _note_quota(connection, outcome)
+            return
+        # What ends a request ends the time in which no commit may take long.
+        with self._ending() as connection:
+            match outcome:
+                case Settled():
+                    _settle(connection, outcome)
+                case Released():
+                    _move(connection, outcome.request, "waiting")
+                case LeftUnanswered():
+                    moved = _move(connection, outcome.request, "unanswered")
+                    add(connection, "reports_unanswered", moved)
 
     def recover(self) -> Recovered:
-        """Decide on rows that a process which is no more left as sending, before anything is taken.
+        """Resolve the rows that a dead process left as sending; to be called before anything is taken.
 
         No server can have accepted a request whose last byte never left, so without the mark that precedes it a row
-        waits again. Only where the machine itself came to an end since may that mark have been lost.
+        waits again. Only where the machine was started anew since then may that mark have been lost.
         """
-        with self._closing() as connection:
+        with self._ending() as connection:
             unanswered = 0
             boot = self._boot()
             if boot and read(connection, "requests_boot") == boot:
@@ -224,26 +207,20 @@ class Outbox:
     # What is known
 
     def quota(self, day: int, key: str) -> int | None:
-        """Rows that this key may still send on this day; None where nobody said."""
+        """Rows that may still be sent on this day with this key; None where nobody said."""
         with self._database.transaction() as connection:
             return _quota(connection, day, key)
 
-    def note_quota(self, day: int, key: str, remaining: int, limit: int | None = None) -> None:
-        """Remember what this key may still send on this day and, where it is known, on any whole day."""
-        with self._database.transaction() as connection:
-            write(connection, "quota_day", day)
-            write(connection, "quota_key", _trace(key))
-            write(connection, "quota_remaining", remaining)
-            if limit is not None:
-                write(connection, "quota_limit_key", _trace(key))
-                write(connection, "quota_limit", limit)
-
     def quota_limit(self, key: str) -> int | None:
-        """Rows that this key may send on a whole day, as last heard of; None where nobody said."""
+        """Rows that may be sent on a whole day with this key, by the last answer; None where nobody said."""
         with self._database.transaction() as connection:
-            return read(connection, "quota_limit") if read(connection, "quota_limit_key") == _trace(key) else None
+            return (
+                read(connection, "quota_limit")
+                if read(connection, "quota_limit_key") == _key_fingerprint(key)
+                else None
+            )
 
-    def numbers(self, day: int, key: str) -> ReportStats:
+    def stats(self, day: int, key: str) -> ReportStats:
         """How reporting stands."""
         with self._database.transaction() as connection:
             last = read(connection, "last_report_at")
@@ -259,20 +236,20 @@ class Outbox:
             )
 
     def accounted(self) -> int:
-        """Every packet that was ever put into `blocked`, wherever it is now."""
+        """The number of all packets that were ever put into `blocked`, wherever they are counted now."""
         with self._database.transaction() as connection:
             return total(connection, "blocked") + total(connection, "outbox") + (read(connection, PURGED) or 0)
 
-    def _turn_over(self, connection: sqlite3.Connection, day: int) -> None:
-        """Rows of another day that still wait are of this one; what is done with is forgotten but for its totals."""
+    def _carry_to_day(self, connection: sqlite3.Connection, day: int) -> None:
+        """Move rows of another day that still wait to this one; forget all others of it but for their totals."""
         days = {"day": day}
         connection.execute(_CARRY, days)
         connection.execute(f"DELETE FROM outbox WHERE {_MOVES}", days)
         purge(connection, "outbox", f"{_STALE} AND state <> 'sending'", days)
 
     def _screen_rows(self, connection: sqlite3.Connection, screen: Screen) -> int:
-        """Take away the rows that wait and must not be sent now, and note what covers the others now; gives how many
-        went."""
+        """Drop the rows that wait and must not be sent now, and note which entry covers the others now. Returns how
+        many were dropped."""
         gone, changed = list[int](), list[tuple[str, bool, int]]()
         found = connection.execute("SELECT id, address, state, entry, own FROM outbox WHERE state <> 'withheld'")
         for number, address, state, entry, own in found:
@@ -285,25 +262,25 @@ class Outbox:
         return _drop(connection, gone)
 
     def _drop_last(self, connection: sqlite3.Connection) -> int:
-        """Keep the rows that wait bounded: those go that would be sent last. Gives how many went."""
-        excess = max(0, _count(connection, "waiting") - self._most_waiting)
+        """Where too many rows wait, drop those that would be sent last. Returns how many."""
+        excess = max(0, _count(connection, "waiting") - self._max_waiting)
         last = f"SELECT id FROM {_TURNS} WHERE state = 'waiting' ORDER BY turn DESC, packets, id DESC LIMIT :excess"
         return purge(connection, "outbox", f"id IN ({last})", {"excess": excess}) if excess else 0
 
     def _drop_smallest_withheld(self, connection: sqlite3.Connection) -> None:
-        excess = max(0, _count(connection, "withheld") - self._most_waiting)
+        excess = max(0, _count(connection, "withheld") - self._max_waiting)
         smallest = "SELECT id FROM outbox WHERE state = 'withheld' ORDER BY packets, id DESC LIMIT :excess"
         purge(connection, "outbox", f"id IN ({smallest})", {"excess": excess})
 
     @contextmanager
-    def _closing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that ends a request, and with it the time in which no commit may take long."""
+    def _ending(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends a request; from then on a commit may take long again."""
         with self._database.transaction() as connection:
             connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             yield connection
 
     def _boot(self) -> int:
-        """The machine's present life as a number; 0 where the kernel does not tell."""
+        """A number that identifies the machine's present boot; 0 where the kernel does not say."""
         try:
             return int(self._boot_id.read_text("ascii").replace("-", "")[:15], 16)
         except (OSError, ValueError):
@@ -311,8 +288,7 @@ class Outbox:
 
 
 def _sources(connection: sqlite3.Connection) -> Iterator[tuple[bytes, dict[bytes, Packets]]]:
-    """Each source with the packets of its addresses, one after the other as the table has them: never all of them in
-    memory."""
+    """Each source with the packets of its addresses, one source at a time, so that they are never all in memory."""
     found = connection.execute("SELECT address, protocol, port, packets FROM blocked ORDER BY address")
     for source, rows in groupby(found, lambda row: source_of(row[0])):
         members = groupby(rows, itemgetter(0))
@@ -326,7 +302,7 @@ def _sources(connection: sqlite3.Connection) -> Iterator[tuple[bytes, dict[bytes
 
 
 def _waiting(connection: sqlite3.Connection, day: int, source: bytes) -> dict[str, Leader]:
-    """In whose names the rows of this source are that wait, by category. Of IPv4 there is but one name."""
+    """The leaders of the rows of this source that wait, by category. A source of IPv4 has one address only."""
     if len(source) == Family.V4.size:
         return {}
     found = connection.execute(
@@ -340,7 +316,7 @@ def _waiting(connection: sqlite3.Connection, day: int, source: bytes) -> dict[st
 
 
 def _cover_known(connection: sqlite3.Connection, day: int, address: bytes) -> Cover | None:
-    """What was last known of an address, by its rows."""
+    """The last entry that covered this address, by its rows."""
     found = connection.execute(
         "SELECT entry, own FROM outbox "
         "WHERE day IN (:day, :day + 1) AND source = :source AND address = :address AND state <> 'withheld' "
@@ -351,7 +327,7 @@ def _cover_known(connection: sqlite3.Connection, day: int, address: bytes) -> Co
 
 
 def _file(connection: sqlite3.Connection, day: int, source: bytes, fate: Fate) -> None:
-    """Put what is to be reported, and what is withheld, with what there is of this source."""
+    """Add what is to be reported, and what is withheld, to the rows of this source."""
     values = {"day": day, "source": source}
     if fate.row is not None and fate.leader is not None:
         row, cover = fate.row, fate.leader.cover
@@ -364,11 +340,38 @@ def _file(connection: sqlite3.Connection, day: int, source: bytes, fate: Fate) -
 
 
 def _drop(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
-    """Delete rows by their numbers; gives how many went."""
+    """Delete rows by their numbers. Returns how many there were."""
     return sum(purge(connection, "outbox", "id = :id", {"id": number}) for number in numbers)
 
 
+def _settle(connection: sqlite3.Connection, outcome: Settled) -> None:
+    found = connection.execute(
+        "SELECT id, address FROM outbox WHERE state = 'sending' AND request = ?", (outcome.request,)
+    ).fetchall()
+    for state, addresses in (("rejected", outcome.rejected), ("waiting", outcome.postponed)):
+        connection.executemany(
+            "UPDATE outbox SET state = ? WHERE id = ?",
+            [(state, number) for number, address in found if address in addresses],
+        )
+    sent = _move(connection, outcome.request, "sent")
+    add(connection, "reports_sent", sent)
+    add(connection, "reports_rejected", sum(address in outcome.rejected for _, address in found))
+    if sent:
+        write(connection, "last_report_at", int(outcome.at))
+
+
+def _note_quota(connection: sqlite3.Connection, outcome: QuotaNoted) -> None:
+    fingerprint = _key_fingerprint(outcome.key)
+    write(connection, "quota_day", outcome.day)
+    write(connection, "quota_key", fingerprint)
+    write(connection, "quota_remaining", outcome.remaining)
+    if outcome.limit is not None:
+        write(connection, "quota_limit_key", fingerprint)
+        write(connection, "quota_limit", outcome.limit)
+
+
 def _move(connection: sqlite3.Connection, request: int, state: str) -> int:
+    """Give all rows of this request that are being sent another state. Returns how many there were."""
     return connection.execute(
         "UPDATE outbox SET state = ? WHERE state = 'sending' AND request = ?", (state, request)
     ).rowcount
@@ -379,11 +382,11 @@ def _count(connection: sqlite3.Connection, state: str) -> int:
 
 
 def _quota(connection: sqlite3.Connection, day: int, key: str) -> int | None:
-    if read(connection, "quota_day") != day or read(connection, "quota_key") != _trace(key):
+    if read(connection, "quota_day") != day or read(connection, "quota_key") != _key_fingerprint(key):
         return None
     return read(connection, "quota_remaining")
 
 
-def _trace(key: str) -> int:
-    """Enough of a key to see that it is another one, and too little to know it by."""
+def _key_fingerprint(key: str) -> int:
+    """A checksum that tells keys apart and from which no key can be found out."""
     return zlib.crc32(key.encode())
