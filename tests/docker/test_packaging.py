@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.config.readers import VARIABLES
+from sikkerguard.config.variables import VARIABLES
 from sikkerguard.version import VERSION
 from tests.docker.base import PROJECT
 from tests.docker.tools import kubernetes, quadlet

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.cli import parser
-from sikkerguard.config import settings as configuration
-from sikkerguard.config.readers import VARIABLES
-from sikkerguard.config.settings import Config, in_force, load
+from sikkerguard.config.settings import Config, effective
+from sikkerguard.config.variables import VARIABLES
 from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.admission import admit, describe_removed
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
@@ -39,6 +38,7 @@ from sikkerguard.core.traffic.log_window import WINDOW_SECONDS, Line, LogWindow,
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 from sikkerguard.edges.kernel.dry_run import DryRunBackend
 from sikkerguard.version import VERSION
+from tests.unit.config.reading import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,12 +54,6 @@ COMPLETION, LOGCHECK = DEBIAN / "sikkerguard.bash-completion", DEBIAN / "sikkerg
 KEY = "sk_free_0123456789abcdef"
 TCP_KEY: FlowKey = (bytes([192, 0, 2, 7]), 6, 23)
 HELP = {"-h", "--help"}
-
-
-@pytest.fixture(autouse=True)
-def _no_files_of_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(configuration, "DEFAULT_FILE", tmp_path / "default" / "sikkerguard.env")
-    monkeypatch.setattr(configuration, "DEFAULT_KEY_FILE", tmp_path / "default" / "api-key")
 
 
 def section(page: Path, name: str) -> str:
@@ -141,13 +135,13 @@ def of_readme() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("documented", [of_file(), of_page(), of_readme()], ids=["file", "page", "readme"])
 def test_every_setting_is_documented_once_with_its_default(documented: list[tuple[str, str]]) -> None:
     assert sorted(name for name, _ in documented) == sorted(VARIABLES)
-    defaults = dict(in_force(Config())) | {"SIKKER_API_KEY": ""}
+    defaults = dict(effective(Config())) | {"SIKKER_API_KEY": ""}
     for name, value in documented:
         default = defaults.get(name, "")
         assert bool(value) == bool(default), name
         if value:
             # Compared as read: 24h and 1d are the same.
-            assert dict(in_force(load({"SIKKER_API_KEY": KEY, name: value})))[name] == default, name
+            assert dict(effective(load({"SIKKER_API_KEY": KEY, name: value})))[name] == default, name
 
 
 def journal_fields() -> set[str]:

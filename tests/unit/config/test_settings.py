@@ -11,29 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.config import settings as configuration
-from sikkerguard.config.readers import VARIABLES
-from sikkerguard.config.settings import Config, in_force, load
+from sikkerguard.config.settings import Config, effective
+from sikkerguard.config.variables import FIXED, VARIABLES
 from sikkerguard.core import health
 from sikkerguard.core.lists.allowlist import AllowEntry
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.schedule import jittered
 from sikkerguard.core.state import State
 from sikkerguard.errors import ConfigError
+from tests.unit.config.reading import NOWHERE, load, reader
 
 KEY = "sk_free_0123456789abcdef"
 WITH_KEY = {"SIKKER_API_KEY": KEY}
 
 
-@pytest.fixture(autouse=True)
-def _no_files_of_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(configuration, "DEFAULT_FILE", tmp_path / "default" / "sikkerguard.env")
-    monkeypatch.setattr(configuration, "DEFAULT_KEY_FILE", tmp_path / "default" / "api-key")
-
-
-def complaints(environment: dict[str, str], file: Path | None = None, *, need_key: bool = True) -> list[str]:
+def complaints(environment: dict[str, str], file: Path | None = None, *, defaults: Path = NOWHERE) -> list[str]:
     with pytest.raises(ConfigError) as refused:
-        load(environment, file, need_key=need_key)
+        load(environment, file, defaults=defaults)
     assert str(refused.value) == "\n".join(refused.value.complaints)
     return refused.value.complaints
 
@@ -254,7 +248,19 @@ def test_each_bad_value_is_complained_of_by_its_variable(name: str, text: str) -
 
 def test_every_variable_has_bad_values_here() -> None:
     assert BAD.keys() == VARIABLES.keys()
-    assert set(VARIABLES.values()) - {"health_address"} <= set(Config.__dataclass_fields__)
+    filled = {name for variable in VARIABLES.values() for name in variable.fields}
+    assert filled == set(Config.__dataclass_fields__) - {"key_source", "key_missing", "texts", "troubles"}
+
+
+def test_what_sockets_and_locks_depend_on_is_fixed_while_a_service_runs() -> None:
+    assert FIXED == {
+        "dry_run": "SIKKER_DRY_RUN",
+        "health_host": "SIKKER_HEALTH_ADDRESS",
+        "health_port": "SIKKER_HEALTH_ADDRESS",
+        "state_dir": "SIKKER_STATE_DIR",
+        "log_level": "SIKKER_LOG_LEVEL",
+        "log_source": "SIKKER_LOG_SOURCE",
+    }
 
 
 def test_all_complaints_come_at_once() -> None:
@@ -405,16 +411,17 @@ def test_a_file_that_can_not_be_read_is_named(content: bytes | None, tmp_path: P
     assert complaint.startswith(f"{file} can't be read: ")
 
 
-def test_the_default_file_is_read_where_it_exists() -> None:
-    assert load(WITH_KEY).score_min == 50
-    put(configuration.DEFAULT_FILE, f"SIKKER_SCORE_MIN=70\nSIKKER_API_KEY={KEY}\n")
-    found = load({})
+def test_the_default_file_is_read_where_it_exists(tmp_path: Path) -> None:
+    assert load(WITH_KEY, defaults=tmp_path).score_min == 50
+    put(tmp_path / "sikkerguard.env", f"SIKKER_SCORE_MIN=70\nSIKKER_API_KEY={KEY}\n")
+    found = load({}, defaults=tmp_path)
     assert (found.score_min, found.api_key) == (70, KEY)
 
 
 def test_a_file_that_was_asked_for_takes_the_place_of_the_default_one(tmp_path: Path) -> None:
-    put(configuration.DEFAULT_FILE, "SIKKER_SCORE_MIN=70\nSIKKER_OOPS=1\n")
-    assert load(WITH_KEY, put(tmp_path / "settings", "SIKKER_DRY_RUN=1\n")) == Config(api_key=KEY, dry_run=True)
+    put(tmp_path / "sikkerguard.env", "SIKKER_SCORE_MIN=70\nSIKKER_OOPS=1\n")
+    file = put(tmp_path / "settings", "SIKKER_DRY_RUN=1\n")
+    assert load(WITH_KEY, file, defaults=tmp_path) == Config(api_key=KEY, dry_run=True)
 
 
 # The key
@@ -430,8 +437,8 @@ def key_from(*places: str, tmp_path: Path) -> str:
     if "credential" in places:
         put(tmp_path / "credentials" / "sikker_api_key", "sk_free_credential\n")
     if "default file" in places:
-        put(configuration.DEFAULT_KEY_FILE, "sk_free_default\r\n")
-    return load(environment, need_key=False).api_key
+        put(tmp_path / "api-key", "sk_free_default\r\n")
+    return load(environment, need_key=False, defaults=tmp_path).api_key
 
 
 @pytest.mark.parametrize(
@@ -457,8 +464,8 @@ def test_a_key_and_a_key_file_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_a_key_file_that_is_not_there_is_not_made_up_for_by_another(tmp_path: Path) -> None:
-    put(configuration.DEFAULT_KEY_FILE, KEY)
-    (complaint,) = complaints({"SIKKER_API_KEY_FILE": str(tmp_path / "key")})
+    put(tmp_path / "api-key", KEY)
+    (complaint,) = complaints({"SIKKER_API_KEY_FILE": str(tmp_path / "key")}, defaults=tmp_path)
     assert complaint == f"SIKKER_API_KEY_FILE: there is no file {tmp_path / 'key'}."
 
 
@@ -489,36 +496,39 @@ def test_a_key_file_with_something_else_in_it_is_refused_unseen(content: bytes, 
 def test_a_command_that_needs_no_key_runs_where_the_key_may_not_be_read(tmp_path: Path) -> None:
     # An ordinary user who asks for the status; a directory stands for a file of which the rights are missing, since
     # root may read those.
-    configuration.DEFAULT_KEY_FILE.mkdir(parents=True)
-    assert load({}, need_key=False) == Config()
-    assert "api-key can't be read" in complaints({})[0]
+    (tmp_path / "api-key").mkdir()
+    assert load({}, need_key=False, defaults=tmp_path) == Config()
+    assert "api-key can't be read" in complaints({}, defaults=tmp_path)[0]
 
 
-def test_a_key_that_is_missing_is_told_with_what_to_do(tmp_path: Path) -> None:
-    assert configuration.missing_key({}) == f"put yours into {tmp_path}/default/api-key."
-    # A service that waits for its key must not begin for another fault to be seen.
-    assert configuration.missing_key({"SIKKER_SCORE_MIN": "nonsense"}) == f"put yours into {tmp_path}/default/api-key."
-    put(tmp_path / "default" / "api-key", "\n")
-    assert configuration.missing_key({}) != ""
-    put(tmp_path / "default" / "api-key", "a key with spaces")
-    assert "no key has" in configuration.missing_key({})
-    assert "spaces" not in configuration.missing_key({})
-    put(tmp_path / "default" / "api-key", KEY)
-    assert configuration.missing_key({}) == ""
+def test_a_missing_key_is_reported_with_what_to_do(tmp_path: Path) -> None:
+    def missing_key(**environment: str) -> str:
+        return reader(environment, defaults=tmp_path).missing_key()
+
+    assert missing_key() == f"put yours into {tmp_path}/api-key."
+    # A service that waits for its key must not start only to have another fault seen.
+    assert missing_key(SIKKER_SCORE_MIN="nonsense") == f"put yours into {tmp_path}/api-key."
+    put(tmp_path / "api-key", "\n")
+    assert missing_key() != ""
+    put(tmp_path / "api-key", "a key with spaces")
+    assert "no key has" in missing_key()
+    assert "spaces" not in missing_key()
+    put(tmp_path / "api-key", KEY)
+    assert missing_key() == ""
 
 
 def test_a_key_is_found_wherever_it_may_be(tmp_path: Path) -> None:
     file = put(tmp_path / "some.env", f"SIKKER_API_KEY={KEY}\n")
     credential = put(tmp_path / "credentials" / "sikker_api_key", KEY)
-    assert configuration.missing_key(WITH_KEY) == ""
-    assert configuration.missing_key({}, file) == ""
-    assert configuration.missing_key({"SIKKER_API_KEY_FILE": str(credential)}) == ""
-    assert configuration.missing_key({"CREDENTIALS_DIRECTORY": str(credential.parent)}) == ""
+    assert reader(WITH_KEY).missing_key() == ""
+    assert reader({}, file).missing_key() == ""
+    assert reader({"SIKKER_API_KEY_FILE": str(credential)}).missing_key() == ""
+    assert reader({"CREDENTIALS_DIRECTORY": str(credential.parent)}).missing_key() == ""
 
 
 def test_a_directory_of_credentials_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
-    put(tmp_path / "default" / "api-key", KEY)
-    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}).api_key == KEY
+    put(tmp_path / "api-key", KEY)
+    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}, defaults=tmp_path).api_key == KEY
 
 
 @pytest.mark.parametrize("key", [KEY, "sk_business_abc", "plainkey", "sk_x", "SK_FREE_abc", "sk_free_a_b_c"])
@@ -526,13 +536,13 @@ def test_the_key_is_never_shown(key: str) -> None:
     found = load({"SIKKER_API_KEY": key})
     assert found.api_key == key
     secret = key.rpartition("sk_free_")[2].rpartition("sk_business_")[2]
-    for shown in (repr(found), str(found), str(in_force(found))):
+    for shown in (repr(found), str(found), str(effective(found))):
         assert secret not in shown
 
 
 def test_the_tier_of_the_key_is_shown() -> None:
-    assert dict(in_force(load(WITH_KEY)))["SIKKER_API_KEY"] == "sk_free_********"
-    assert dict(in_force(Config()))["SIKKER_API_KEY"] == "(not set)"
+    assert dict(effective(load(WITH_KEY)))["SIKKER_API_KEY"] == "sk_free_********"
+    assert dict(effective(Config()))["SIKKER_API_KEY"] == "(not set)"
 
 
 def test_no_complaint_shows_the_key() -> None:
@@ -542,12 +552,12 @@ def test_no_complaint_shows_the_key() -> None:
     assert KEY not in str(complaints({"SIKKER_API_KEY": f"{KEY} {KEY}"}))
 
 
-# What is in force
+# Effective values
 
 
-def test_what_is_in_force_is_said_of_every_variable() -> None:
-    assert [name for name, _ in in_force(Config())] == [name for name in VARIABLES if name != "SIKKER_API_KEY_FILE"]
-    assert dict(in_force(load(WITH_KEY))) == {
+def test_every_variable_is_shown_with_its_effective_value() -> None:
+    assert [name for name, _ in effective(Config())] == [name for name in VARIABLES if name != "SIKKER_API_KEY_FILE"]
+    assert dict(effective(load(WITH_KEY))) == {
         "SIKKER_API_KEY": "sk_free_********",
         "SIKKER_API_URL": "https://api.sikkerapi.com",
         "SIKKER_ALLOW_HTTP": "false",
@@ -606,9 +616,9 @@ good = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=200)
 @given(good)
-def test_what_is_in_force_can_be_set_again(environment: dict[str, str]) -> None:
+def test_effective_values_can_be_set_again(environment: dict[str, str]) -> None:
     found = load({**environment, **WITH_KEY})
-    assert load({**dict(in_force(found)), **WITH_KEY}) == found
+    assert load({**dict(effective(found)), **WITH_KEY}) == found
 
 
 def test_a_config_can_not_be_changed() -> None:
