@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.edges.host.connections import Connections
 from sikkerguard.edges.host.surroundings import Observer
 from sikkerguard.edges.kernel.select import open_backend
-from sikkerguard.edges.list_file import LocalListFile, file_stamp
+from sikkerguard.edges.list_file import LocalListFile, stamp_of
 from sikkerguard.edges.log_output import handlers
 from sikkerguard.edges.sikkerapi.proxies import endpoint_of
 from sikkerguard.edges.storage.database import Database
@@ -18,6 +18,7 @@ from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
 from sikkerguard.edges.system_clock import SystemClock
 from sikkerguard.edges.systemd.notifier import Notifier
+from sikkerguard.service.disk_thread import DiskThread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sikkerguard.config.settings import Config
     from sikkerguard.core.interfaces import Feed, KernelLog, Probes, ReportClient
     from sikkerguard.core.sikkerapi.endpoint import Endpoint
-    from sikkerguard.edges.sikkerapi.client import SikkerApi
+    from sikkerguard.edges.sikkerapi.client import ApiClient
     from sikkerguard.edges.sikkerapi.connector import PinnedConnector
     from sikkerguard.edges.storage.store import Store
 
@@ -43,6 +44,7 @@ class SystemAdapters:
         self.records = TrafficStore(database) if database else None
         self.outbox = Outbox(database) if database else None
         self.manager = Notifier(os.environ)
+        self._file_thread = DiskThread("list file")
         # Sentences on a log that can't be read, each of which is said once.
         self._said_of_log = set[str]()
 
@@ -58,17 +60,17 @@ class SystemAdapters:
         """SikkerAPI's list."""
         from sikkerguard.edges.sikkerapi.blacklist import Blacklist
 
-        return Blacklist(_client(config)[1], config.score_min, config.pull_interval)
+        return Blacklist(_client(config)[1], score_min=config.score_min, interval=config.pull_interval)
 
     def local_list(self, path: Path) -> Feed:
         """The list that the host's owner keeps in this file."""
-        return LocalListFile(path)
+        return LocalListFile(path, self._file_thread)
 
     def reports(self, config: Config) -> ReportClient:
         """Where reports are sent."""
-        from sikkerguard.edges.sikkerapi.reports import ReportApi
+        from sikkerguard.edges.sikkerapi.reports import BulkReportClient
 
-        return ReportApi(_client(config)[1])
+        return BulkReportClient(_client(config)[1])
 
     def probes(self, config: Config) -> Probes:
         """The self-test."""
@@ -84,7 +86,7 @@ class SystemAdapters:
 
     def file_stamp(self, path: Path) -> object:
         """What differs once the file at this path has changed; None without one."""
-        return file_stamp(path)
+        return stamp_of(path)
 
     def lost_log_lines(self) -> int:
         """Lines of our own log that were lost lately because nobody reads it."""
@@ -95,7 +97,7 @@ class SystemAdapters:
 _making = threading.Lock()
 
 
-def _client(config: Config) -> tuple[PinnedConnector, SikkerApi]:
+def _client(config: Config) -> tuple[PinnedConnector, ApiClient]:
     """One for pulls and reports, by one connector: the certificates of all authorities are some megabytes."""
     with _making:
         return _made_client(config.api_url, config.api_key, config.key_source)
@@ -103,9 +105,9 @@ def _client(config: Config) -> tuple[PinnedConnector, SikkerApi]:
 
 # Two, since for a moment after new settings were read some still ask by the former.
 @lru_cache(maxsize=2)
-def _made_client(url: str, key: str, key_source: str) -> tuple[PinnedConnector, SikkerApi]:
-    from sikkerguard.edges.sikkerapi.client import KEY_SOURCE, SikkerApi  # httpx, once the cached list blocks
+def _made_client(url: str, key: str, key_source: str) -> tuple[PinnedConnector, ApiClient]:
+    from sikkerguard.edges.sikkerapi.client import KEY_SOURCE, ApiClient  # httpx, once the cached list blocks
     from sikkerguard.edges.sikkerapi.connector import PinnedConnector
 
     connector = PinnedConnector(url)
-    return connector, SikkerApi(url, key, key_source=key_source or KEY_SOURCE, door=connector)
+    return connector, ApiClient(url, key, key_source=key_source or KEY_SOURCE, connector=connector)

@@ -17,7 +17,7 @@ from sikkerguard.edges.kernel import modules
 from sikkerguard.edges.log_output import handlers
 from sikkerguard.edges.storage.lock import NamespaceLock
 from sikkerguard.edges.storage.store import Store
-from sikkerguard.service.disk_thread import run_within
+from sikkerguard.service.disk_thread import within
 from sikkerguard.service.lifecycle import Service
 from sikkerguard.service.listeners import Listeners
 
@@ -129,7 +129,7 @@ def _alone(store: Store) -> Iterator[None]:
 
 def _soon(action: Callable[[], _Result], *, otherwise: _Result) -> _Result:
     try:
-        return run_within(_PREPARE_SECONDS, action)
+        return within(_PREPARE_SECONDS, action)
     except (TimeoutError, OSError) as error:
         log.debug("the state directory can't be used yet: %s", error)
         return otherwise

@@ -31,14 +31,37 @@ class Adapters(Protocol):
     library or read certificates are called in a thread, and those of one configuration share one connector. `records`
     and `outbox` are None where nothing is to be kept or reported."""
 
-    clock: Clock
-    backend: FirewallBackend
-    store: StateStore
-    observer: HostObserver
-    connections: Connections
-    records: TrafficRecords | None
-    outbox: ReportOutbox | None
-    manager: ServiceManager
+    @property
+    def clock(self) -> Clock:
+        """Time and chance."""
+
+    @property
+    def backend(self) -> FirewallBackend:
+        """The kernel."""
+
+    @property
+    def store(self) -> StateStore:
+        """The state directory."""
+
+    @property
+    def observer(self) -> HostObserver:
+        """What the host is connected by."""
+
+    @property
+    def connections(self) -> Connections:
+        """Connections of the host."""
+
+    @property
+    def records(self) -> TrafficRecords | None:
+        """What was counted, on disk."""
+
+    @property
+    def outbox(self) -> ReportOutbox | None:
+        """Reports, on disk."""
+
+    @property
+    def manager(self) -> ServiceManager:
+        """systemd."""
 
     def endpoint(self, config: Config) -> Endpoint:
         """What requests connect to by these settings and the environment. Imports and reads nothing."""

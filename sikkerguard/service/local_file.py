@@ -13,7 +13,6 @@ from sikkerguard.core.lists.parse import merge_content
 from sikkerguard.core.lists.sources import LOCAL_FILE
 from sikkerguard.core.schedule import retry_delay
 from sikkerguard.errors import HeldBackError, ListError, SikkerGuardError, UnexpectedError, as_sentence
-from sikkerguard.service.disk_thread import HUNG_SECONDS
 from sikkerguard.service.feed_reader import read_forgivingly
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS, _PATIENCE = 1.0, 10
 # A file that changes while it is read is read again, so many times in all.
 _READINGS = 3
-# What the largest file may take to be read from a slow disk.
-_READ_SECONDS = 10.0
 NO_MEMORY = "there is not enough memory for the list; give the service more, or block fewer addresses"
 
 
@@ -58,7 +55,6 @@ class LocalFile:
         self._lists = lists
         self._signal = signal
         self._feed: tuple[Path, Feed] | None = None
-        self._seen: object = None
         self._judged: object = None
         self._is_wanted = False
         self.trouble = ""
@@ -101,11 +97,7 @@ class LocalFile:
             return Change(LOCAL_FILE) if known else None
         for _ in range(_READINGS):
             version = await self._version()
-            try:
-                async with asyncio.timeout(_READ_SECONDS):
-                    change = await read_forgivingly(self._feed_of(path), str(path))
-            except TimeoutError as error:
-                raise ListError(f"{path} can't be read (its disk has not answered for {_READ_SECONDS:g} s)") from error
+            change = await read_forgivingly(self._feed_of(path), str(path))
             if await self._version() == version:
                 break
         if not known:
@@ -122,16 +114,9 @@ class LocalFile:
         self.trouble = trouble
 
     async def _version(self) -> object:
-        """What differs for another version. While the file's disk hangs, it is the one that was seen last."""
+        """What differs for another version."""
         path = self._config.value.custom_blacklist
-        if path is None:
-            return None, None
-        try:
-            async with asyncio.timeout(HUNG_SECONDS):
-                self._seen = await self._feed_of(path).version()
-        except TimeoutError:
-            log.debug("the disk of %s does not answer; the version that was seen last counts", path)
-        return path, self._seen
+        return None if path is None else await self._feed_of(path).version()
 
     def _feed_of(self, path: Path) -> Feed:
         if self._feed is None or self._feed[0] != path:

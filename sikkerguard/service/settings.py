@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.config.settings import FIXED
 from sikkerguard.errors import ConfigError
-from sikkerguard.service.disk_thread import run_within
+from sikkerguard.service.disk_thread import within
 from sikkerguard.service.watched import Watched
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Settings:
         config = self.config.value
         try:
             # A disk that does not answer is waited for by nobody, and so not by the loop.
-            fresh = run_within(_READ_SECONDS, self._reader.load)
+            fresh = within(_READ_SECONDS, self._reader.load)
         except TimeoutError:
             self._note(f"The settings can't be read within {_READ_SECONDS:g} s; those before stay.")
         except ConfigError as error:

@@ -19,7 +19,7 @@ import pytest
 from sikkerguard.core.host.surroundings import Gateway
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.selftest import Outcome
-from sikkerguard.core.sikkerapi.endpoint import Way
+from sikkerguard.core.sikkerapi.endpoint import Endpoint
 from sikkerguard.edges.host.probes import Probes
 from tests.kernel.conftest import UNPROTECTED, Guard
 from tests.laboratory import (
@@ -249,7 +249,7 @@ def test_a_gateway_that_answers_one_ping_in_five_seconds_does_not_fail_the_trial
 
 def gateway_outcomes(lab: Laboratory) -> dict[str, Outcome]:
     """What both witnesses say of the gateway."""
-    way = Way("SikkerAPI", "http", "api.example.net", 80)
+    way = Endpoint("SikkerAPI", "http", "api.example.net", 80)
     probes = Probes(lambda: [Gateway(Family.V4, GATEWAY, 0)], lambda: (), way)
     results = lab.host.inside(lambda: asyncio.run(probes.run(())))
     return {result.name.rpartition(" by ")[2]: result.outcome for result in results if result.subject}

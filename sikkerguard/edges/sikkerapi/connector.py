@@ -21,7 +21,7 @@ from sikkerguard.core.sikkerapi.endpoint import is_address
 from sikkerguard.core.text import printable
 from sikkerguard.edges.sikkerapi import resolution
 from sikkerguard.edges.sikkerapi.failures import EXPECTED, log_unexpected, reason
-from sikkerguard.edges.sikkerapi.proxies import proxy_of, way_of
+from sikkerguard.edges.sikkerapi.proxies import endpoint_of, proxy_of
 from sikkerguard.errors import SettingsRefused
 from sikkerguard.version import VERSION
 
@@ -61,7 +61,7 @@ class PinnedConnector:
         self._look_up = look_up
         self._resolve_seconds = resolve_seconds
         self._proxy = proxy_of(url, environment)
-        self.way = way_of(url, environment)
+        self.way = endpoint_of(url, environment)
         # Reading the certificates of all authorities takes a while: once, and not in the event loop.
         self._tls: ssl.SSLContext | None = None
         if url.startswith("https:"):

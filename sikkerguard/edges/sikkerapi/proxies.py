@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from sikkerguard.core.lists.allowlist import API, PROXY
-from sikkerguard.core.sikkerapi.endpoint import Way
+from sikkerguard.core.sikkerapi.endpoint import Endpoint
 from sikkerguard.errors import SettingsRefused
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def proxy_of(url: str, environment: Mapping[str, str]) -> Proxy | None:
         ) from None
 
 
-def way_of(url: str, environment: Mapping[str, str]) -> Way:
+def endpoint_of(url: str, environment: Mapping[str, str]) -> Endpoint:
     """The host that requests to this address connect to: SikkerAPI's, or a proxy. An invalid proxy counts as none here;
     `proxy_of` raises the error when a request is to be made."""
     try:
@@ -67,9 +67,9 @@ def way_of(url: str, environment: Mapping[str, str]) -> Way:
     except SettingsRefused:
         proxy = None
     if proxy is not None:
-        return Way(PROXY, proxy.scheme, proxy.host, proxy.port)
+        return Endpoint(PROXY, proxy.scheme, proxy.host, proxy.port)
     parts = urlsplit(url)
-    return Way(API, parts.scheme, parts.hostname or "", _port(parts))
+    return Endpoint(API, parts.scheme, parts.hostname or "", _port(parts))
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:

@@ -13,7 +13,7 @@ from sikkerguard.config.settings import Config
 from sikkerguard.core.host.surroundings import Surroundings
 from sikkerguard.core.lists.allowlist import API, PROXY, Allowlist
 from sikkerguard.core.net.address import to_text
-from sikkerguard.core.sikkerapi.endpoint import FRESH_SECONDS, KEPT_SECONDS, MOST, Way
+from sikkerguard.core.sikkerapi.endpoint import FRESH_SECONDS, KEPT_SECONDS, MOST, Endpoint
 from sikkerguard.edges.storage.store import Store
 from sikkerguard.errors import FetchError, KernelError
 from sikkerguard.service.api_endpoint import ApiEndpoint
@@ -84,7 +84,7 @@ class Bench:
         self.store = store
         self.kernel = Allowing()
         self.edge = Fake(self.kernel)
-        self.way = Way(API, "https", "api.example.net", 443)
+        self.way = Endpoint(API, "https", "api.example.net", 443)
         self.owner = KernelThread(executor)
         self.complaints: list[str] = []
         self.start()
@@ -222,7 +222,7 @@ def test_while_nobody_proves_it_what_did_stays_for_a_day_and_after_a_restart_too
 def test_what_is_kept_for_another_api_counts_for_nothing(bench: Bench) -> None:
     bench.edge.resolved, bench.edge.genuine = [A], {A}
     bench.open()
-    bench.way = Way(API, "https", "other.example.net", 443)
+    bench.way = Endpoint(API, "https", "other.example.net", 443)
     bench.edge.resolved, bench.edge.genuine = [], set()
     assert "does not resolve" in bench.closed()
     assert bench.allowed() == set()
@@ -341,7 +341,7 @@ def test_a_disk_that_refuses_is_told_and_no_more(bench: Bench, monkeypatch: pyte
 
 @pytest.mark.parametrize("reason", [API, PROXY])
 def test_an_address_that_the_operator_wrote_is_allowed_as_it_is(bench: Bench, reason: str) -> None:
-    bench.way = Way(reason, "http", A, 3128)
+    bench.way = Endpoint(reason, "http", A, 3128)
     bench.start()
     assert bench.allowed() == {A}
     assert not bench.open()
@@ -351,7 +351,7 @@ def test_an_address_that_the_operator_wrote_is_allowed_as_it_is(bench: Bench, re
 
 
 def test_a_proxy_by_its_name_has_to_be_there(bench: Bench) -> None:
-    bench.way = Way(PROXY, "http", "proxy.example.net", 3128)
+    bench.way = Endpoint(PROXY, "http", "proxy.example.net", 3128)
     bench.edge.resolved, bench.edge.genuine = [LIAR, A], {A}
     assert bench.open()
     assert bench.allowed() == {A}
@@ -360,7 +360,7 @@ def test_a_proxy_by_its_name_has_to_be_there(bench: Bench) -> None:
     assert "no address of the proxy proxy.example.net port 3128 is genuine" in bench.closed()
     assert bench.allowed() == {A}
     bench.edge.resolved = []
-    bench.way = Way(PROXY, "http", "elsewhere.example.net", 3128)
+    bench.way = Endpoint(PROXY, "http", "elsewhere.example.net", 3128)
     assert "the proxy's name does not resolve" in bench.closed()
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sikkerguard.core.lists.allowlist import API, PROXY
-from sikkerguard.core.sikkerapi.endpoint import Way
-from sikkerguard.edges.sikkerapi.proxies import Proxy, proxy_of, way_of
+from sikkerguard.core.sikkerapi.endpoint import Endpoint
+from sikkerguard.edges.sikkerapi.proxies import Proxy, proxy_of, endpoint_of
 from sikkerguard.errors import FetchError
 
 URL = "https://api.example.net"
@@ -148,7 +148,7 @@ def test_what_can_be_no_proxy_is_an_error_that_does_not_show_it(text: str) -> No
     assert caught.value.__cause__ is None
     assert not caught.value.retryable
     # Until somebody wants to use it, it is SikkerAPI that matters.
-    assert way_of(URL, {"HTTPS_PROXY": text}) == Way(API, "https", "api.example.net", 443)
+    assert endpoint_of(URL, {"HTTPS_PROXY": text}) == Endpoint(API, "https", "api.example.net", 443)
 
 
 @given(st.text(max_size=30))
@@ -167,6 +167,6 @@ def test_a_proxy_is_shown_without_its_password() -> None:
 
 
 def test_the_way_is_the_proxy_or_the_api() -> None:
-    assert way_of("https://api.example.net/path", {}) == Way(API, "https", "api.example.net", 443)
-    assert way_of("http://[2001:db8::7]:8080", {}) == Way(API, "http", "2001:db8::7", 8080)
-    assert way_of(URL, {"HTTPS_PROXY": "http://192.0.2.1:3128"}) == Way(PROXY, "http", "192.0.2.1", 3128)
+    assert endpoint_of("https://api.example.net/path", {}) == Endpoint(API, "https", "api.example.net", 443)
+    assert endpoint_of("http://[2001:db8::7]:8080", {}) == Endpoint(API, "http", "2001:db8::7", 8080)
+    assert endpoint_of(URL, {"HTTPS_PROXY": "http://192.0.2.1:3128"}) == Endpoint(PROXY, "http", "192.0.2.1", 3128)
