@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kernel.flood import ACK, SYN, Wire, crossed, repeated, tcp
-from tests.laboratory import API, Laboratory, Resolver, laboratory, log_of_all_namespaces, wait_for
-from tests.standin.faults import Canned
-from tests.standin.server import DEMO_KEY, Standin
+from scripts.laboratory.api import KEY, serving
+from scripts.laboratory.machine import log_of_all_namespaces
+from scripts.laboratory.network import API, Laboratory, laboratory
+from scripts.laboratory.packets import ACK, SYN, Wire, crossed, repeated, tcp
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +81,7 @@ def flood_the_service(
     """Seconds that so many packets of each kind took, the good ones included; what became of the first kind is
     printed."""
     frames = next(iter(kinds.values()))
-    environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+    environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": KEY}
     environment["SIKKER_ALLOW_HTTP"] = "true"
     environment["SIKKER_STATE_DIR"] = str(directory / "state")
     log = directory / "log"
@@ -170,21 +172,16 @@ def main() -> int:
         log_of_all_namespaces(),
         laboratory() as lab,
         Resolver(lab.internet),
+        serving(lab) as api,
         tempfile.TemporaryDirectory() as directory,
     ):
-        standin = Standin(API, 80)
-        lab.internet.inside(standin.start)
-        body = "".join(f"{source}\n" for source in sources).encode()
-        standin.fault("blacklist", Canned(body=body, content_type="text/plain"), times=100)
-        try:
-            wire = Wire(lab)
-            places = itertools.product(range(1, ports + 1), sources)
-            replies = [tcp(source, 50_000, SYN | ACK, origin=port) for port, source in places]
-            kinds = {_BLOCKED: frames, _REPLY: replies}
-            ours = flood_the_service(lab, wire, Path(directory), packets, kinds)
-            found = flood_the_peers(lab, wire, sources, packets // 10, frames)
-        finally:
-            standin.stop()
+        api.body = "".join(f"{source}\n" for source in sources).encode()
+        wire = Wire(lab)
+        places = itertools.product(range(1, ports + 1), sources)
+        replies = [tcp(source, 50_000, SYN | ACK, origin=port) for port, source in places]
+        kinds = {_BLOCKED: frames, _REPLY: replies}
+        ours = flood_the_service(lab, wire, Path(directory), packets, kinds)
+        found = flood_the_peers(lab, wire, sources, packets // 10, frames)
     share = packets // 10
     nothing = found.pop(_NOTHING) / share
     print(f"the sender and the reception alone need {nothing * 1e9:.0f} ns a packet; beyond that one costs")

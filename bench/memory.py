@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from bench.flood import Process
 from bench.worst import LISTS, at_all_ceilings, joined
-from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
-from tests.standin.faults import Canned
-from tests.standin.server import DEMO_KEY, Standin
+from scripts.laboratory.api import KEY, LaboratoryApi, serving
+from scripts.laboratory.network import API, Laboratory, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -94,25 +95,27 @@ def main() -> int:
     group = Group(limit << 20)
     print(f"limit {limit} MiB; Python {sys.version.split()[0]}, Linux {os.uname().release}", flush=True)
     try:
-        with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as name:
-            _measure(lab, group, Path(name))
+        with (
+            laboratory() as lab,
+            Resolver(lab.internet),
+            serving(lab) as api,
+            tempfile.TemporaryDirectory() as name,
+        ):
+            _measure(lab, api, group, Path(name))
     finally:
         group.directory.rmdir()
     return 0
 
 
-def _measure(lab: Laboratory, group: Group, directory: Path) -> None:
+def _measure(lab: Laboratory, api: LaboratoryApi, group: Group, directory: Path) -> None:
     custom, log = directory / "custom", directory / "log"
     custom.write_text("203.0.113.7\n")
-    environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+    environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": KEY}
     environment["SIKKER_ALLOW_HTTP"] = "true"
     environment |= {"SIKKER_STATE_DIR": str(directory / "state"), "SIKKER_CUSTOM_BLACKLIST": str(custom)}
-    standin = Standin(API, 80)
-    lab.internet.inside(standin.start)
 
     def answer(lines: Iterable[str]) -> None:
-        standin.clear_faults()
-        standin.fault("blacklist", Canned(body=b"".join(joined(lines)), content_type="text/plain"), times=100)
+        api.body = b"".join(joined(lines))
 
     def tell(process: Process, what: str) -> None:
         print(f"{what}: resident {process.memory('VmRSS'):.0f} MiB, {process.memory('VmHWM'):.0f} at the peak; {group}")
@@ -121,29 +124,26 @@ def _measure(lab: Laboratory, group: Group, directory: Path) -> None:
     def pull() -> None:
         lab.host.run(sys.executable, "-m", "sikkerguard", "pull", "--accept", env=environment)
 
-    try:
-        answer(LISTS["at all ceilings"](0))
-        with service(lab, group, environment, log) as process:
-            tell(process, "the first list")
-            answer(LISTS["at all ceilings"](1))
-            pull()
-            tell(process, "another one in its place")
-            half = partial(at_all_ceilings, share=2)
-            answer(half(2))
-            with custom.open("wb") as file:
-                file.writelines(joined(half(3)))
-            pull()
-            tell(process, "half of it from a file")
-        answer(half(4))
-        with service(lab, group, environment, log) as process:
-            pull()
-            tell(process, "started from the cache, and another one")
-            lab.host.run("ipset", "flush", "sikkerguard-v4")
-            wait_for("the repair", lambda: "repaired: " in log.read_text("utf-8"), 60)
-            tell(process, "repaired")
-        lab.host.run(sys.executable, "-m", "sikkerguard", "cleanup", env=environment)
-    finally:
-        standin.stop()
+    answer(LISTS["at all ceilings"](0))
+    with service(lab, group, environment, log) as process:
+        tell(process, "the first list")
+        answer(LISTS["at all ceilings"](1))
+        pull()
+        tell(process, "another one in its place")
+        half = partial(at_all_ceilings, share=2)
+        answer(half(2))
+        with custom.open("wb") as file:
+            file.writelines(joined(half(3)))
+        pull()
+        tell(process, "half of it from a file")
+    answer(half(4))
+    with service(lab, group, environment, log) as process:
+        pull()
+        tell(process, "started from the cache, and another one")
+        lab.host.run("ipset", "flush", "sikkerguard-v4")
+        wait_for("the repair", lambda: "repaired: " in log.read_text("utf-8"), 60)
+        tell(process, "repaired")
+    lab.host.run(sys.executable, "-m", "sikkerguard", "cleanup", env=environment)
 
 
 if __name__ == "__main__":

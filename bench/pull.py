@@ -21,6 +21,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.api import KEY, LaboratoryApi, serving
+from scripts.laboratory.network import API, Laboratory, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from sikkerguard.config.settings import Config
 from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
 from sikkerguard.core.lists.pull_memory import PullMemory
@@ -36,9 +40,6 @@ from sikkerguard.edges.storage.store import Store
 from sikkerguard.service.kernel_thread import KernelThread
 from sikkerguard.service.list_update import ListUpdate, fetch
 from sikkerguard.service.trial import Trial
-from tests.laboratory import API, Laboratory, Resolver, laboratory, wait_for
-from tests.standin.faults import Canned
-from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -197,13 +198,12 @@ class HealthPoll(threading.Thread):
             self.answers += 1
 
 
-def health_during_pull(lab: Laboratory, standin: Standin, environment: dict[str, str], body: bytes) -> None:
+def health_during_pull(lab: Laboratory, api: LaboratoryApi, environment: dict[str, str], body: bytes) -> None:
     """The longest answer of /healthz while a running service pulls and commits the list."""
     with service(lab, environment) as process:
         status_words = (sys.executable, "-m", "sikkerguard", "status", "--json")
         wait_for("a first pull", lambda: '"pulls": 1' in lab.host.run(*status_words, check=False, env=environment))
-        standin.clear_faults()
-        standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
+        api.body = body
         poll = HealthPoll(lab)
         poll.start()
         try:
@@ -233,20 +233,21 @@ def main() -> int:
     print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}", flush=True)
     subprocess.run(["unshare", "-n", sys.executable, "-m", "bench.pull", str(count), "--inside"], check=True)
     lines = addresses(count)
-    with laboratory() as lab, Resolver(lab.internet), tempfile.TemporaryDirectory() as directory:
+    with (
+        laboratory() as lab,
+        Resolver(lab.internet),
+        serving(lab) as api,
+        tempfile.TemporaryDirectory() as directory,
+    ):
         state = Path(directory) / "state"
-        environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY}
+        environment = {**os.environ, "SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": KEY}
         environment["SIKKER_ALLOW_HTTP"] = "true"
         environment["SIKKER_STATE_DIR"] = str(state)
         cached(state, lines[:_CACHED])
-        standin = Standin(API, 80)
-        lab.internet.inside(standin.start)
-        small = "".join(f"{line}\n" for line in lines[:_CACHED]).encode()
-        standin.fault("blacklist", Canned(body=small, content_type="text/plain"), times=100)
+        api.body = "".join(f"{line}\n" for line in lines[:_CACHED]).encode()
         starts = [start_to_blocking(lab, state, environment) for _ in range(2 * _ROUNDS)]
         print(f"exec to blocking, {_CACHED:,} cached entries:  {_spread(starts)}")
-        health_during_pull(lab, standin, environment, "".join(f"{line}\n" for line in lines).encode())
-        standin.stop()
+        health_during_pull(lab, api, environment, "".join(f"{line}\n" for line in lines).encode())
     return 0
 
 

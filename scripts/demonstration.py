@@ -13,10 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.laboratory import API, GATEWAY, HOST, Laboratory, Namespace, Resolver, laboratory, wait_for
-from tests.standin.faults import Canned
-from tests.standin.lists import SAMPLE, load_list
-from tests.standin.server import DEMO_KEY, Standin
+from scripts.laboratory.api import KEY, LaboratoryApi, serving
+from scripts.laboratory.network import API, GATEWAY, HOST, Laboratory, Namespace, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
+from sikkerguard.cli.demo import SAMPLE
+from sikkerguard.cli.demo_server import load_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,26 +84,24 @@ def connects(lab: Laboratory, source: str, port: int) -> bool:
     return lab.internet.inside(attempt)
 
 
-def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack) -> None:
+def demonstrate(lab: Laboratory, api: LaboratoryApi, state: str, stack: ExitStack) -> None:
     """The whole show."""
     sikkerguard = (sys.executable, "-m", "sikkerguard")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIKKER_")}
-    environment |= {"SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": DEMO_KEY, "SIKKER_STATE_DIR": state}
+    environment |= {"SIKKER_API_URL": f"http://{API}", "SIKKER_API_KEY": KEY, "SIKKER_STATE_DIR": state}
     environment |= {"SIKKER_REPORT_INTERVAL": "10s", "SIKKER_ALLOW_HTTP": "true"}
-    entries = load_list(SAMPLE)
-    standin.replace(entries)
     # A rule and a set that are not ours, to see that they stay.
     lab.host.run("iptables-legacy", "-t", "raw", "-A", "PREROUTING", "-s", "192.0.2.66", "-j", "DROP")
     lab.host.run("ip6tables-legacy", "-t", "raw", "-A", "PREROUTING", "-s", "2001:db8::66", "-j", "DROP")
     lab.host.run("ipset", "create", "somebody-elses", "hash:ip")
     before = lab.everything()
 
-    say(f"1. Start: pull {len(entries):,} really listed attackers from the stand-in, try them, commit them.")
+    say(f"1. Start: pull {len(api.entries):,} entries of public blocklists from the stand-in, try them, commit them.")
     service = Shown(lab.host, [*sikkerguard, "run"], environment)
     stack.callback(service.kill)
     service.wait_for("Blocking")
 
-    attackers = [entry.ip for entry in entries if ":" not in entry.ip and "/" not in entry.ip][: len(_PORTS)]
+    attackers = [entry.text for entry in api.entries if ":" not in entry.text and "/" not in entry.text][: len(_PORTS)]
     say(f"2. Attack: {len(attackers)} listed sources knock at the host's ports, and one that is not listed.")
     for attacker, port in zip(attackers, _PORTS, strict=True):
         assert not connects(lab, attacker, port), f"{attacker} got through"
@@ -114,12 +114,12 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
 
     say("4. Report: every ten seconds here, else every half an hour; an address, a category and a protocol.")
     service.wait_for(f"Reported {len(attackers)} blocked IPs")
-    for record in standin.record.reports:
-        print(f"  The stand-in took {record.row.ip}, {record.row.category}, {record.row.protocol}.", flush=True)
+    for report in api.reports:
+        print(f"  The stand-in took {report.ip}, {report.category}, {report.protocol}.", flush=True)
 
-    say("5. Bad answers: a captive portal's page, and a list that tripled over night. Each is refused.")
+    say("5. Bad answers: a captive portal's page, and a list that tripled overnight. Each is refused.")
     for body in (b"<html>Please log in</html>\n", b"".join(b"203.0.%d.%d\n" % divmod(n, 250) for n in range(3500))):
-        standin.fault("blacklist", Canned(body=body, content_type="text/plain"))
+        api.next_bodies.append(body)
         before_pull = sum(" ERROR " in line for line in service.lines)
         lab.host.run(*sikkerguard, "pull", check=False, env=environment)
         service.wait_for(" ERROR ", times=before_pull + 1)
@@ -131,11 +131,11 @@ def demonstrate(lab: Laboratory, standin: Standin, state: str, stack: ExitStack)
     )
     service.kill()
     print("  (The service was killed with SIGKILL; what it committed goes on blocking, and the next start adopts it.)")
-    service = Shown(lab.host, (sys.executable, "-m", "tests.kernel.unprotected"), environment)
+    service = Shown(lab.host, (sys.executable, "-m", "scripts.laboratory.unprotected"), environment)
     stack.callback(service.kill)
     service.wait_for("Blocking", times=2)
-    lines = "".join(f"{entry.ip}\n" for entry in entries) + f"{GATEWAY}\n{API}\n"
-    standin.fault("blacklist", Canned(body=lines.encode(), content_type="text/plain"))
+    lines = "".join(f"{entry.text}\n" for entry in api.entries) + f"{GATEWAY}\n{API}\n"
+    api.next_bodies.append(lines.encode())
     lab.host.run(*sikkerguard, "pull", check=False, env=environment)
     service.wait_for("self-test failed")
     assert connects(lab, GATEWAY, 22), "the gateway is still cut off"
@@ -158,10 +158,8 @@ def main() -> int:
     with ExitStack() as stack:
         lab = stack.enter_context(laboratory())
         stack.enter_context(Resolver(lab.internet))
-        standin = Standin(API, 80)
-        lab.internet.inside(standin.start)
-        stack.callback(standin.stop)
-        demonstrate(lab, standin, stack.enter_context(tempfile.TemporaryDirectory()), stack)
+        api = stack.enter_context(serving(lab, load_list(SAMPLE)))
+        demonstrate(lab, api, stack.enter_context(tempfile.TemporaryDirectory()), stack)
     say(f"Done in {time.monotonic() - started:.0f} s. This machine's own rules were not touched.")
     return 0
 

@@ -1,4 +1,5 @@
-"""Where the process begins and its exit code is decided: 0 fine, 1 failed, 2 wrong use or configuration."""
+"""Where the process begins, and the one place where its exit code is decided: 0 fine, 1 failed, 2 wrong use or
+configuration, 3 the address is blocked."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ import sys
 
 from sikkerguard.errors import ConfigError, SikkerGuardError
 
-FAILED, WRONG_USE = 1, 2
+FINE, FAILED, WRONG_USE, BLOCKED = range(4)
 
 
 def _fill_standard_streams() -> None:
-    """Have all three open, if only to nowhere: else a socket or the database would get the number of one, and what is
-    printed."""
+    """Have all three open, if only to nowhere: else a socket or the database would get the number of one, and with it
+    what is printed."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -24,17 +25,25 @@ def _fill_standard_streams() -> None:
 
 
 def main() -> int:
-    """Run the command line's command. The answer is the exit code; every error is a sentence on standard error."""
+    """Run the command that the command line names, and return the exit code. Every error is a sentence on standard
+    error."""
     if "run" in sys.argv[1:]:
         # The first process of a container gets no signal that it has no handler for: a stop in the first moments would
         # be lost. Held back, it waits until there is one.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     _fill_standard_streams()
     from sikkerguard.cli import parser
+    from sikkerguard.cli.command import Outcome
     from sikkerguard.edges.log_output.handlers import complain
 
+    codes = {
+        Outcome.FINE: FINE,
+        Outcome.FAILED: FAILED,
+        Outcome.WRONG_USE: WRONG_USE,
+        Outcome.BLOCKED: BLOCKED,
+    }
     try:
-        return parser.run(sys.argv[1:])
+        return codes[parser.run(sys.argv[1:])]
     except ConfigError as error:
         for complaint in error.complaints:
             complain(complaint)
@@ -43,7 +52,7 @@ def main() -> int:
         complain(str(error))
         return FAILED
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; it wants no more words on any stream.
+        # The reader of our output went away, as `head` does: nothing more is to be printed on any stream.
         sys.stderr.close()
         return FAILED
 

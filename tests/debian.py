@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.laboratory import command
+from scripts.laboratory.tools import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

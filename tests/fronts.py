@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.laboratory import command
+from scripts.laboratory.tools import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

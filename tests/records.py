@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from sikkerguard.edges.storage.database import FILE
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,17 +8,19 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from sikkerguard.cli.command import Command, Outcome, add_json_option, print_lines, settings_reader
 from sikkerguard.core.net.address import parse_prefix, to_text
-from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
-from sikkerguard.edges.storage.store import Store
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import argparse
 
+    from sikkerguard.core.firewall.inspection import Inspection
+    from sikkerguard.core.lists.allowlist import Allowlist
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
+    from sikkerguard.edges.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class ListedBy:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """All that is known of an address. `allowed_by` is the allowlist's line that protects it; `packets` is what was
-    dropped from the entry that blocks it, since the list was loaded; `left_out` names the self-test that failed with
-    it, where it is left out of the list for that."""
+    """All that is known of an address. `allowed_by` is the allowlist's entry that protects it; `packets` counts those
+    that the entry which blocks it has dropped, since the list was loaded; `left_out` names the self-test that failed
+    while it was blocked, where it is left out of the list for that."""
 
     address: str
     blocked: bool
@@ -44,12 +46,12 @@ class Finding:
     left_out: str | None = None
 
     def as_json(self) -> str:
-        """As one JSON object."""
-        # What is not ASCII is escaped already, and of what is, this alone is a control character.
+        """Format it as one JSON object."""
+        # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
         return json.dumps(asdict(self), indent=2).replace("\x7f", "\\u007f")
 
     def as_text(self) -> str:
-        """As sentences."""
+        """Format it as sentences, one a line."""
         verdict = "is blocked" if self.blocked else "is not blocked"
         lines = [f"{self.address} {verdict}."]
         for listing in self.listings:
@@ -71,12 +73,11 @@ class Finding:
         return "\n".join(lines)
 
 
-def check(state_dir: Path, text: str) -> Finding:
-    """Ask the kernel, the cached list and the kept allowlist about one address.
+def read_address(text: str) -> tuple[Family, Prefix]:
+    """Read one address, a prefix of full length.
 
     Raises:
-        ConfigError: it is not an address.
-        SikkerGuardError: the kernel or the state directory can't be read.
+        ConfigError: it is none, or a range.
     """
     try:
         family, prefix = parse_prefix(text)
@@ -84,33 +85,31 @@ def check(state_dir: Path, text: str) -> Finding:
         raise ConfigError([f"{text!r} can't be checked: {error}."]) from None
     if prefix.length != family.bits:
         raise ConfigError([f"{text!r} can't be checked: it is a range; name one address."])
-    store = Store(state_dir)
-    verified = _verified(store)
-    protector = store.load_allowlist().protector(family, prefix.first)
-    kernel = IpsetBackend()
-    try:
-        blocked = kernel.blocks(family, prefix.first)
-        listings = _listings(verified, family, prefix.first)
-        packets = kernel.packets_from(family, prefix.first) if blocked else 0
-    finally:
-        kernel.close()
-    left_out = (
-        next((each.test for each in verified.left_out if (each.family, each.address) == (family, prefix.first)), None)
-        if verified
-        else None
+    return family, prefix
+
+
+def combine(
+    family: Family, prefix: Prefix, verified: VerifiedList | None, allowlist: Allowlist, seen: Inspection
+) -> Finding:
+    """Put together what the kernel, the cached list (None where there is none) and the kept allowlist say."""
+    protector = allowlist.protector(family, prefix.first)
+    left_out = verified.left_out if verified is not None else ()
+    return Finding(
+        address=to_text(family, prefix),
+        blocked=seen.blocked,
+        listings=_listings(verified, family, prefix.first),
+        allowed_by=str(protector) if protector else None,
+        packets=seen.packets if seen.blocked else 0,
+        left_out=next((each.test for each in left_out if (each.family, each.address) == (family, prefix.first)), None),
     )
-    return Finding(to_text(family, prefix), blocked, listings, str(protector) if protector else None, packets, left_out)
 
 
-def _verified(store: Store) -> VerifiedList | None:
+def _load_list(store: Store) -> VerifiedList | None:
     try:
         return store.peek_list()
     except ListError as error:
-        raise SikkerGuardError(f"{error}{_advice()}") from error
-
-
-def _advice() -> str:
-    return "" if os.geteuid() == 0 else "; run it as root (sudo)"
+        advice = "" if os.geteuid() == 0 else "; run it as root (sudo)"
+        raise SikkerGuardError(f"{error}{advice}") from error
 
 
 def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[ListedBy, ...]:
@@ -118,7 +117,34 @@ def _listings(verified: VerifiedList | None, family: Family, address: int) -> tu
         return ()
     found = []
     for source in verified.sources:
-        entry: Prefix | None = source.content.of(family).find(address)
+        entry = source.content.of(family).find(address)
         if entry is not None:
             found.append(ListedBy(source.name, to_text(family, entry), source.since))
     return tuple(found)
+
+
+def _run(options: argparse.Namespace) -> Outcome:
+    from sikkerguard.edges.kernel.select import open_backend
+    from sikkerguard.edges.storage.store import Store
+
+    family, prefix = read_address(options.address)
+    store = Store(settings_reader(options).state_dir())
+    verified, allowlist = _load_list(store), store.load_allowlist()
+    backend = open_backend(dry_run=False)
+    try:
+        found = combine(family, prefix, verified, allowlist, backend.inspect(family, prefix.first))
+    finally:
+        backend.close()
+    if options.json:
+        print(found.as_json())
+    else:
+        print_lines(found.as_text().splitlines())
+    return Outcome.BLOCKED if found.blocked else Outcome.FINE
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address")
+    add_json_option(parser)
+
+
+COMMAND = Command("check", "say whether an address is blocked, and why (exit code 3 if it is)", _run, _add_options)

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.machine import cache
 from tests import debian
 from tests.debian import as_image, debootstrap
-from tests.laboratory import cache
 
 if TYPE_CHECKING:
     from tests.host.engine import Engine

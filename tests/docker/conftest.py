@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.machine import cache, locked, log_of_all_namespaces
+from scripts.laboratory.network import clear_after_the_dead, laboratory
 from tests.docker.base import PROJECT, base
 from tests.docker.engine import BUILDER, Daemon, running, turn
 from tests.docker.host import DockerHost, docker_host
 from tests.docker.tools import tools
 from tests.host.conftest import machine
-from tests.laboratory import cache, clear_after_the_dead, laboratory, locked, log_of_all_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

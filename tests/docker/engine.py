@@ -11,8 +11,8 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.machine import cache, locked
 from tests.host.engine import Engine, clear, end, environment, remove_containers, wait_until_it_answers
-from tests.laboratory import cache, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.laboratory.network import API, HOST, RESOLVER, Laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from tests.docker.base import PROJECT
 from tests.docker.engine import Daemon, running
-from tests.laboratory import API, HOST, RESOLVER, Laboratory, Resolver, wait_for
 from tests.standin.entries import Entry
 from tests.standin.server import DEMO_KEY, Standin
 
@@ -168,7 +170,7 @@ def docker_host(directory: Path, lab: Laboratory, project: Path) -> Iterator[Doc
     files = directory / "host"
     shutil.rmtree(files, ignore_errors=True)
     _make_files(files)
-    standin = Standin(API, 80, control=True)
+    standin = Standin(API, 80)
     with (
         Resolver(lab.internet),
         _place(files, lab) as place,

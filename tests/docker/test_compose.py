@@ -6,8 +6,8 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from tests.docker.host import INNOCENT, LISTED
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from tests.docker.host import DockerHost

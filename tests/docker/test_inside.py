@@ -6,8 +6,8 @@ import fcntl
 import re
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from tests.docker.host import CONTAINER, LISTED
-from tests.laboratory import wait_for
 from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from tests.docker.host import CONTAINER, INNOCENT, LISTED
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from tests.docker.host import DockerHost

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import command
 from sikkerguard.config.variables import VARIABLES
 from sikkerguard.version import VERSION
 from tests.docker.base import PROJECT
 from tests.docker.tools import kubernetes, quadlet
-from tests.laboratory import command
 
 if TYPE_CHECKING:
     from pathlib import Path

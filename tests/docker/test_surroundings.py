@@ -6,8 +6,9 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.network import GATEWAY, HOST, RESOLVER
+from scripts.laboratory.tools import wait_for
 from tests.docker.host import LISTED
-from tests.laboratory import GATEWAY, HOST, RESOLVER, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

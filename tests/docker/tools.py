@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import command
 from tests.docker.base import base
-from tests.laboratory import command
 
 if TYPE_CHECKING:
     from tests.host.engine import Engine

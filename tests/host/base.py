@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.machine import cache
+from scripts.laboratory.tools import command
 from tests import debian
 from tests.debian import as_image, debootstrap, run_contained
 from tests.host import network
-from tests.laboratory import cache, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,24 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.machine import cache, how_the_log_was, locked, log_of_all_namespaces
+from scripts.laboratory.network import API, TAG, Laboratory, clear_after_the_dead, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import command
 from tests.host.base import SUITES, base
 from tests.host.engine import Engine, engine
 from tests.host.guest import Guest, guest
 from tests.host.installed import installed
 from tests.host.service import Service
-from tests.laboratory import (
-    API,
-    TAG,
-    Laboratory,
-    Resolver,
-    cache,
-    clear_after_the_dead,
-    command,
-    how_the_log_was,
-    laboratory,
-    locked,
-    log_of_all_namespaces,
-)
 from tests.standin.server import Standin
 
 if TYPE_CHECKING:
@@ -131,7 +122,7 @@ def lab(host: Guest) -> Iterator[Laboratory]:
 @pytest.fixture
 def standin(lab: Laboratory) -> Iterator[Standin]:
     """SikkerAPI's stand-in, on the internet of the laboratory, where the name server is too."""
-    server = Standin(API, 80, control=True)
+    server = Standin(API, 80)
     with Resolver(lab.internet):
         lab.internet.inside(server.start)
         yield server

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.laboratory import cache, command, locked, wait_for
+from scripts.laboratory.machine import cache, locked
+from scripts.laboratory.tools import command, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

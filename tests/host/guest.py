@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.laboratory import RESOLVER, TAG, Namespace, command, wait_for
+from scripts.laboratory.network import RESOLVER, TAG, Namespace
+from scripts.laboratory.tools import command, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.laboratory import GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_LAN_V6, HOST_V6, command
+from scripts.laboratory.network import GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_LAN_V6, HOST_V6
+from scripts.laboratory.tools import command
 
 if TYPE_CHECKING:
     from pathlib import Path

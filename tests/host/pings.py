@@ -9,13 +9,13 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.laboratory import HOST, HOST_V6
+from scripts.laboratory.network import HOST, HOST_V6
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 _EVERY = 0.005  # seconds
 _REQUESTS = {socket.AF_INET: 8, socket.AF_INET6: 128}  # RFC 792 and RFC 4443; each answer's type is 0 and 129

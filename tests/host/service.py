@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.laboratory import API, HOST, HOST_V6, wait_for
+from scripts.laboratory.network import API, HOST, HOST_V6
+from scripts.laboratory.tools import wait_for
 from tests.standin.entries import Entry
 from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:
+    from scripts.laboratory.network import Laboratory
     from tests.host.guest import Guest
-    from tests.laboratory import Laboratory
     from tests.standin.server import Standin
 
 KEY_FILE, SETTINGS_FILE = "/etc/sikkerguard/api-key", "/etc/sikkerguard/sikkerguard.env"

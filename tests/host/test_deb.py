@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from scripts.laboratory.tools import command
 from tests.host.conftest import PROJECT
-from tests.laboratory import command
 
 
 def test_the_same_sources_give_the_same_bytes(package: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import INNER, INNER_V6, laboratory
+from scripts.laboratory.tools import wait_for
 from tests.host.base import SUITES
-from tests.laboratory import INNER, INNER_V6, laboratory, wait_for
 
 if TYPE_CHECKING:
     from tests.host.guest import Guest

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.laboratory import HOST, wait_for
+from scripts.laboratory.network import HOST
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from typing import Self
 
+    from scripts.laboratory.network import Laboratory
     from tests.host.guest import Guest
     from tests.host.service import Service
-    from tests.laboratory import Laboratory
 
 # Guests hear of all LOG lines of the machine: these sources are no other test's.
 LISTED = tuple(f"203.0.113.{number}" for number in range(161, 169))

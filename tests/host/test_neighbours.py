@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from tests.host.guest import Guest

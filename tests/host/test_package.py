@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import command, wait_for
 from tests.host.base import SUITES
 from tests.host.installed import install
 from tests.host.pings import Pings
 from tests.host.service import KEY_FILE, SETTINGS_FILE
 from tests.kernel.traffic import Traffic
-from tests.laboratory import command, wait_for
 from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:

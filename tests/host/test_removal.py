@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from tests.host.base import SUITES
 from tests.host.installed import install
 from tests.host.service import KEY_FILE, SETTINGS_FILE, Service
-from tests.laboratory import API, Resolver, laboratory, wait_for
 from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def service(bare: Guest) -> Iterator[Service]:
     """The service of a guest that it is yet to be installed on."""
     with laboratory(bare.network) as lab:
         lab.wait_for_host()
-        standin = Standin(API, 80, control=True)
+        standin = Standin(API, 80)
         with Resolver(lab.internet):
             lab.internet.inside(standin.start)
             yield Service(bare, lab, standin)

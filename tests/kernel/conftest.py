@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.laboratory import API, TAG, Laboratory, Resolver, command, laboratory, wait_for
+from scripts.laboratory.network import API, TAG, Laboratory, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import command, wait_for
 from tests.standin.server import DEMO_KEY, Standin
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 SIKKERGUARD = (sys.executable, "-m", "sikkerguard")
-UNPROTECTED = (sys.executable, "-m", "tests.kernel.unprotected")
+UNPROTECTED = (sys.executable, "-m", "scripts.laboratory.unprotected")
 
 
 @dataclass
@@ -123,7 +125,7 @@ def lab() -> Iterator[Laboratory]:
 @pytest.fixture
 def standin(lab: Laboratory) -> Iterator[Standin]:
     """SikkerAPI's stand-in, on the internet of the laboratory."""
-    server = Standin(API, 80, control=True)
+    server = Standin(API, 80)
     lab.internet.inside(server.start)
     yield server
     server.stop()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.cli import run
-from sikkerguard.config import settings
+from sikkerguard.config.settings import SettingsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +49,10 @@ def at_a_stop(edges: Adapters) -> Adapters:
 
 def main(when: str) -> int:
     """Run until a signal says stop."""
-
-    def reread() -> settings.Config:
-        return settings.load(os.environ)
-
     adjust: Callable[[Adapters], Adapters] = {"start": at_a_start, "stop": at_a_stop}[when]
-    return run.run(reread(), reread, adjust)
+    reader = SettingsReader(os.environ)
+    run.run(reader.load(), reader, adjust=adjust)
+    return 0
 
 
 if __name__ == "__main__":

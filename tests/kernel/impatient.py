@@ -6,19 +6,17 @@ import os
 import sys
 
 from sikkerguard.cli import run
-from sikkerguard.config import settings
+from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core import schedule
 
 
 def main() -> int:
     """Run until a signal says stop."""
-
-    def reread() -> settings.Config:
-        return settings.load(os.environ)
-
     # Attempts that failed here, by the self-test or in the kernel: the first pause in seconds, and the longest.
     schedule._OURS = (1.0, 1.0)
-    return run.run(reread(), reread)
+    reader = SettingsReader(os.environ)
+    run.run(reader.load(), reader)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.laboratory import wait_for
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.cli import run
-from sikkerguard.config import settings
+from sikkerguard.config.settings import SettingsReader
 from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
 from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
 from sikkerguard.edges.kernel.ipset_legacy.sets import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
@@ -78,11 +78,9 @@ def _with_mortal_kernel(edges: Adapters) -> Adapters:
 
 def main() -> int:
     """Run until the death that was asked for."""
-
-    def reread() -> settings.Config:
-        return settings.load(os.environ)
-
-    return run.run(reread(), reread, adjust=_with_mortal_kernel)
+    reader = SettingsReader(os.environ)
+    run.run(reader.load(), reader, adjust=_with_mortal_kernel)
+    return 0
 
 
 if __name__ == "__main__":

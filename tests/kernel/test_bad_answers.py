@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API, GATEWAY, HOST, RESOLVER, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from sikkerguard.core.lists.parse import MOST_OTHER_LINES, MOST_RANGES
 from tests.kernel.conftest import Guard
-from tests.laboratory import API, GATEWAY, HOST, RESOLVER, Resolver, laboratory, wait_for
 from tests.standin.entries import Entry
 from tests.standin.faults import Canned, CutOff, Drip, Drop, Endless, Fault, GzipBomb, Reset, Understate
 from tests.standin.server import DEMO_KEY, Standin

@@ -12,15 +12,17 @@ import fcntl
 import socket
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.network import API, GATEWAY
+from scripts.laboratory.packets import ACK, RST, SYN, Wire, tcp
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import SIKKERGUARD
-from tests.kernel.flood import ACK, RST, SYN, Wire, tcp
 from tests.kernel.listings import pager
 from tests.kernel.test_control import impostor
 from tests.kernel.test_disks import disk
 from tests.kernel.test_hostile_lists import CROWD, EIGHTHS, LISTED, LISTED_V6, SIXTEENTHS, pull, serve, write
 from tests.kernel.test_ordinary import manager
 from tests.kernel.traffic import Traffic
-from tests.laboratory import API, GATEWAY, Resolver, wait_for
 from tests.standin.faults import Canned
 
 if TYPE_CHECKING:

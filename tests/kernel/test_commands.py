@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts.laboratory.network import API, GATEWAY, HOST, laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from sikkerguard.version import VERSION
 from tests.kernel.conftest import SIKKERGUARD, Guard
-from tests.laboratory import API, GATEWAY, HOST, Resolver, laboratory, wait_for
 from tests.standin.entries import Entry
 from tests.standin.faults import Canned
 from tests.standin.server import DEMO_KEY, Standin
@@ -27,7 +29,7 @@ from tests.standin.server import DEMO_KEY, Standin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 LISTED, LISTED_V6 = "203.0.113.7", "2001:db8:7::7"
 RANGE, IN_RANGE, SPARED = "192.0.2.0/25", "192.0.2.9", "192.0.2.77"

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import HOST, Laboratory
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from tests.kernel.test_hostile_lists import LISTED, assert_protected, pull, serve, start
-from tests.laboratory import HOST, Laboratory, Resolver, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.test_commands import INNOCENT, LISTED, LISTED_V6, NOBODY, complaints, outcome
-from tests.laboratory import wait_for
 from tests.standin.entries import Entry
 from tests.standin.faults import Delay
 

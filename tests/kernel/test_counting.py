@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, crossed, packet, repeated, segment, tcp, udp
+from scripts.laboratory.packets import ACK, FIN, RST, SYN, Wire, crossed, packet, repeated, segment, tcp, udp
+from scripts.laboratory.tools import wait_for
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 from tests.records import records_of
 
 if TYPE_CHECKING:

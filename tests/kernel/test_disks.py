@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import command, wait_for
 from sikkerguard.edges.storage import last_good
 from tests.kernel.conftest import SIKKERGUARD
 from tests.kernel.test_commands import ENOUGH, open_directory, with_only
 from tests.kernel.test_life import INNOCENT, LISTED, LISTED_V6, protect
 from tests.kernel.test_restore import reboot
-from tests.laboratory import command, wait_for
 from tests.records import records_of
 
 if TYPE_CHECKING:

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API
+from scripts.laboratory.packets import tcp
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from tests.fronts import Authority, Front, ProxyServer
 from tests.kernel.conftest import UNPROTECTED
-from tests.kernel.flood import tcp
 from tests.kernel.test_counting import begin
-from tests.laboratory import API, Resolver, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 LIARS = [f"203.0.113.{number}" for number in range(1, 26)]
 MOVED, ATTACKER = "203.0.113.80", "203.0.113.99"

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.laboratory import wait_for
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 REPAIRED = "WARNING Someone changed our rules; repaired: "
 

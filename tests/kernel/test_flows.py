@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import HOST, HOST_LAN, HOST_V6, INNER, INNER_V6, ping
+from scripts.laboratory.tools import wait_for
 from sikkerguard.core.host.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
@@ -23,12 +25,11 @@ from sikkerguard.edges.host import flows as edge
 from sikkerguard.edges.host.connections import OutgoingWatch
 from sikkerguard.edges.host.flows import read_flows
 from sikkerguard.errors import KernelError
-from tests.laboratory import HOST, HOST_LAN, HOST_V6, INNER, INNER_V6, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tests.laboratory import Laboratory, Namespace
+    from scripts.laboratory.network import Laboratory, Namespace
 
 PROJECT = Path(__file__).parents[2]
 PEER, PEER_V6, OTHER, OTHER_V6 = "203.0.113.7", "2001:db8:7::7", "203.0.113.8", "2001:db8:7::8"
@@ -463,9 +464,7 @@ def test_the_watch_sees_whom_the_host_calls(wires: Wires, watch: OutgoingWatch, 
 
 def answers(target: str) -> bool:
     """Whether one ping is answered."""
-    from tests.laboratory import _ping
-
-    return _ping(HOST_V6 if ":" in target else HOST, target)
+    return ping(HOST_V6 if ":" in target else HOST, target)
 
 
 def test_the_watch_does_not_take_what_it_passes_on_or_says_to_itself_for_calls(

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 LISTED, LISTED_V6, IN_RANGE, RANGE = "203.0.113.7", "2001:db8:7::7", "192.0.2.77", "192.0.2.0/25"
 INNOCENT, INNOCENT_V6 = "203.0.113.99", "2001:db8:99::99"

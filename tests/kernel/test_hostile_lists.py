@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import SIKKERGUARD
-from tests.laboratory import wait_for
 from tests.standin.faults import Canned, Delay
 
 if TYPE_CHECKING:

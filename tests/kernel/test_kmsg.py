@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.machine import cache, locked, log_of_all_namespaces
+from scripts.laboratory.network import HOST, HOST_V6
+from scripts.laboratory.tools import wait_for
 from sikkerguard.core.firewall.names import LOG_PREFIX
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.traffic.drop_line import parse_drop_line
@@ -27,12 +30,11 @@ from sikkerguard.edges.kernel_log.kmsg import KMSG, Kmsg, open_kmsg
 from sikkerguard.edges.kernel_log.select import open_source
 from sikkerguard.service.log_follower import watch_forever
 from tests.kernel.conftest import PROJECT
-from tests.laboratory import HOST, HOST_V6, cache, locked, log_of_all_namespaces, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 # printk(9) takes no longer line from user space; the rate of one opening of the device is limited to 10 lines.
 LONG = "x" * 800

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API, GATEWAY, GATEWAY_V6, HOST_V6, RESOLVER, Laboratory
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import UNPROTECTED
 from tests.kernel.traffic import Traffic
-from tests.laboratory import API, GATEWAY, GATEWAY_V6, HOST_V6, RESOLVER, Laboratory, wait_for
 from tests.standin.faults import Canned, Delay
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import HOST, HOST_V6, Laboratory
+from scripts.laboratory.packets import Wire, packet
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import UNPROTECTED
-from tests.kernel.flood import Wire, packet
 from tests.kernel.test_counting import dropped, settle
-from tests.laboratory import HOST, HOST_V6, Laboratory, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.listings import in_a_loop, pager
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 LISTED, LISTED_V6 = "203.0.113.7", "2001:db8:7::7"
 IN_RANGE, RANGE = "192.0.2.77", "192.0.2.0/25"
@@ -188,7 +188,7 @@ def flood(lab: Laboratory, sources: int) -> None:
     """One packet of each of so many sources of 11.0.0.0/20."""
     import socket
 
-    from tests.laboratory import HOST
+    from scripts.laboratory.network import HOST
 
     def send() -> None:
         for number in range(sources):

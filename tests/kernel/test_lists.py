@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.laboratory import API, GATEWAY, GATEWAY_V6, HOST, HOST_V6, INNER, INNER_V6, RESOLVER
+from scripts.laboratory.network import API, GATEWAY, GATEWAY_V6, HOST, HOST_V6, INNER, INNER_V6, RESOLVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 # Ascending and disjoint, each with its first and last address as numbers.
 Intervals = list[tuple[int, int]]

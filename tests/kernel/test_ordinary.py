@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.tools import wait_for
 from tests.kernel.conftest import PROJECT, SIKKERGUARD
 from tests.kernel.test_commands import put
 from tests.kernel.traffic import Traffic
-from tests.laboratory import wait_for
 from tests.standin.faults import Canned, Delay
 from tests.standin.server import DEMO_KEY
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.machine import log_of_all_namespaces
+from scripts.laboratory.packets import ACK, FIN, RST, SYN, Wire, tcp, udp
+from scripts.laboratory.tools import wait_for
 from sikkerguard.core.lists.lookup import Listing
 from sikkerguard.core.reports.rows import row_of
 from sikkerguard.core.reports.screen import Screen
@@ -23,9 +26,7 @@ from sikkerguard.edges.storage.database import FILE, Database
 from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
 from tests.kernel.conftest import SIKKERGUARD
-from tests.kernel.flood import ACK, FIN, RST, SYN, Wire, tcp, udp
 from tests.kernel.test_counting import begin, dropped, lines, settle
-from tests.laboratory import log_of_all_namespaces, wait_for
 from tests.records import records_of
 from tests.standin.server import DEMO_KEY
 from tests.standin.tiers import FREE, Key

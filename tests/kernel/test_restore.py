@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import GATEWAY
+from scripts.laboratory.tools import wait_for
 from tests.kernel.test_life import INNOCENT, LISTED, LISTED_V6, WAN_AGAIN, clear_rules, protect
-from tests.laboratory import GATEWAY, wait_for
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Guard

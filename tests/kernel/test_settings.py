@@ -6,9 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.network import API
+from scripts.laboratory.tools import wait_for
 from tests.kernel.test_life import INNOCENT, LISTED, protect
 from tests.kernel.test_restore import reboot, restore
-from tests.laboratory import API, wait_for
 from tests.standin.server import DEMO_KEY
 
 if TYPE_CHECKING:

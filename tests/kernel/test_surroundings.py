@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API, GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_V6, RESOLVER
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from sikkerguard.edges.host.addresses import addresses, as_text
 from sikkerguard.edges.host.monitor import ChangeMonitor
 from tests.kernel.conftest import SIKKERGUARD
-from tests.laboratory import API, GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_V6, RESOLVER, Resolver, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
-    from tests.laboratory import Laboratory
 
 IMPATIENT = (sys.executable, "-m", "tests.kernel.impatient")
 TRUSTING = (sys.executable, "-m", "tests.kernel.trusting")

@@ -16,25 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.network import API, GATEWAY, GATEWAY_V6, HOST, HOST_V6, RESOLVER, Laboratory, laboratory, ping
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import wait_for
 from sikkerguard.core.host.surroundings import Gateway
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.selftest import Outcome
 from sikkerguard.core.sikkerapi.endpoint import Endpoint
 from sikkerguard.edges.host.probes import Probes
 from tests.kernel.conftest import UNPROTECTED, Guard
-from tests.laboratory import (
-    API,
-    GATEWAY,
-    GATEWAY_V6,
-    HOST,
-    HOST_V6,
-    RESOLVER,
-    Laboratory,
-    Resolver,
-    _ping,
-    laboratory,
-    wait_for,
-)
 from tests.standin.server import Standin
 
 if TYPE_CHECKING:
@@ -78,7 +68,7 @@ def try_list(guard: Guard, *addresses: str) -> None:
 def reaches(lab: Laboratory, target: str) -> bool:
     """Whether a ping of the host is answered."""
     source = HOST_V6 if ":" in target else HOST
-    return lab.host.inside(lambda: _ping(source, target))
+    return lab.host.inside(lambda: ping(source, target))
 
 
 def believe_pings_alone(lab: Laboratory) -> None:

@@ -8,13 +8,14 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.laboratory import HOST, HOST_V6, wait_for
+from scripts.laboratory.network import HOST, HOST_V6
+from scripts.laboratory.tools import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from tests.laboratory import Laboratory, Namespace
+    from scripts.laboratory.network import Laboratory, Namespace
 
 _PORT = 40_000
 _EVERY = 0.001  # seconds; a gap in the protection that is as long as this lets a packet through

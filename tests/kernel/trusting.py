@@ -6,20 +6,18 @@ import os
 import sys
 
 from sikkerguard.cli import run
-from sikkerguard.config import settings
+from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core.host import ssh_sessions
 from sikkerguard.edges.host import ssh_sessions as edge
 
 
 def main() -> int:
     """Run until a signal says stop."""
-
-    def reread() -> settings.Config:
-        return settings.load(os.environ)
-
     ssh_sessions.STANDING_SECONDS = 3.0
     vars(edge)["STANDING_SECONDS"] = 3.0  # what it says
-    return run.run(reread(), reread)
+    reader = SettingsReader(os.environ)
+    run.run(reader.load(), reader)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""A stand-in for SikkerAPI, for the demo and the tests; faithful to its contract, faults included.
+"""A stand-in for SikkerAPI that a test can have go wrong in every way in which a server, or the line to it, may.
 
-`server.Standin` is the service itself; `entries`, `lists` and `tiers` say what it serves and to whom;
-`faults` are the ways to go wrong; `record` is what it served and got; `command` is `sikkerguard demo`.
-Nothing is imported here: the command line reads `command` at every start and should not pay for a server.
+`server.Standin` is the whole; `entries` is what it serves, `tiers` to whom, `faults` are the ways to go wrong, `record`
+is what it was asked and got. It shares no code with the server of `sikkerguard demo`.
 """

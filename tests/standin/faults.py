@@ -120,22 +120,10 @@ class Delay:
 
 Fault = Canned | CutOff | Understate | GzipBomb | Endless | Reset | Drip | Drop | Delay
 
-KINDS: dict[str, type[Fault]] = {
-    "canned": Canned,
-    "cut_off": CutOff,
-    "understate": Understate,
-    "gzip_bomb": GzipBomb,
-    "endless": Endless,
-    "reset": Reset,
-    "drip": Drip,
-    "drop": Drop,
-    "delay": Delay,
-}
-
 
 def kind_of(fault: Fault) -> str:
-    """Its name in JSON and in the log."""
-    return next(name for name, kind in KINDS.items() if kind is type(fault))
+    """Its name in the record, such as `cutoff`."""
+    return type(fault).__name__.lower()
 
 
 class FaultQueue:
@@ -156,11 +144,6 @@ class FaultQueue:
         with self._lock:
             queue = self._queues[endpoint]
             return queue.popleft() if queue else None
-
-    def pending(self, endpoint: Endpoint) -> int:
-        """How many requests of the endpoint are still to go wrong."""
-        with self._lock:
-            return len(self._queues[endpoint])
 
     def clear(self) -> None:
         """From here on every request is answered right."""

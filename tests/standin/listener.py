@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         # urlsplit would raise on some of what clients may send.
         path, _, query = self.path.partition("?")
-        body, problem = self._read_body(self.server.body_limit(path))
+        body, problem = self._read_body(self.server.body_limit)
         wire = Wire(
             self.connection,
             self.server.stopping,
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Listener(ThreadingHTTPServer):
-    """A listening socket. `exchange` serves one request; `body_limit` gives the bytes a path may be sent.
+    """A listening socket. `exchange` serves one request; `body_limit` is how many bytes a body may have.
 
     Raises OSError if the address can't be bound.
     """
@@ -108,7 +108,7 @@ class Listener(ThreadingHTTPServer):
         address: str,
         port: int,
         exchange: Callable[[Request, Wire], None],
-        body_limit: Callable[[str], int],
+        body_limit: int,
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.exchange = exchange

@@ -15,7 +15,6 @@ JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
 
 _SMALLEST_WORTH_PACKING = 256
-_CHECK_PREFIX = "/v1/key/check/"
 
 
 class Refused(ValueError):
@@ -23,12 +22,10 @@ class Refused(ValueError):
 
 
 class Endpoint(enum.StrEnum):
-    """The five endpoints; the values are what faults and the log call them."""
+    """The endpoints that the service asks; the values are what tests and paths call them."""
 
     BLACKLIST = "blacklist"
     BULK_REPORT = "bulk-report"
-    REPORT = "report"
-    CHECK = "check"
     STATUS = "status"
 
 
@@ -75,15 +72,7 @@ class Request:
 
 def endpoint_of(path: str) -> Endpoint | None:
     """The endpoint that a path means, if any."""
-    if path.startswith(_CHECK_PREFIX) and len(path) > len(_CHECK_PREFIX):
-        return Endpoint.CHECK
-    names = (Endpoint.BLACKLIST, Endpoint.BULK_REPORT, Endpoint.REPORT, Endpoint.STATUS)
-    return next((name for name in names if path == f"/v1/key/{name}"), None)
-
-
-def checked_address(path: str) -> str:
-    """What stands behind /v1/key/check/."""
-    return path.removeprefix(_CHECK_PREFIX)
+    return next((endpoint for endpoint in Endpoint if path == f"/v1/key/{endpoint}"), None)
 
 
 def json_answer(value: Mapping[str, object], status: int = 200, **headers: str) -> Answer:

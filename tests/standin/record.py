@@ -1,4 +1,4 @@
-"""What the stand-in was asked and told, for tests and for GET /standin/log."""
+"""What the stand-in was asked, and what it got."""
 
 from __future__ import annotations
 
@@ -34,21 +34,6 @@ class RequestRecord:
         """The first header of that name, in whatever case, or nothing."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), "")
 
-    def as_json(self) -> dict[str, object]:
-        """For the log; header names in lower case."""
-        return {
-            "number": self.number,
-            "at": self.at,
-            "client": self.client,
-            "method": self.method,
-            "path": self.path,
-            "query": dict(self.query),
-            "headers": {name.lower(): value for name, value in self.headers},
-            "bodyBytes": self.body_bytes,
-            "fault": self.fault,
-            "status": self.status,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
@@ -58,19 +43,6 @@ class ReportRecord:
     at: float
     key: str
     row: Row
-
-    def as_json(self) -> dict[str, object]:
-        """For the log."""
-        return {
-            "request": self.request,
-            "at": self.at,
-            "key": self.key,
-            "ip": self.row.ip,
-            "category": self.row.category,
-            "protocol": self.row.protocol,
-            "comment": self.row.comment,
-            "fields": list(self.row.fields),
-        }
 
 
 class Record:
@@ -99,37 +71,20 @@ class Record:
 
     @property
     def requests_total(self) -> int:
-        """Since the start, or since `clear`."""
+        """Since the start."""
         with self._changed:
             return self._requests_total
 
     @property
     def reports_total(self) -> int:
-        """Accepted rows since the start, or since `clear`."""
+        """Accepted rows since the start."""
         with self._changed:
             return self._reports_total
-
-    def clear(self) -> None:
-        """Forgets everything but the numbering."""
-        with self._changed:
-            self._requests.clear()
-            self._reports.clear()
-            self._requests_total = self._reports_total = 0
 
     def wait_for(self, condition: Callable[[Record], bool], seconds: float) -> bool:
         """Waits until `condition(self)` holds, at most `seconds`; returns whether it does."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
-
-    def as_json(self) -> dict[str, object]:
-        """The whole record, for the log."""
-        with self._changed:
-            return {
-                "requestsTotal": self._requests_total,
-                "reportsTotal": self._reports_total,
-                "requests": [request.as_json() for request in self._requests.values()],
-                "reports": [report.as_json() for report in self._reports],
-            }
 
     def open(self, number: int, request: Request, fault: str | None) -> None:
         """Notes a request that has arrived under a number of its own."""

@@ -1,4 +1,4 @@
-"""The rules for report rows, one or ten thousand of them."""
+"""The rules for the rows of a report."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ CATEGORIES = (
     "fraud",
     "other",
 )
-"""In the order of their numbers, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One valid row: the category by name, whichever way it was sent; `fields` names all that was sent."""
+    """One valid row; `fields` names all that was sent."""
 
     ip: str
     category: str
@@ -47,15 +46,16 @@ class Row:
     fields: tuple[str, ...]
 
 
-def parse_body(body: bytes) -> dict[str, object]:
-    """The JSON object that a report body must be. Raises Refused."""
+def parse_body(body: bytes) -> list[object]:
+    """The rows that a report has, from 1 to MOST_ROWS. Raises Refused."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refused("the body must be JSON") from error
-    if not isinstance(value, dict):
-        raise Refused("the body must be a JSON object")
-    return value
+    rows = value.get("reports") if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MOST_ROWS:
+        raise Refused(f"reports must be an array of 1 to {MOST_ROWS} reports")
+    return rows
 
 
 def parse_row(value: object) -> Row:
@@ -88,13 +88,9 @@ def _address(value: object) -> str:
 
 
 def _category(value: object) -> str:
-    if value is None or value == "":
-        raise Refused("category is required")
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= len(CATEGORIES):
-        return CATEGORIES[value - 1]
     if isinstance(value, str) and value in CATEGORIES:
         return value
-    raise Refused("category is unknown")
+    raise Refused("category is required" if value in (None, "") else "category is unknown")
 
 
 def _text(value: object, name: str, most: int) -> str | None:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Self
 
 from sikkerguard.errors import SikkerGuardError
 from tests.standin.api import Api
-from tests.standin.control import PREFIX, Control
-from tests.standin.entries import Catalogue, Entry
 from tests.standin.faults import Fault, FaultQueue, kind_of
 from tests.standin.listener import Listener
 from tests.standin.messages import Answer, Endpoint, Request, endpoint_of, gzipped
@@ -22,9 +20,10 @@ from tests.standin.wire import Wire, misbehave
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tests.standin.entries import Entry
+
 DEMO_KEY = "sk_free_demo"
 
-_CONTROL_BYTES = 64 << 20
 _POLL_SECONDS = 0.01
 """How long `stop` may have to wait for the accepting thread, which wakes as often."""
 
@@ -33,11 +32,10 @@ class Standin:
     """A SikkerAPI on a socket of this machine; every method may be called from any thread.
 
     `address` is an IPv4 or IPv6 address, `port` 0 any free one; a Standin that was stopped starts again on
-    the same port. `keys` are texts of the form sk_<tier>_... or Key objects with quotas of their own. `clock`
-    gives Unix seconds: quotas turn over at its midnight. Without `quota_headers` only Retry-After tells of
-    quotas. `first_row` is the number that bulk-report errors give to the first row. `control` opens
-    /standin/... to anyone. `record_limit` bounds what the record keeps. `on_answer` hears of each request
-    once it is over, `on_request` of each as soon as it has arrived whole, whatever becomes of it.
+    the same port. `keys` are texts, of free keys, or Key objects with quotas of their own. `clock` gives Unix seconds:
+    quotas turn over at its midnight. Without `quota_headers` only Retry-After tells of quotas. `record_limit` bounds
+    what the record keeps. `on_answer` hears of each request once it is over, `on_request` of each as soon as it has
+    arrived whole, whatever becomes of it.
     """
 
     def __init__(
@@ -47,10 +45,8 @@ class Standin:
         *,
         entries: Iterable[Entry] = (),
         keys: Iterable[str | Key] = (DEMO_KEY,),
-        control: bool = False,
         clock: Callable[[], float] = time.time,
         quota_headers: bool = True,
-        first_row: int = 1,
         record_limit: int = 100_000,
         on_answer: Callable[[RequestRecord], None] | None = None,
         on_request: Callable[[Request], None] = lambda request: None,
@@ -59,8 +55,7 @@ class Standin:
         self._address = address
         self._port = port
         self._faults = FaultQueue()
-        self._api = Api(self.record, clock, quota_headers=quota_headers, first_row=first_row)
-        self._control = Control(self.record, self._faults, self.replace, clock) if control else None
+        self._api = Api(self.record, clock, quota_headers=quota_headers)
         self._on_answer = on_answer
         self._on_request = on_request
         self._numbers = itertools.count(1)
@@ -75,7 +70,7 @@ class Standin:
             if self._running is not None:
                 raise RuntimeError("the stand-in runs already")
             try:
-                listener = Listener(self._address, self._port, self._exchange, self._body_limit)
+                listener = Listener(self._address, self._port, self._exchange, MOST_BYTES)
             except (OSError, OverflowError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise SikkerGuardError(
@@ -121,37 +116,26 @@ class Standin:
     @property
     def entry_count(self) -> int:
         """How many entries are served, over all confidence levels."""
-        return len(self._api.catalogue.entries)
+        return len(self._api.entries)
 
     def replace(self, entries: Iterable[Entry]) -> None:
         """Serves another list from the next request on."""
-        self._api.catalogue = Catalogue(entries)
+        self._api.entries = tuple(sorted(entries, key=lambda entry: (-entry.confidence, -entry.last_seen)))
 
     def set_keys(self, keys: Iterable[str | Key]) -> None:
-        """Knows exactly these keys from the next request on; what they used today stays counted. Raises
-        ValueError for a text that isn't of the form sk_<tier>_..."""
-        self._api.set_keys([key if isinstance(key, Key) else Key.of(key) for key in keys])
+        """Knows exactly these keys from the next request on; what they used today stays counted."""
+        self._api.set_keys([key if isinstance(key, Key) else Key(key) for key in keys])
 
     def fault(self, endpoint: str, fault: Fault, times: int = 1) -> None:
-        """Lets the next `times` requests of an endpoint (blacklist, bulk-report, report, check, status) meet
+        """Lets the next `times` requests of an endpoint (blacklist, bulk-report, status) meet
         `fault`, after those queued before. Raises ValueError for an unknown endpoint."""
         self._faults.put(Endpoint(endpoint), fault, times)
-
-    def pending_faults(self, endpoint: str) -> int:
-        """How many requests of the endpoint are still to go wrong."""
-        return self._faults.pending(Endpoint(endpoint))
 
     def clear_faults(self) -> None:
         """Forgets the faults that no request has met yet."""
         self._faults.clear()
 
-    def _body_limit(self, path: str) -> int:
-        return _CONTROL_BYTES if self._control and path.startswith(PREFIX) else MOST_BYTES
-
     def _exchange(self, request: Request, wire: Wire) -> None:
-        if self._control is not None and request.path.startswith(PREFIX):
-            wire.deliver(self._control.answer(request))
-            return
         number = next(self._numbers)
         self._on_request(request)
         endpoint = endpoint_of(request.path)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts.laboratory.network import API, TAG, Laboratory, clear_after_the_dead
+from scripts.laboratory.resolver import Resolver
+from scripts.laboratory.tools import command
+from sikkerguard.cli.demo import SAMPLE
+from sikkerguard.cli.demo_server import load_list
 from tests.host.base import SUITES
-from tests.laboratory import API, TAG, Laboratory, Resolver, clear_after_the_dead, command
 from tests.standin.entries import Entry
-from tests.standin.lists import SAMPLE, load_list
 from tests.standin.server import Standin
 from tests.vm.image import disk
 from tests.vm.machine import Machine, machine, timed
@@ -86,7 +89,9 @@ def vm(powered: tuple[Machine, Laboratory]) -> Machine:
 def standin(lab: Laboratory) -> Iterator[Standin]:
     """SikkerAPI's stand-in with its sample of a real list, and two addresses of ours at the top of it."""
     server = Standin(API, 80)
-    server.replace([Entry(LISTED, 100), Entry(LISTED_V6, 100), *load_list(SAMPLE)])
+    server.replace(
+        [Entry(LISTED, 100), Entry(LISTED_V6, 100), *(Entry(each.text, each.score) for each in load_list(SAMPLE))]
+    )
     lab.internet.inside(server.start)
     yield server
     server.stop()

@@ -8,9 +8,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.laboratory.machine import cache, locked
+from scripts.laboratory.network import RESOLVER
+from scripts.laboratory.tools import command
 from tests import debian
 from tests.host import base, network
-from tests.laboratory import RESOLVER, cache, command, locked
 
 # The kernel, what makes its initial file system, and the way in. The package's own needs come from the repository that
 # each root has.

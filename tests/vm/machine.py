@@ -12,14 +12,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.laboratory import GATEWAY, HOST, TAG, Namespace, command, laboratory, wait_for
+from scripts.laboratory.network import GATEWAY, HOST, TAG, Namespace, laboratory
+from scripts.laboratory.tools import command, wait_for
 from tests.vm.image import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
     from tests.vm.image import Disk
 
 # The machine is emulated, and shares the processors with whatever else runs.

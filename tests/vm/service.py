@@ -8,14 +8,15 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.laboratory import HOST, HOST_V6, wait_for
+from scripts.laboratory.network import HOST, HOST_V6
+from scripts.laboratory.tools import wait_for
 from tests.vm.machine import BOOT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scripts.laboratory.network import Laboratory
     from tests.host.pings import Pings
-    from tests.laboratory import Laboratory
     from tests.vm.machine import Machine
 
 _START_SECONDS = 300.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from scripts.laboratory.network import API
+from scripts.laboratory.tools import wait_for
 from tests.host.pings import Pings
-from tests.laboratory import API, wait_for
 from tests.standin.server import DEMO_KEY
 from tests.vm.conftest import LISTED, LISTED_V6
 from tests.vm.machine import BOOT_SECONDS, timed
@@ -24,7 +25,7 @@ from tests.vm.service import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
     from tests.standin.server import Standin
     from tests.vm.machine import Machine
 

@@ -19,7 +19,7 @@ from sikkerguard.core.text import printable
 from sikkerguard.errors import BusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _NAME = "iptc"
 # Searching in vain starts some processes each time.
@@ -70,10 +70,10 @@ def _found_without_cache() -> Iterator[None]:
         ctypes.util.find_library = find
 
 
-def _in_place(name: str, directory: Callable[[], object] = lambda: sysconfig.get_config_var("MULTIARCH")) -> str | None:
+def _in_place(name: str) -> str | None:
     """The path of a library in this architecture's directory (Debian Policy, 9.1.1), or None."""
-    kind = directory()
-    if not kind or "/" in name:
+    architecture = sysconfig.get_config_var("MULTIARCH")
+    if not architecture or "/" in name:
         return None
-    found = sorted(Path("/usr/lib", str(kind)).glob(f"lib{name}.so.*"), key=lambda path: len(path.name))
+    found = sorted(Path("/usr/lib", str(architecture)).glob(f"lib{name}.so.*"), key=lambda path: len(path.name))
     return str(found[0]) if found else None

@@ -10,7 +10,7 @@ from sikkerguard.edges.kernel.ipset_legacy.sets import SetKind
 if TYPE_CHECKING:
     from sikkerguard.core.net.family import Family
 
-# The kernel ends a trial that nobody renewed for so many seconds. Long enough for a busy host, short enough for a person
+# The kernel ends a trial that nobody renewed for so many seconds. Long enough for a busy host, short enough for someone
 # at a dead terminal who has not reached for the console yet.
 TRIAL_SECONDS = 10
 

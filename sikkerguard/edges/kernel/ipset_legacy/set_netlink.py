@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from sikkerguard.core.net.packed import Prefix
-    from sikkerguard.core.traffic.sample import Hit, Source
+    from sikkerguard.core.traffic.attribution import Hit, Source
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 6 << 8

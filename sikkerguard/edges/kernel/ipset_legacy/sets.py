@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
-    from sikkerguard.core.traffic.sample import Hit, Source
+    from sikkerguard.core.traffic.attribution import Hit, Source
     from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
 
 __all__ = ["SetHeader", "SetKind", "Sets"]

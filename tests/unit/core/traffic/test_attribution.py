@@ -13,7 +13,7 @@ from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.core.traffic.attribution import Attribution, attribute
 from sikkerguard.core.traffic.sample import UNATTRIBUTED, FlowKey, Hit, Source, TrafficSample
-from tests.unit.core.firewall.test_diff import OCTETS, PORTS, Netfilter, Packet
+from tests.unit.core.firewall.netfilter import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.cli import status as asking
+from sikkerguard.cli.command import Outcome
+from sikkerguard.cli.health import print_health
+from sikkerguard.cli.pull import pull
+from sikkerguard.cli.service_client import ServiceClient, find_directories
+from sikkerguard.cli.status import print_status
 from sikkerguard.core.health import status
 from sikkerguard.core.state import PullResult, State
 from sikkerguard.edges.http import control, control_socket
@@ -23,6 +27,7 @@ from sikkerguard.edges.http.control import Control
 from sikkerguard.edges.http.control_socket import NAME, Peer, UntrustedError
 from sikkerguard.edges.systemd.units import unit_properties
 from sikkerguard.errors import ListenError, SikkerGuardError
+from tests.unit.config.reading import reader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,9 +63,9 @@ class Guarded:
         self.pulls.append(accept)
         return {"pull": len(self.pulls), "complaint": self.complaint}
 
-    async def command(self, action: Callable[..., int], **options: Any) -> int:
+    async def command(self, action: Callable[..., Outcome], **options: Any) -> Outcome:
         """Run a command against the socket, beside the server."""
-        return await asyncio.to_thread(partial(action, self.directories, **options))
+        return await asyncio.to_thread(partial(action, ServiceClient(self.directories), **options))
 
     async def raw(self, request: bytes) -> tuple[int, bytes]:
         """The status code and the body of what comes back."""
@@ -99,18 +104,18 @@ def request(target: str, method: str = "GET") -> bytes:
 
 def test_the_commands_say_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def ask(made: Guarded) -> None:
-        assert await made.command(asking.status, as_json=True) == 0
+        assert await made.command(print_status, as_json=True) is Outcome.FINE
         assert json.loads(capsys.readouterr().out) == made.status()
-        assert await made.command(asking.status, as_json=False) == 0
+        assert await made.command(print_status, as_json=False) is Outcome.FINE
         shown = capsys.readouterr().out.splitlines()
         assert "Status:           active" in shown
         assert "Uptime:           2h 15m" in shown
-        assert await made.command(asking.health) == 0
+        assert await made.command(print_health) is Outcome.FINE
         assert capsys.readouterr().out == "OK\n"
         made.reasons = ("No list is in force yet.",)
-        assert await made.command(asking.health) == 1
+        assert await made.command(print_health) is Outcome.FAILED
         assert capsys.readouterr().out == "No list is in force yet.\n"
-        assert await made.command(asking.status, as_json=False) == 1
+        assert await made.command(print_status, as_json=False) is Outcome.FAILED
         assert "Trouble:          No list is in force yet." in capsys.readouterr().out
 
     with_control(tmp_path, ask)
@@ -120,10 +125,10 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def ask(made: Guarded) -> None:
-        assert await made.command(asking.pull, accept=False) == 0
+        assert await made.command(pull, accept=False) is Outcome.FINE
         assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
         made.complaint = f"The new configuration is not used{ESCAPES}"
-        assert await made.command(asking.pull, accept=False) == 1
+        assert await made.command(pull, accept=False) is Outcome.FAILED
         out, err = capsys.readouterr()
         assert out == "Blocking 8774 IPs\n"
         assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
@@ -138,14 +143,14 @@ def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: p
 
     async def ask(made: Guarded) -> None:
         for action, options in (
-            (asking.status, {"as_json": True}),
-            (asking.status, {"as_json": False}),
-            (asking.health, {}),
+            (print_status, {"as_json": True}),
+            (print_status, {"as_json": False}),
+            (print_health, {}),
         ):
-            assert await made.command(action, **options) == 1
+            assert await made.command(action, **options) is Outcome.FAILED
             printed.append(capsys.readouterr())
         with pytest.raises(SikkerGuardError, match="owned") as caught:
-            await made.command(asking.pull, accept=False)
+            await made.command(pull, accept=False)
         assert caught.value.args[0].isprintable()
 
     with_control(tmp_path, ask, state=state, reasons=(f"Bad{ESCAPES}", "Worse."))
@@ -236,7 +241,7 @@ def test_a_command_believes_no_other_user(tmp_path: Path, monkeypatch: pytest.Mo
 
     async def ask(made: Guarded) -> None:
         with pytest.raises(UntrustedError, match="user 4711"):
-            await made.command(asking.health)
+            await made.command(print_health)
         assert not control_socket.is_answered(made.directories, SECONDS)
 
     with_control(tmp_path, ask)
@@ -248,9 +253,9 @@ def test_a_link_in_the_socket_s_place_is_not_followed(tmp_path: Path) -> None:
         planted.mkdir()
         (planted / NAME).symlink_to(made.path)
         with pytest.raises(UntrustedError, match="is no socket"):
-            await asyncio.to_thread(asking.health, [planted])
+            await asyncio.to_thread(print_health, ServiceClient([planted]))
         # One that is right beside it is found all the same.
-        assert await asyncio.to_thread(asking.health, [planted, tmp_path]) == 0
+        assert await asyncio.to_thread(print_health, ServiceClient([planted, tmp_path])) is Outcome.FINE
 
     with_control(tmp_path, ask)
 
@@ -286,7 +291,7 @@ def test_a_path_longer_than_an_address_of_a_socket_works(tmp_path: Path) -> None
     assert len(str(directory / NAME)) > 108
 
     async def ask(made: Guarded) -> None:
-        assert await made.command(asking.health) == 0
+        assert await made.command(print_health) is Outcome.FINE
         # A second one finds the first one alive there too.
         with pytest.raises(ListenError, match="another sikkerguard listens there"):
             await Guarded(made.directories).control.open()
@@ -300,10 +305,10 @@ def test_what_a_dead_service_has_left_is_replaced_and_a_living_one_is_not(tmp_pa
         dead.bind(str(tmp_path / NAME))
 
     async def ask(made: Guarded) -> None:
-        assert await made.command(asking.health) == 0
+        assert await made.command(print_health) is Outcome.FINE
         with pytest.raises(ListenError, match="another sikkerguard listens there"):
             await Guarded(made.directories).control.open()
-        assert await made.command(asking.health) == 0
+        assert await made.command(print_health) is Outcome.FINE
 
     with_control(tmp_path, ask)
 
@@ -321,7 +326,7 @@ def test_where_there_is_no_room_the_next_directory_has_it(tmp_path: Path) -> Non
 
     async def run() -> None:
         async with running(full / "inside", room) as made:
-            assert await made.command(asking.health) == 0
+            assert await made.command(print_health) is Outcome.FINE
         with pytest.raises(ListenError) as caught:
             await Guarded((full, full / "inside")).control.open()
         assert str(caught.value).startswith(f"The control socket can't be made: {full / NAME} (")
@@ -339,7 +344,7 @@ def test_one_that_was_removed_is_made_anew_and_nobody_else_s_is_taken_away(tmp_p
             assert made.path.stat().st_ino == before
             made.path.unlink()
             await made.control.open()
-            assert await made.command(asking.health) == 0
+            assert await made.command(print_health) is Outcome.FINE
             made.path.unlink()
             made.path.write_text("mine")
 
@@ -387,15 +392,14 @@ def test_idle_connections_are_no_outage(tmp_path: Path) -> None:
     async def crowd(made: Guarded) -> None:
         idle = [await asyncio.open_unix_connection(made.path) for _ in range(40)]
         for _ in range(20):
-            assert await made.command(asking.health) == 0
+            assert await made.command(print_health) is Outcome.FINE
         for _, writer in idle:
             writer.close()
 
     with_control(tmp_path, crowd)
 
 
-def test_a_server_that_takes_no_connection_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0.2)
+def test_a_server_that_takes_no_connection_is_given_up_in_time(tmp_path: Path) -> None:
     with contextlib.ExitStack() as opened:
         hung = opened.enter_context(socket.socket(socket.AF_UNIX))
         hung.bind(str(tmp_path / NAME))
@@ -403,19 +407,18 @@ def test_a_server_that_takes_no_connection_is_given_up_in_time(tmp_path: Path, m
         waiting = opened.enter_context(socket.socket(socket.AF_UNIX))
         waiting.connect(str(tmp_path / NAME))
         with pytest.raises(SikkerGuardError, match="can't be asked"):
-            asking.health([tmp_path])
+            print_health(ServiceClient([tmp_path], answer_seconds=0.2))
         # Nor is it taken for dead.
         with pytest.raises(ListenError, match="another sikkerguard listens there"):
             asyncio.run(Guarded((tmp_path,)).control.open())
 
 
-def test_a_server_that_does_not_answer_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_ANSWER_SECONDS", 0.2)
+def test_a_server_that_does_not_answer_is_given_up_in_time(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / NAME))
         silent.listen()
         with pytest.raises(SikkerGuardError, match=r"no answer from the service at .*timed out"):
-            asking.health([tmp_path])
+            print_health(ServiceClient([tmp_path], answer_seconds=0.2))
 
 
 # pull
@@ -431,13 +434,11 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("accept", [True, False])
 def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], accept: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], accept: bool
 ) -> None:
-    monkeypatch.setattr(asking, "_STEP_SECONDS", 0.3)
-
     async def ask(made: Guarded) -> None:
         made.state = replace(STATE, pull_answered=0, last_pull=PullResult(NOW, "an earlier failure"))
-        asked = asyncio.create_task(made.command(asking.pull, accept=accept))
+        asked = asyncio.create_task(made.command(pull, accept=accept, step_seconds=0.3))
         said = ""
         async with asyncio.timeout(SECONDS):
             for changes, line in (
@@ -453,7 +454,7 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
                     shown += capsys.readouterr().err
                     await asyncio.sleep(0.01)
             made.state = replace(made.state, pulling=False, pull_answered=1, last_pull=PullResult(NOW, ""))
-            assert await asked == 0
+            assert await asked is Outcome.FINE
         assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
         assert made.pulls == [accept]
 
@@ -467,7 +468,7 @@ def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
             STATE, pull_answered=1, last_pull=PullResult(NOW, "SikkerAPI does not know this key (401)")
         )
         with pytest.raises(SikkerGuardError, match=r"^the pull failed: SikkerAPI does not know this key \(401\)$"):
-            await made.command(asking.pull, accept=False)
+            await made.command(pull, accept=False)
 
     with_control(tmp_path, ask)
 
@@ -483,7 +484,7 @@ def test_a_pull_of_a_service_that_was_started_anew_is_no_success(
     async def ask(made: Guarded) -> None:
         made.state = replace(STATE, pull_answered=5)
         with pytest.raises(SikkerGuardError, match="was started again"):
-            await made.command(asking.pull, accept=False)
+            await made.command(pull, accept=False)
 
     with_control(tmp_path, ask)
 
@@ -493,7 +494,7 @@ def test_who_is_not_root_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.
 
     async def ask(made: Guarded) -> None:
         with pytest.raises(SikkerGuardError, match=r"Only root may change something: run it as root \(sudo\)\."):
-            await made.command(asking.pull, accept=False)
+            await made.command(pull, accept=False)
         assert made.pulls == []
 
     with_control(tmp_path, ask)
@@ -502,10 +503,9 @@ def test_who_is_not_root_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.
 # Where nobody answers
 
 
-def test_where_nobody_answers_the_sentence_names_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "unit_properties", dict)
+def test_where_nobody_answers_the_sentence_names_the_places(tmp_path: Path) -> None:
     with pytest.raises(SikkerGuardError) as caught:
-        asking.health([tmp_path / "none", tmp_path])
+        print_health(ServiceClient([tmp_path / "none", tmp_path], read_unit=dict))
     one, other = tmp_path / "none" / NAME, tmp_path / NAME
     assert str(caught.value) == f"no sikkerguard answers at {one} or {other}; is the service running?"
 
@@ -526,12 +526,10 @@ def test_where_nobody_answers_the_sentence_names_the_places(tmp_path: Path, monk
         ({"LoadState": "not-found", "ActiveState": "inactive", "StatusText": ""}, "is the service running"),
     ],
 )
-def test_where_systemd_knows_more_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: dict[str, str], said: str
-) -> None:
-    monkeypatch.setattr(asking, "unit_properties", lambda: {"LoadState": "loaded"} | unit)
+def test_where_systemd_knows_more_it_is_said(tmp_path: Path, unit: dict[str, str], said: str) -> None:
+    service = ServiceClient([tmp_path], read_unit=lambda: {"LoadState": "loaded"} | unit)
     with pytest.raises(SikkerGuardError, match=said):
-        asking.health([tmp_path])
+        print_health(service)
 
 
 def test_what_systemd_says_is_read_and_its_absence_is_nothing(tmp_path: Path) -> None:
@@ -564,4 +562,4 @@ def test_the_places_are_known_whatever_the_settings_are(
     file = tmp_path / "settings.env"
     if settings is not None:
         file.write_text(settings)
-    assert [str(place) for place in asking.directories(environment, file)] == expected
+    assert [str(place) for place in find_directories(environment, reader(environment, file).state_dir())] == expected

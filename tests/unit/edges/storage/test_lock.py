@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scripts.laboratory.tools import wait_for
 from sikkerguard.edges.storage import lock as module
 from sikkerguard.edges.storage.lock import NamespaceLock
 from sikkerguard.edges.storage.processes import may_write_rules
 from sikkerguard.errors import ConfigError
-from tests.laboratory import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

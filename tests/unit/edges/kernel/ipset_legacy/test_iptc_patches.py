@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import measured_stride, mend, mend_option_stride
+from sikkerguard.edges.kernel.ipset_legacy.iptc_patches import apply_patches, measured_stride, patch_option_stride
 from sikkerguard.errors import KernelError
 
 # Options of each that iptables 1.8.9 and 1.8.11 both have (extensions/libxt_*.c), from all over its table.
@@ -42,7 +42,7 @@ def _mirror() -> Any:
         warnings.simplefilter("ignore")
         import iptc.xtables
 
-    mend()
+    apply_patches()
     return iptc.xtables
 
 
@@ -126,7 +126,7 @@ def test_a_second_call_changes_nothing(mirror: Any) -> None:
         return (*walkers, mirror.xt_option_entry, ctypes.cast(mirror._xt_globals.exit_err, ctypes.c_void_p).value)
 
     before = state()
-    mend()
+    apply_patches()
     assert state() == before
 
 
@@ -134,7 +134,7 @@ def test_nothing_is_done_where_the_library_fits(mirror: Any, monkeypatch: pytest
     walkers = mirror.xtables._option_lookup, mirror.xtables._options_fcheck
     fitting = entry_of_size(mirror, measured_stride(mirror))
     monkeypatch.setattr(mirror, "xt_option_entry", fitting)
-    mend_option_stride()
+    patch_option_stride()
     assert mirror.xt_option_entry is fitting
     assert (mirror.xtables._option_lookup, mirror.xtables._options_fcheck) == walkers
 
@@ -144,7 +144,7 @@ def test_a_stride_that_is_not_known_is_refused(mirror: Any, monkeypatch: pytest.
     for size in (measured_stride(mirror) - 16, measured_stride(mirror) + 8):
         monkeypatch.setattr(mirror, "xt_option_entry", entry_of_size(mirror, size))
         with pytest.raises(KernelError, match=f"lie {measured_stride(mirror)} bytes apart, and only {size} and "):
-            mend_option_stride()
+            patch_option_stride()
     assert (mirror.xtables._option_lookup, mirror.xtables._options_fcheck) == walkers
 
 

@@ -52,7 +52,7 @@ assert len(calls) == number > 0, calls
 def run(program: str, again: float) -> str:
     done = subprocess.run(
         [sys.executable, "-c", BEGIN.replace("SECONDS_HERE", str(again)) + program],
-        cwd=Path(__file__).parents[4],
+        cwd=Path(__file__).parents[5],
         capture_output=True,
         text=True,
         timeout=60,

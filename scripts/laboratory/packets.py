@@ -8,12 +8,12 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from tests.laboratory import HOST, HOST_V6
+from scripts.laboratory.network import HOST, HOST_V6
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 _ETHERNET = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _TARGETS = {4: socket.inet_aton(HOST), 6: socket.inet_pton(socket.AF_INET6, HOST_V6)}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.cli import run
-from sikkerguard.config import settings
+from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core.host.surroundings import Gateway, Surroundings
 from sikkerguard.core.lists.allowlist import GATEWAY, AllowEntry
 from sikkerguard.core.net.address import parse_prefix
@@ -54,11 +54,9 @@ def detect(whitelist: Iterable[AllowEntry], *_: object) -> Surroundings:
 
 def main() -> int:
     """Run until a signal says stop."""
-
-    def reread() -> settings.Config:
-        return settings.load(os.environ)
-
-    return run.run(reread(), reread, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections()))
+    reader = SettingsReader(os.environ)
+    run.run(reader.load(), reader, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import re
 import secrets
@@ -24,6 +23,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from scripts.laboratory.tools import command, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,35 +65,6 @@ TAG = f"sg{os.getpid():x}"
 
 _Result = TypeVar("_Result")
 _CLONE_NEWNET = 0x40000000
-# Whether LOG lines of other namespaces than the machine's own reach the kernel's log, and our note of how it was.
-_SWITCH = Path("/proc/sys/net/netfilter/nf_log_all_netns")
-_NOTE, _NOTE_LOCK = "log-switch", "log-switch.lock"
-
-
-def command(
-    *words: str,
-    check: bool = True,
-    text: str | None = None,
-    timeout: float = 60.0,
-    env: Mapping[str, str] | None = None,
-) -> str:
-    """Run a program and give its standard output; `text` is its standard input, `env` its environment if not ours."""
-    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=timeout, check=False, env=env)
-    if check and done.returncode:
-        raise AssertionError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def wait_for(what: str, condition: Callable[[], _Result | None], seconds: float = 10.0) -> _Result:
-    """Poll until the condition is true, and give its value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.02)
 
 
 @dataclass
@@ -176,7 +148,7 @@ class Laboratory:
         self.own(source)
         if not target:
             target = HOST_V6 if ":" in source else HOST
-        return self.internet.inside(lambda: _ping(source, target))
+        return self.internet.inside(lambda: ping(source, target))
 
     def reaches(self, source: str, target: str = "") -> bool:
         """The same where it is expected to: a packet that a busy machine was late with does not count."""
@@ -227,100 +199,7 @@ class Laboratory:
         return self.rules() + "\n" + self.sets()
 
 
-class Resolver:
-    """A name server: it knows one name, `api.example.net`, which stands for `answers`, and says of every other that
-    there is none. With `silent` it says nothing. What is too long for a datagram is had over TCP."""
-
-    NAME = "api.example.net"
-
-    def __init__(self, namespace: Namespace, address: str = RESOLVER) -> None:
-        self._sockets = namespace.inside(lambda: self._bound(address))
-        self._threads = [
-            threading.Thread(target=serve, daemon=True) for serve in (self._serve_datagrams, self._serve_connections)
-        ]
-        self.questions = 0
-        self.answers: Sequence[str] = (API,)
-        self.silent = False
-
-    @staticmethod
-    def _bound(address: str) -> tuple[socket.socket, socket.socket]:
-        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        bound.bind((address, 53))
-        return bound, socket.create_server((address, 53))
-
-    def __enter__(self) -> Resolver:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # shutdown wakes the threads that wait for a question; close alone would not.
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for each in self._sockets:
-            each.close()
-
-    def _serve_datagrams(self) -> None:
-        datagrams, _ = self._sockets
-        while True:
-            try:
-                question, asker = datagrams.recvfrom(2048)
-            except OSError:
-                return
-            if not question:
-                return
-            self.questions += 1
-            if self.silent:
-                continue
-            reply = self._reply(question)
-            if len(reply) > 512:
-                # The flag that it was cut off (RFC 1035, section 4.1.1), and no answers.
-                reply = reply[:2] + bytes([reply[2] | 2]) + reply[3:6] + b"\0\0" + reply[8 : self._end(question)]
-            with contextlib.suppress(OSError):
-                datagrams.sendto(reply, asker)
-
-    def _serve_connections(self) -> None:
-        _, listener = self._sockets
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(5)
-                # Two questions may come in one connection, for both families.
-                while length := connection.recv(2, socket.MSG_WAITALL):
-                    question = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
-                    reply = self._reply(question)
-                    connection.sendall(len(reply).to_bytes(2, "big") + reply)
-
-    @staticmethod
-    def _end(question: bytes) -> int:
-        return question.index(b"\0", 12) + 5
-
-    def _reply(self, question: bytes) -> bytes:
-        wanted = b"".join(bytes([len(label)]) + label.encode() for label in self.NAME.split(".")) + b"\0"
-        end = self._end(question)
-        known = question[12 : 12 + len(wanted)].lower() == wanted
-        kind = question[end - 4 : end - 2] if known else b""
-        family = {b"\0\1": socket.AF_INET, b"\0\x1c": socket.AF_INET6}.get(kind)
-        packed = [
-            socket.inet_pton(family, answer)
-            for answer in self.answers
-            if family is not None and (":" in answer) == (family == socket.AF_INET6)
-        ]
-        records = b"".join(
-            b"\xc0\x0c" + kind + b"\0\1\0\0\0\x3c" + len(address).to_bytes(2, "big") + address for address in packed
-        )
-        flags = bytes([0x81, 0x80 if known else 0x83])
-        counts = b"\0\1" + len(packed).to_bytes(2, "big") + b"\0\0\0\0"
-        return question[:2] + flags + counts + question[12:end] + records
-
-
-def _ping(source: str, target: str) -> bool:
+def ping(source: str, target: str) -> bool:
     """One UDP packet to the host's echo, or one ping: a ping needs nobody to listen."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     protocol = socket.IPPROTO_ICMPV6 if ":" in source else socket.IPPROTO_ICMP
@@ -390,61 +269,3 @@ def clear_after_the_dead() -> None:
         if found and not Path(f"/proc/{int(found[1], 16)}").exists():
             command("ip", "netns", "del", name, check=False)
             shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
-
-
-def cache() -> Path:
-    """The directory, outside any checkout, where what takes long to make is kept from one run to the next."""
-    found = Path(os.environ.get("SIKKERGUARD_TESTS_CACHE") or "/var/cache/sikkerguard-tests")
-    found.mkdir(parents=True, exist_ok=True)
-    return found
-
-
-@contextlib.contextmanager
-def locked(path: Path, seconds: float = 10.0) -> Iterator[None]:
-    """Be the only one on this machine who is in here with this file."""
-    with path.open("a") as handle:
-        wait_for(f"the lock {path}", lambda: _flock(handle.fileno(), fcntl.LOCK_EX), seconds)
-        yield
-
-
-@contextlib.contextmanager
-def log_of_all_namespaces() -> Iterator[None]:
-    """Have the LOG lines of every namespace reach the kernel's log.
-
-    That is one switch for the whole machine: the first who needs it notes how it was, and the last one sets it back.
-    """
-    with (cache() / _NOTE).open("a+") as note:
-        with locked(cache() / _NOTE_LOCK):
-            fcntl.flock(note, fcntl.LOCK_SH)
-            # A note of a run that was killed is still right: the switch has not been set back since.
-            if not _noted():
-                note.write(_SWITCH.read_text())
-                note.flush()
-            _SWITCH.write_text("1")
-        try:
-            yield
-        finally:
-            with locked(cache() / _NOTE_LOCK):
-                if _flock(note.fileno(), fcntl.LOCK_EX):
-                    _SWITCH.write_text(_noted())
-                    note.truncate(0)
-
-
-def how_the_log_was() -> str:
-    """How that switch stands when no test is under way that needs it."""
-    with locked(cache() / _NOTE_LOCK):
-        return _noted() or _SWITCH.read_text()
-
-
-def _noted() -> str:
-    note = cache() / _NOTE
-    return note.read_text() if note.exists() else ""
-
-
-def _flock(handle: int, kind: int) -> bool:
-    """Whether the lock could be had without waiting."""
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

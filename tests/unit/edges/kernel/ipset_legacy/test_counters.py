@@ -24,7 +24,7 @@ from sikkerguard.core.traffic.sample import NOTHING, PacketCount, TrafficSample
 from sikkerguard.edges.kernel.ipset_legacy.counters import CounterReader
 from sikkerguard.edges.kernel.ipset_legacy.sets import SetHeader
 from sikkerguard.errors import BusyError, KernelError
-from tests.unit.core.firewall.test_diff import OCTETS, PORTS, Netfilter, Packet
+from tests.unit.core.firewall.netfilter import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.firewall.names import further_loading, loading, set_names
+from sikkerguard.core.firewall.names import loading_names, set_names
 from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.net.packed import Prefix
-from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents, only_ranges, only_singles
+from sikkerguard.edges.kernel.ipset_legacy.set_contents import (
+    Content,
+    SetContents,
+    candidate_contents,
+    committed_contents,
+)
 from sikkerguard.edges.kernel.ipset_legacy.set_kinds import ALLOW, RANGES, SINGLES
 from sikkerguard.edges.kernel.ipset_legacy.sets import SetHeader, SetKind
 from sikkerguard.errors import BusyError, FullError, KernelError
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 UNIVERSE = range(1 << 6)
 BASE = 0xCB007100
 NAMES = set_names(Family.V4)
+LOADING = loading_names(NAMES.singles)[0]
 
 
 class Kernel:
@@ -122,9 +129,17 @@ lists = st.lists(st.tuples(st.sampled_from(UNIVERSE), st.sampled_from([32, 32, 3
 )
 
 
-def load_both(kernel: Kernel, singles: str, ranges: str, networks: Networks) -> None:
-    kernel.put(singles, SINGLES, only_singles(networks))
-    kernel.put(ranges, RANGES, only_ranges(networks))
+def committed(networks: Networks) -> tuple[Content, Content]:
+    return committed_contents(Family.V4, Blocklist(v4=networks))
+
+
+def candidate(networks: Networks) -> tuple[Content, Content]:
+    return candidate_contents(Family.V4, Blocklist(v4=networks))
+
+
+def put_all(kernel: Kernel, contents: Iterable[Content]) -> None:
+    for content in contents:
+        kernel.put(*content)
 
 
 def held(kernel: Kernel, singles: str, ranges: str) -> frozenset[int]:
@@ -139,8 +154,7 @@ def test_an_update_under_a_trial_uncovers_nobody_who_stays_listed(
     old: Networks, new: Networks, listed: frozenset[str]
 ) -> None:
     kernel = Kernel()
-    load_both(kernel, NAMES.singles, NAMES.ranges, old)
-    load_both(kernel, NAMES.new_singles, NAMES.new_ranges, new)
+    put_all(kernel, (*committed(old), *candidate(new)))
     kernel.listed = set(listed)
 
     def look() -> None:
@@ -150,10 +164,7 @@ def test_an_update_under_a_trial_uncovers_nobody_who_stays_listed(
 
     kernel.look = look
     kernel.contents().exchange(
-        [
-            (NAMES.singles, NAMES.new_singles, only_singles(new)),
-            (NAMES.ranges, NAMES.new_ranges, only_ranges(new)),
-        ]
+        [(to.name, loaded.name, to.networks) for to, loaded in zip(committed(new), candidate(new), strict=True)]
     )
     assert held(kernel, NAMES.singles, NAMES.ranges) == covered(new)
 
@@ -162,14 +173,14 @@ def test_an_update_under_a_trial_uncovers_nobody_who_stays_listed(
 @given(lists, lists)
 def test_entry_by_entry_nobody_is_uncovered_who_stays_listed(old: Networks, new: Networks) -> None:
     kernel = Kernel()
-    load_both(kernel, NAMES.singles, NAMES.ranges, old)
+    put_all(kernel, committed(old))
 
     def look() -> None:
         blocked = held(kernel, NAMES.singles, NAMES.ranges)
         assert covered(old) & covered(new) <= blocked <= covered(old) | covered(new)
 
     kernel.look = look
-    kernel.contents().rewrite([(NAMES.singles, only_singles(new)), (NAMES.ranges, only_ranges(new))])
+    kernel.contents().rewrite([(name, networks) for name, _, networks in committed(new)])
     assert held(kernel, NAMES.singles, NAMES.ranges) == covered(new)
     assert set(kernel.sets[NAMES.singles]) == set(split(new.singles))
     assert set(kernel.sets[NAMES.ranges]) == set(new.ranges)
@@ -179,14 +190,14 @@ def test_entry_by_entry_nobody_is_uncovered_who_stays_listed(old: Networks, new:
 @given(lists, lists, st.data())
 def test_what_another_program_put_there_is_taken_out(old: Networks, new: Networks, data: st.DataObject) -> None:
     kernel = Kernel()
-    load_both(kernel, NAMES.singles, NAMES.ranges, old)
+    put_all(kernel, committed(old))
     # Single addresses among the ranges, exceptions, and whatever else.
     for prefix in [*kernel.sets[NAMES.ranges], *data.draw(lists).ranges, Prefix(BASE + 3, 32)]:
         kernel.sets[NAMES.ranges][prefix] = data.draw(st.booleans())
     kernel.listed = {NAMES.singles, NAMES.ranges}
     contents = kernel.contents()
-    contents.load(NAMES.singles, SINGLES, only_singles(new))
-    contents.load(NAMES.ranges, RANGES, only_ranges(new))
+    for content in committed(new):
+        contents.load(*content)
     assert kernel.sets[NAMES.ranges] == dict.fromkeys(new.ranges, False)
     assert held(kernel, NAMES.singles, NAMES.ranges) == covered(new)
     assert kernel.sets.keys() == {NAMES.singles, NAMES.ranges}
@@ -194,7 +205,7 @@ def test_what_another_program_put_there_is_taken_out(old: Networks, new: Network
 
 def test_a_list_is_loaded_by_a_swap_where_nobody_lists_it() -> None:
     kernel = Kernel()
-    load_both(kernel, NAMES.singles, NAMES.ranges, written((1, 32)))
+    put_all(kernel, committed(written((1, 32))))
     counted = []
     kernel.look = lambda: counted.append(held(kernel, NAMES.singles, NAMES.ranges))
     kernel.contents().load(NAMES.singles, SINGLES, written((2, 32), (5, 32)))
@@ -233,18 +244,18 @@ def test_what_is_listed_as_it_is_loaded_is_emptied_and_destroyed_later() -> None
     kernel.put(NAMES.singles, SINGLES, written((1, 32)))
 
     def list_what_was_loaded() -> None:
-        kernel.listed = {loading(NAMES.singles)}
+        kernel.listed = {LOADING}
 
     kernel.look = list_what_was_loaded
     contents.load(NAMES.singles, SINGLES, written((2, 32)))
     kernel.look = lambda: None
-    assert kernel.sets[loading(NAMES.singles)] == {}
+    assert kernel.sets[LOADING] == {}
     # The next one goes by another name meanwhile.
     kernel.put(NAMES.ranges, RANGES, written((8, 29)))
     contents.load(NAMES.ranges, RANGES, written((16, 29)))
-    kernel.listed = {loading(NAMES.singles)}
+    kernel.listed = {LOADING}
     contents.load(NAMES.singles, SINGLES, written((4, 32)))
-    assert set(kernel.sets) == {NAMES.singles, NAMES.ranges, loading(NAMES.singles)}
+    assert set(kernel.sets) == {NAMES.singles, NAMES.ranges, LOADING}
     kernel.listed = set()
     contents.tidy()
     assert set(kernel.sets) == {NAMES.singles, NAMES.ranges}
@@ -254,7 +265,7 @@ def test_what_is_listed_as_it_is_loaded_is_emptied_and_destroyed_later() -> None
 def test_where_all_that_is_loaded_is_listed_it_goes_entry_by_entry_too() -> None:
     kernel = Kernel()
     kernel.put(NAMES.singles, SINGLES, written((1, 32)))
-    kernel.listed = {loading(NAMES.singles), *further_loading(NAMES.singles)}
+    kernel.listed = set(loading_names(NAMES.singles))
     for name in kernel.listed:
         kernel.put(name, SINGLES, written((9, 32)))
     kernel.contents().load(NAMES.singles, SINGLES, written((2, 32)))

@@ -1,0 +1,33 @@
+"""`sikkerguard run` and `sikkerguard restore`, the commands that block; `run` has their wiring, read when they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sikkerguard.cli.command import Command, Outcome, settings_reader
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def _run(options: argparse.Namespace) -> Outcome:
+    from sikkerguard.cli import run
+    from sikkerguard.edges.storage import last_good
+
+    reader = settings_reader(options)
+    run.run(reader.load_or_last_good(last_good.load), reader)
+    return Outcome.FINE
+
+
+def _restore(options: argparse.Namespace) -> Outcome:
+    from sikkerguard.cli import run
+    from sikkerguard.edges.storage import last_good
+
+    run.restore(settings_reader(options).load_or_last_good(last_good.load, need_key=False))
+    return Outcome.FINE
+
+
+RUN = Command("run", "protect this host until stopped", _run)
+RESTORE = Command(
+    "restore", "load the cached list and exit; systemd runs this at boot, before the network is up", _restore
+)
