@@ -1,9 +1,17 @@
-"""Whose packets were dropped, from what the kernel's sets counted."""
+"""Whose packets were dropped, worked out from a pair of sets that the kernel fills: one by source and port, one by
+source alone.
+
+Only a backend that counts by such pairs needs this. The rules fill a pair so (`core.firewall.rules`): a packet that has
+an entry by port is counted there, any other one by its source, and it then makes an entry by port if its source has few
+of them. So
+
+    packets of a source = packets of its entries by port - number of these entries + packets counted by source
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import chain
@@ -11,80 +19,126 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.services.protocols import REPLY, TCP
-from sikkerguard.core.traffic.sample import UNATTRIBUTED
+from sikkerguard.core.traffic.sample import UNATTRIBUTED, PacketCount
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from sikkerguard.core.traffic.sample import FlowKey, Hit, Source, TrafficSample
+    from sikkerguard.core.traffic.sample import FlowKey
 
-# Sources, protocols and ports that one drain tells apart further on; of more, the largest. Half a megabyte. And as many
-# of replies, so that these keep nothing else from being reported.
-_KEYS = 4096
+# Flows of a sample; of more, the largest. Half a megabyte. And as many of replies, so that these keep nothing else from
+# being reported.
+_MAX_FLOWS = 4096
 
-# By source and ANY or REPLY.
-CarriedOver = Mapping[tuple[bytes, int], int]
+# An entry by port: packed address, port, protocol, bytes, packets. An entry by source: packed address, bytes, packets.
+Hit = tuple[bytes, int, int, int, int]
+Source = tuple[bytes, int, int]
+
+# Packets by source and by UNATTRIBUTED or, for replies, REPLY.
+CarryOver = Mapping[tuple[bytes, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class SetListing:
+    """What a pair of sets held; `replies` says that it is the pair that counts replies."""
+
+    by_port: Collection[Hit]
+    by_source: Collection[Source]
+    replies: bool = False
+
+    def counted(self) -> PacketCount:
+        """All packets that the pair counted. Of the packet that made an entry by port both sets have the bytes, and its
+        size is not known: the mean of all packets stands for it."""
+        by_port, by_source = sum(hit[4] for hit in self.by_port), sum(source[2] for source in self.by_source)
+        size = sum(hit[3] for hit in self.by_port) + sum(source[1] for source in self.by_source)
+        packets = by_port + by_source - len(self.by_port)
+        return PacketCount(packets, size * packets // (by_port + by_source) if packets else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAddresses(Collection[bytes]):
+    """The sources of listings by source, unpacked anew each time one iterates: a hundred thousand of them as objects
+    would take megabytes."""
+
+    listings: tuple[Collection[Source], ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.listings))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (address for address, _, _ in chain.from_iterable(self.listings))
+
+    def __contains__(self, address: object) -> bool:
+        return any(address == each for each in self)
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The packets of a drain whose source is known: how many, the largest by source, protocol and port, how many by
-    (protocol, port), and what is owed: packets that this drain's entries by port include and the next one's counts by
-    source will include again, since the kernel's two sets can't be read at one moment."""
+    """The packets of some listings by whose they are. `attributed`, `replies`, `flows`, `ports` and `sources` are those
+    of `TrafficSample`.
 
-    packets: int
-    largest: tuple[tuple[FlowKey, int], ...]
+    `carry_over` are packets that are counted here by their entry by port, and that the next listings' counts by source
+    will contain once more, since the kernel's two sets can't be read at one moment.
+    """
+
+    attributed: int
+    replies: int
+    flows: tuple[tuple[FlowKey, int], ...]
     ports: Mapping[tuple[int, int], int]
-    owed: CarriedOver
-
-    def replies(self) -> int:
-        """How many of the packets are replies."""
-        return sum(packets for (protocol, _), packets in self.ports.items() if protocol == REPLY)
+    sources: Collection[bytes]
+    carry_over: CarryOver
 
 
-def attribute(drain: TrafficSample, owed: CarriedOver) -> Attribution:
-    """Name a drain's packets; `owed` is what the drain before it left."""
+def attribute(listings: Sequence[SetListing], carry_over: CarryOver) -> Attribution:
+    """Attribute the packets of all these listings; `carry_over` is what the attribution before left."""
     ports: Counter[tuple[int, int]] = Counter()
-    owing: dict[tuple[bytes, int], int] = {}
-    begun = _largest(drain.hits, drain.sources, UNATTRIBUTED, owed, ports, owing)
-    replies = _largest(drain.replies, drain.repliers, REPLY, owed, ports, owing)
-    return Attribution(ports.total(), (*begun, *replies), ports, owing)
+    carried: dict[tuple[bytes, int], int] = {}
+    begun = _largest([each for each in listings if not each.replies], UNATTRIBUTED, carry_over, ports, carried)
+    replies = _largest([each for each in listings if each.replies], REPLY, carry_over, ports, carried)
+    return Attribution(
+        attributed=ports.total(),
+        replies=sum(packets for (protocol, _), packets in ports.items() if protocol == REPLY),
+        flows=(*begun, *replies),
+        ports=ports,
+        # Every source is among these: the first packet of each entry by port is counted by its source.
+        sources=SourceAddresses(tuple(each.by_source for each in listings if each.by_source)),
+        carry_over=carried,
+    )
 
 
 def _largest(
-    by_port: Sequence[Collection[Hit]],
-    by_source: Sequence[Collection[Source]],
+    listings: Sequence[SetListing],
     kind: int,
-    owed: CarriedOver,
+    carry_over: CarryOver,
     ports: Counter[tuple[int, int]],
-    owing: dict[tuple[bytes, int], int],
+    carried: dict[tuple[bytes, int], int],
 ) -> list[tuple[FlowKey, int]]:
-    """The largest of what two kinds of listings have, whose packets are added to `ports`, and what they owe to `owing`.
-    `kind` stands in the place of the protocol where no more than the source is known."""
+    """The largest flows of listings of one kind, UNATTRIBUTED or REPLY, which stands in the protocol's place where only
+    the source is known. All of their packets are added to `ports`, and what is carried over to `carried`."""
     entries: Counter[bytes] = Counter()
-    for address, port, protocol, _, packets in chain.from_iterable(by_port):
+    for address, port, protocol, _, packets in chain.from_iterable(each.by_port for each in listings):
         entries[address] += 1
-        ports[_place(kind, protocol, port)] += packets
+        ports[_protocol_and_port(kind, protocol, port)] += packets
 
-    def by_key() -> Iterator[tuple[FlowKey, int]]:
-        for address, port, protocol, _, packets in chain.from_iterable(by_port):
-            yield (address, *_place(kind, protocol, port)), packets
-        for address, _, packets in chain.from_iterable(by_source):
+    def flows() -> Iterator[tuple[FlowKey, int]]:
+        for address, port, protocol, _, packets in chain.from_iterable(each.by_port for each in listings):
+            yield (address, *_protocol_and_port(kind, protocol, port)), packets
+        for address, _, packets in chain.from_iterable(each.by_source for each in listings):
             # The first packet of each entry by port was counted by its source as well.
-            further = packets - entries.pop(address, 0) - owed.get((address, kind), 0)
+            further = packets - entries.pop(address, 0) - carry_over.get((address, kind), 0)
             if further > 0:
                 ports[kind, UNATTRIBUTED] += further
                 yield (address, kind, UNATTRIBUTED), further
             elif further < 0:
-                owing[address, kind] = -further
+                carried[address, kind] = -further
 
-    largest = nlargest(_KEYS, by_key(), key=itemgetter(1))
-    for address, owes in entries.items():
-        owing[address, kind] = owes
+    largest = nlargest(_MAX_FLOWS, flows(), key=itemgetter(1))
+    for address, number in entries.items():
+        carried[address, kind] = number
     return largest
 
 
-def _place(kind: int, protocol: int, port: int) -> tuple[int, int]:
+def _protocol_and_port(kind: int, protocol: int, port: int) -> tuple[int, int]:
     if kind != REPLY:
         return protocol, port
     # Behind an extension header there may be something else than TCP.

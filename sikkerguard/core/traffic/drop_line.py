@@ -19,11 +19,11 @@ from sikkerguard.core.net.family import Family
 from sikkerguard.core.traffic.sample import DropEvent
 
 # Protocols that the kernel writes by name (IANA's numbers). All others are written by number.
-_NAMED = {"TCP": 6, "UDP": 17, "UDPLITE": 136, "ICMP": 1, "ICMPv6": 58, "ESP": 50, "AH": 51}
+_PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "UDPLITE": 136, "ICMP": 1, "ICMPv6": 58, "ESP": 50, "AH": 51}
 # Written by number though they have a port, or a type and code, that the line does not tell. (ICMP in IPv6 and ICMPv6
 # in IPv4 are among them: the kernel knows neither.)
-_UNTOLD = frozenset({1, 6, 17, 33, 58, 132, 136})
-_OF_FAMILY = {"ICMP": Family.V4, "ICMPv6": Family.V6}
+_PORTLESS_LINES = frozenset({1, 6, 17, 33, 58, 132, 136})
+_ICMP_FAMILY = {"ICMP": Family.V4, "ICMPv6": Family.V6}
 
 # Nothing but single characters is repeated possessively: Python 3.11.2, Debian 12's, does so wrongly with groups
 # (CPython issue 106052). Each word ends with its space, so there is no second way to match and nothing to try twice.
@@ -66,10 +66,10 @@ def parse_drop_line(message: str) -> DropEvent | None:
         return None
     if ported:
         aimed = int(port)
-        return DropEvent(family, address, _NAMED[ported], aimed) if aimed <= 65535 else None
+        return DropEvent(family, address, _PROTOCOL_NUMBERS[ported], aimed) if aimed <= 65535 else None
     if icmp:
         high, low = int(kind), int(code)
-        fits = high <= 255 and low <= 255 and _OF_FAMILY[icmp] is family
-        return DropEvent(family, address, _NAMED[icmp], high * 256 + low) if fits else None
-    protocol = _NAMED.get(other) or int(other)
-    return DropEvent(family, address, protocol, 0) if protocol <= 255 and protocol not in _UNTOLD else None
+        fits = high <= 255 and low <= 255 and _ICMP_FAMILY[icmp] is family
+        return DropEvent(family, address, _PROTOCOL_NUMBERS[icmp], high * 256 + low) if fits else None
+    protocol = _PROTOCOL_NUMBERS.get(other) or int(other)
+    return DropEvent(family, address, protocol, 0) if protocol <= 255 and protocol not in _PORTLESS_LINES else None

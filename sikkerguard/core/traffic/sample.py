@@ -1,4 +1,4 @@
-"""What the kernel counted of dropped packets, as values."""
+"""What a kernel backend tells of dropped packets, and what is known of all of them, as values."""
 
 from __future__ import annotations
 
@@ -6,60 +6,70 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from sikkerguard.core.net.family import Family
 
 
 class PacketCount(NamedTuple):
-    """So many packets, and the bytes in them."""
+    """A number of packets, and the bytes in them, IP headers included."""
 
     packets: int
-    octets: int
+    bytes: int
+
+    def plus(self, other: PacketCount) -> PacketCount:
+        """The sum of both."""
+        return PacketCount(self.packets + other.packets, self.bytes + other.bytes)
+
+    def minus(self, other: PacketCount) -> PacketCount:
+        """The difference, which may be negative."""
+        return PacketCount(self.packets - other.packets, self.bytes - other.bytes)
+
+    def is_below(self, other: PacketCount) -> bool:
+        """Whether packets or bytes are fewer: of a counter that only grows, that it was set back in between."""
+        return self.packets < other.packets or self.bytes < other.bytes
 
 
 NOTHING = PacketCount(0, 0)
 
 
-# The protocol and the port of packets whose source is known and no more: of one that was after more ports than are
-# told apart, and of fragments, which name none.
+# Stands for the protocol and the port of packets whose source is known and no more: those of a source that sent to more
+# ports than the kernel tells apart, and fragments, which name none.
 UNATTRIBUTED = -1
 
 
-# A packed address, the number of its IP protocol, and the port that was aimed at: for ICMP the type times 256 plus the
-# code, 0 where the protocol has none, or twice ANY. Of replies, REPLY of `core.protocols` and the port that they came
-# from, or REPLY and ANY.
+# Whose packets they are: the source's packed address, the number of the IP protocol, and the port that was aimed at,
+# which is type * 256 + code for ICMP and 0 where the protocol has none. Protocol and port may both be UNATTRIBUTED. Of
+# replies the protocol is REPLY of `core.services.protocols`, and the port the one that they came from, or UNATTRIBUTED.
 FlowKey = tuple[bytes, int, int]
-
-
-Hit = tuple[bytes, int, int, int, int]
-
-
-Source = tuple[bytes, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficSample:
-    """What the kernel counted since it was asked before.
+    """What was dropped from one reading of the kernel to the next.
 
-    `dropped` is what the DROP rules took up to the moment before the sets were read, and `counters` is where they
-    stood then. Of each family `hits` has a listing of (address, port, protocol, octets, packets), and `sources` one of
-    (address, octets, packets) for those packets that met no entry of `hits`: the first of each entry, and all that were
-    not told apart by port. `replies` and `repliers` are the same for what the sources did not begin, and the port is
-    the one that it came from.
+    `dropped`: by the DROP rules. `counters`: what these read afterwards, for each family that was read.
+    `flows`: the largest flows with their packets, some thousand at most.
+    `attributed`: packets whose source is known, those of `flows` included; `replies`: how many of these are replies.
+    `ports`: the attributed packets by (protocol, port), both as in `FlowKey`.
+    `sources`: every source, packed. Unpacked from the kernel's answer each time one iterates; a source may come twice.
+
+    A packet can be attributed one reading before it is counted as dropped, or after, so that the two numbers agree only
+    over time.
     """
 
     dropped: PacketCount = NOTHING
     counters: Mapping[Family, PacketCount] = field(default_factory=dict)
-    hits: Sequence[Collection[Hit]] = ()
-    sources: Sequence[Collection[Source]] = ()
-    replies: Sequence[Collection[Hit]] = ()
-    repliers: Sequence[Collection[Source]] = ()
+    flows: tuple[tuple[FlowKey, int], ...] = ()
+    attributed: int = 0
+    replies: int = 0
+    ports: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    sources: Collection[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DropEvent:
-    """What one line of the kernel's log says of a dropped packet. `port` is as in `FlowKey`."""
+    """What one line of the kernel's log says of a dropped packet; `protocol` and `port` are as in `FlowKey`."""
 
     family: Family
     address: bytes
@@ -69,13 +79,16 @@ class DropEvent:
 
 @dataclass(frozen=True, slots=True)
 class TrafficStats:
-    """What is known of all that was dropped: in all, and today (in UTC); how many of the packets in all are of sources
-    that the kernel had no room to remember, and how many are replies; and of today the number of sources, and the
-    busiest ports as ((protocol, port), packets)."""
+    """What the status shows of dropped packets.
+
+    `dropped`, `dropped_today`: in all, over restarts too, and on this day in UTC. Of those in all, `unattributed` are
+    from sources that the kernel had no room to remember, and `replies` are replies. `sources`: distinct ones today.
+    `top_ports`: today's busiest ports as ((protocol, port), packets), the busiest first.
+    """
 
     dropped: PacketCount = NOTHING
     dropped_today: PacketCount = NOTHING
-    unnamed: int = 0
+    unattributed: int = 0
     sources: int = 0
     top_ports: tuple[tuple[tuple[int, int], int], ...] = ()
     replies: int = 0

@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "records.sqlite3"
-# The ledger's name for packets whose rows were deleted, so that a sum over everything is still possible.
+# The total of packets whose rows were deleted, so that a sum over everything is still possible.
 PURGED = "filed_packets_purged"
-_VERSION = 3
+_VERSION = 4
 # Seconds that opening waits for another process, a backup or a person with a shell; it is tried again soon.
 _BUSY_SECONDS = 0.2
 # Pages of 4 KiB kept in memory: a megabyte is more than all of it in quiet times.
 _CACHE_PAGES = 256
 
-# `ledger`: totals by name. `blocked`: packets of a source by protocol and port since they were last made into report
-# rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the ledger's day.
+# `totals`: `core.traffic.totals.Totals` by field, and sums over all reports, by name. `meta`: quotas, request numbers
+# and the machine's boot, by name. `blocked`: packets of a source by protocol and port since they were last made into
+# report rows; both are -1 where the kernel did not tell them apart. `sources` and `ports`: those of the totals' day.
 # `outbox`: one row for each source (an IPv4 address, or an IPv6 /64) and category of a day, `state` being waiting,
 # sending, sent, rejected, unanswered or withheld (see the outbox), and `seen` the day on which packets last came. It is
 # in the name of one `address` of the source, which sent so many of its packets itself (`leading`, kept up for IPv6
@@ -50,8 +51,11 @@ CREATE TABLE {name} (
 );
 """
 _INDEX = "CREATE INDEX outbox_by_state ON outbox (state, packets DESC);"
-_SCHEMA = f"""
-CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+_NUMBERS = """
+CREATE TABLE totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_SCHEMA = f"""{_NUMBERS}
 CREATE TABLE blocked (
     address BLOB NOT NULL, protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL,
     PRIMARY KEY (address, protocol, port)
@@ -62,6 +66,7 @@ CREATE TABLE ports (
 ) WITHOUT ROWID;
 {_OUTBOX.format(name="outbox")}{_INDEX}
 """
+_IS_META = """(name LIKE 'quota%' OR name LIKE 'request%' OR name = 'last_report_at')"""
 # From each earlier version to the next.
 _MIGRATIONS = {
     # Until then a row that waited had the day of its last round, which is as much as is known.
@@ -87,6 +92,16 @@ WHERE place = 1;
 DROP TABLE outbox;
 ALTER TABLE merged RENAME TO outbox;
 {_INDEX}
+""",
+    # Until then one table had both, and some totals other names.
+    3: f"""
+{_NUMBERS}
+INSERT INTO meta SELECT name, value FROM ledger WHERE {_IS_META};
+INSERT INTO totals
+SELECT CASE name WHEN 'named' THEN 'attributed' WHEN 'told' THEN 'logged' ELSE replace(name, '_octets', '_bytes') END,
+    value
+FROM ledger WHERE NOT {_IS_META};
+DROP TABLE ledger;
 """,
 }
 _NO_VALUES: Mapping[str, object] = MappingProxyType({})
@@ -228,27 +243,33 @@ class Database:
     def _unusable(self, error: Exception) -> RecordError:
         if _is_damage(error):
             return RecordError(f"{self._path} is damaged ({error}); it is checked, and set aside, at the next try")
-        return RecordError(f"{self._path} can't be used ({error}); make room, or mend its rights")
+        return RecordError(f"{self._path} can't be used ({error}); make room, or fix its permissions")
 
 
 def add(connection: sqlite3.Connection, name: str, value: int) -> None:
-    """Add to a total of the ledger, within a transaction."""
+    """Add to a total, within a transaction."""
     if value:
         connection.execute(
-            "INSERT INTO ledger VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            "INSERT INTO totals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             (name, value),
         )
 
 
+def read_total(connection: sqlite3.Connection, name: str) -> int:
+    """A total; 0 where nothing was added to it."""
+    found = connection.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()
+    return 0 if found is None else int(found[0])
+
+
 def read(connection: sqlite3.Connection, name: str) -> int | None:
-    """A number of the ledger; None where there is none of this name."""
-    found = connection.execute("SELECT value FROM ledger WHERE name = ?", (name,)).fetchone()
+    """A number of `meta`; None where there is none of this name."""
+    found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return None if found is None else int(found[0])
 
 
 def write(connection: sqlite3.Connection, name: str, value: int) -> None:
-    """Put a number into the ledger, in place of the one before."""
-    connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
+    """Put a number into `meta`, in place of the one before."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
 def total(

@@ -26,7 +26,7 @@ from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Releas
 from sikkerguard.core.reports.rows import MAX_ROWS, ReportBatch, Row, first_request
 from sikkerguard.core.reports.screen import Cover, Leader, fate_of, source_of
 from sikkerguard.core.reports.stats import Recovered, ReportStats
-from sikkerguard.edges.storage.database import PURGED, add, purge, read, total, write
+from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, total, write
 
 if TYPE_CHECKING:
     import sqlite3
@@ -148,8 +148,8 @@ class Outbox:
                 return None
             fitting, body = first_request([row for _, row in rows.values()])
             chosen = list(rows.values())[:fitting]
-            add(connection, "requests", 1)
-            request = read(connection, "requests") or 0
+            request = (read(connection, "requests") or 0) + 1
+            write(connection, "requests", request)
             connection.executemany(
                 "UPDATE outbox SET state = 'sending', request = ? WHERE id = ?",
                 [(request, number) for number, _ in chosen],
@@ -225,20 +225,20 @@ class Outbox:
         with self._database.transaction() as connection:
             last = read(connection, "last_report_at")
             return ReportStats(
-                sent=read(connection, "reports_sent") or 0,
-                withheld=read(connection, "reports_withheld") or 0,
-                rejected=read(connection, "reports_rejected") or 0,
-                unanswered=read(connection, "reports_unanswered") or 0,
+                sent=read_total(connection, "reports_sent"),
+                withheld=read_total(connection, "reports_withheld"),
+                rejected=read_total(connection, "reports_rejected"),
+                unanswered=read_total(connection, "reports_unanswered"),
                 waiting=_count(connection, "waiting") + _count(connection, "sending"),
                 quota_remaining=_quota(connection, day, key),
                 last_report_at=None if last is None else float(last),
-                dropped=read(connection, "reports_dropped") or 0,
+                dropped=read_total(connection, "reports_dropped"),
             )
 
     def accounted(self) -> int:
         """The number of all packets that were ever put into `blocked`, wherever they are counted now."""
         with self._database.transaction() as connection:
-            return total(connection, "blocked") + total(connection, "outbox") + (read(connection, PURGED) or 0)
+            return total(connection, "blocked") + total(connection, "outbox") + read_total(connection, PURGED)
 
     def _carry_to_day(self, connection: sqlite3.Connection, day: int) -> None:
         """Move rows of another day that still wait to this one; forget all others of it but for their totals."""

@@ -39,7 +39,7 @@ _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
 LOGGER = "sikkerguard.service.count_loop"
-BROKEN = "/state/records.sqlite3 can't be used (disk full); make room, or mend its rights"
+BROKEN = "/state/records.sqlite3 can't be used (disk full); make room, or fix its permissions"
 
 
 class Timeless(selectors.SelectSelector):

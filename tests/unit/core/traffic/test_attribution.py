@@ -1,4 +1,4 @@
-"""Whose packets were dropped, against a kernel that counts while its sets are being changed for empty ones."""
+"""Whose packets were dropped, against a kernel that counts while its sets are being swapped for empty ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from hypothesis import strategies as st
 from sikkerguard.core.firewall.names import CountingSets, set_names
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import REPLY
-from sikkerguard.core.traffic.attribution import Attribution, attribute
-from sikkerguard.core.traffic.sample import UNATTRIBUTED, FlowKey, Hit, Source, TrafficSample
+from sikkerguard.core.traffic.attribution import (
+    Attribution,
+    Hit,
+    SetListing,
+    Source,
+    SourceAddresses,
+    attribute,
+)
+from sikkerguard.core.traffic.sample import UNATTRIBUTED, FlowKey, PacketCount
 from tests.unit.core.firewall.netfilter import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a drain tells apart further on.
-KEYS = 4096
+# Flows of a sample.
+FLOWS = 4096
 NAMES = set_names(Family.V4)
 
 
@@ -35,14 +42,21 @@ def count(source: int, packets: int) -> Source:
     return address(source), packets * OCTETS, packets
 
 
-def drain(hits: list[Hit], sources: list[Source]) -> TrafficSample:
-    return TrafficSample(hits=[hits], sources=[sources])
+def begun(hits: list[Hit], sources: list[Source]) -> SetListing:
+    return SetListing(hits, sources)
 
 
-def listed(netfilter: Netfilter) -> TrafficSample:
-    """What lies in the sets that were changed for others, which are emptied."""
-    begun, replies = (_listed(netfilter, each) for each in (NAMES.counting_begun(), NAMES.counting_replies()))
-    return TrafficSample(hits=[begun[0]], sources=[begun[1]], replies=[replies[0]], repliers=[replies[1]])
+def replied(hits: list[Hit], sources: list[Source]) -> SetListing:
+    return SetListing(hits, sources, replies=True)
+
+
+def sources_of(*listings: list[Source]) -> SourceAddresses:
+    return SourceAddresses(listings)
+
+
+def listed(netfilter: Netfilter) -> list[SetListing]:
+    """What lies in the sets that were swapped for others, which are emptied."""
+    return [begun(*_listed(netfilter, NAMES.counting_begun())), replied(*_listed(netfilter, NAMES.counting_replies()))]
 
 
 def _listed(netfilter: Netfilter, counting: CountingSets) -> tuple[list[Hit], list[Source]]:
@@ -56,96 +70,113 @@ def _listed(netfilter: Netfilter, counting: CountingSets) -> tuple[list[Hit], li
     return found
 
 
-def test_a_packet_that_made_an_entry_is_named_by_it_alone() -> None:
-    named = attribute(drain([hit(1, 23, 47), hit(1, 22, 3), hit(2, 53, 2, 17)], [count(1, 2), count(2, 1)]), {})
-    assert named == Attribution(
-        packets=52,
-        largest=(((address(1), 6, 23), 47), ((address(1), 6, 22), 3), ((address(2), 17, 53), 2)),
+def test_a_packet_that_made_an_entry_is_counted_by_it_alone() -> None:
+    sources = [count(1, 2), count(2, 1)]
+    found = attribute([begun([hit(1, 23, 47), hit(1, 22, 3), hit(2, 53, 2, 17)], sources)], {})
+    assert found == Attribution(
+        attributed=52,
+        replies=0,
+        flows=(((address(1), 6, 23), 47), ((address(1), 6, 22), 3), ((address(2), 17, 53), 2)),
         ports={(6, 23): 47, (6, 22): 3, (17, 53): 2},
-        owed={},
+        sources=sources_of(sources),
+        carry_over={},
     )
 
 
-def test_packets_that_have_no_entry_are_named_by_their_source() -> None:
-    named = attribute(drain([hit(1, 23, 5)], [count(1, 1001), count(2, 7)]), {})
-    assert named == Attribution(
-        packets=1012,
-        largest=(
+def test_packets_that_have_no_entry_are_counted_by_their_source() -> None:
+    sources = [count(1, 1001), count(2, 7)]
+    found = attribute([begun([hit(1, 23, 5)], sources)], {})
+    assert found == Attribution(
+        attributed=1012,
+        replies=0,
+        flows=(
             ((address(1), UNATTRIBUTED, UNATTRIBUTED), 1000),
             ((address(2), UNATTRIBUTED, UNATTRIBUTED), 7),
             ((address(1), 6, 23), 5),
         ),
         ports={(6, 23): 5, (UNATTRIBUTED, UNATTRIBUTED): 1007},
-        owed={},
+        sources=sources_of(sources),
+        carry_over={},
     )
 
 
-def test_entries_whose_sources_are_counted_later_are_owed_and_settled() -> None:
-    # As when packets come between the changes of the two sets.
-    first = attribute(drain([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)]), {})
-    assert first.packets == 7
-    assert first.owed == {(address(1), UNATTRIBUTED): 1, (address(2), UNATTRIBUTED): 1}
-    second = attribute(drain([hit(2, 23, 4)], [count(1, 3), count(2, 2)]), first.owed)
-    assert (second.packets, second.owed) == (6, {})
-    assert second.largest == (((address(2), 6, 23), 4), ((address(1), UNATTRIBUTED, UNATTRIBUTED), 2))
+def test_entries_whose_sources_are_counted_later_are_carried_over() -> None:
+    # As when packets come between the swaps of the two sets.
+    first = attribute([begun([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)])], {})
+    assert first.attributed == 7
+    assert first.carry_over == {(address(1), UNATTRIBUTED): 1, (address(2), UNATTRIBUTED): 1}
+    second = attribute([begun([hit(2, 23, 4)], [count(1, 3), count(2, 2)])], first.carry_over)
+    assert (second.attributed, second.carry_over) == (6, {})
+    assert second.flows == (((address(2), 6, 23), 4), ((address(1), UNATTRIBUTED, UNATTRIBUTED), 2))
 
 
-def test_nothing_is_named_of_nothing() -> None:
-    nothing = Attribution(packets=0, largest=(), ports={}, owed={})
-    assert attribute(TrafficSample(), {}) == attribute(drain([], []), {}) == nothing
+def test_of_nothing_nothing_is_attributed() -> None:
+    nothing = Attribution(0, 0, (), {}, sources_of(), {})
+    assert attribute([], {}) == attribute([begun([], [])], {}) == nothing
 
 
-def test_both_families_are_named() -> None:
+def test_both_families_are_attributed() -> None:
     v6 = bytes(15) + b"\1"
-    both = TrafficSample(hits=[[hit(1, 23, 2)], [(v6, 22, 6, 80, 1)]], sources=[[count(1, 1)], [(v6, 80, 1)]])
-    named = attribute(both, {})
-    assert (named.packets, named.owed) == (3, {})
-    assert dict(named.largest) == {(address(1), 6, 23): 2, (v6, 6, 22): 1}
+    both = [begun([hit(1, 23, 2)], [count(1, 1)]), begun([(v6, 22, 6, 80, 1)], [(v6, 80, 1)])]
+    found = attribute(both, {})
+    assert (found.attributed, found.carry_over) == (3, {})
+    assert dict(found.flows) == {(address(1), 6, 23): 2, (v6, 6, 22): 1}
+    assert list(found.sources) == [address(1), v6]
+    assert len(found.sources) == 2
+    assert v6 in found.sources
+    assert address(2) not in found.sources
 
 
 def test_of_more_than_are_told_apart_the_largest_are_and_all_are_counted() -> None:
-    hits = [hit(source, 23, 1 + source % 3) for source in range(3 * KEYS)]
-    named = attribute(drain(hits, [count(source, 1) for source in range(3 * KEYS)]), {})
-    assert len(named.largest) == KEYS
-    assert {packets for _, packets in named.largest} == {3}
-    assert named.packets == sum(packets for *_, packets in hits) == named.ports[6, 23]
-    assert named.owed == {}
+    hits = [hit(source, 23, 1 + source % 3) for source in range(3 * FLOWS)]
+    found = attribute([begun(hits, [count(source, 1) for source in range(3 * FLOWS)])], {})
+    assert len(found.flows) == FLOWS
+    assert {packets for _, packets in found.flows} == {3}
+    assert found.attributed == sum(packets for *_, packets in hits) == found.ports[6, 23]
+    assert found.carry_over == {}
 
 
-def test_replies_are_named_apart_from_what_their_source_began() -> None:
-    both = TrafficSample(
-        hits=[[hit(1, 23, 5)]],
-        sources=[[count(1, 8)]],
-        replies=[[hit(1, 443, 40), hit(1, 53, 6, 17)]],
-        repliers=[[count(1, 3), count(2, 9)]],
-    )
-    named = attribute(both, {})
-    assert set(named.largest) == {
+def test_replies_are_attributed_apart_from_what_their_source_began() -> None:
+    both = [
+        begun([hit(1, 23, 5)], [count(1, 8)]),
+        replied([hit(1, 443, 40), hit(1, 53, 6, 17)], [count(1, 3), count(2, 9)]),
+    ]
+    found = attribute(both, {})
+    assert set(found.flows) == {
         ((address(1), 6, 23), 5),
         ((address(1), UNATTRIBUTED, UNATTRIBUTED), 7),
         ((address(1), REPLY, 443), 40),
-        # What is behind an extension header need not be TCP, and its port is not told.
+        # What is behind an extension header need not be TCP, and its port is not summed.
         ((address(1), REPLY, UNATTRIBUTED), 6),
         ((address(1), REPLY, UNATTRIBUTED), 1),
         ((address(2), REPLY, UNATTRIBUTED), 9),
     }
-    assert sum(packets for _, packets in named.largest) == named.packets == 68
-    assert named.ports == {(6, 23): 5, (UNATTRIBUTED, UNATTRIBUTED): 7, (REPLY, 443): 40, (REPLY, UNATTRIBUTED): 16}
-    assert (named.replies(), named.owed) == (56, {})
+    assert sum(packets for _, packets in found.flows) == found.attributed == 68
+    assert found.ports == {(6, 23): 5, (UNATTRIBUTED, UNATTRIBUTED): 7, (REPLY, 443): 40, (REPLY, UNATTRIBUTED): 16}
+    assert (found.replies, found.carry_over) == (56, {})
+    assert set(found.sources) == {address(1), address(2)}
 
 
-def test_what_is_owed_of_replies_is_owed_of_nothing_else() -> None:
-    first = attribute(TrafficSample(hits=[[hit(1, 23, 2)]], replies=[[hit(1, 443, 4)]]), {})
-    assert first.owed == {(address(1), UNATTRIBUTED): 1, (address(1), REPLY): 1}
-    second = attribute(TrafficSample(sources=[[count(1, 3)]], repliers=[[count(1, 1)]]), first.owed)
-    assert (second.largest, second.owed) == ((((address(1), UNATTRIBUTED, UNATTRIBUTED), 2),), {})
+def test_what_is_carried_over_of_replies_is_of_nothing_else() -> None:
+    first = attribute([begun([hit(1, 23, 2)], []), replied([hit(1, 443, 4)], [])], {})
+    assert first.carry_over == {(address(1), UNATTRIBUTED): 1, (address(1), REPLY): 1}
+    second = attribute([begun([], [count(1, 3)]), replied([], [count(1, 1)])], first.carry_over)
+    assert (second.flows, second.carry_over) == ((((address(1), UNATTRIBUTED, UNATTRIBUTED), 2),), {})
 
 
 def test_replies_take_no_place_from_what_may_be_reported() -> None:
-    flood = [hit(source, 443, 1000) for source in range(2 * KEYS)]
-    named = attribute(TrafficSample(hits=[[hit(1, 23, 1)]], sources=[[count(1, 1)]], replies=[flood]), {})
-    assert ((address(1), 6, 23), 1) in named.largest
-    assert len(named.largest) == KEYS + 1
+    flood = [hit(source, 443, 1000) for source in range(2 * FLOWS)]
+    found = attribute([begun([hit(1, 23, 1)], [count(1, 1)]), replied(flood, [])], {})
+    assert ((address(1), 6, 23), 1) in found.flows
+    assert len(found.flows) == FLOWS + 1
+
+
+def test_a_listing_has_the_packets_of_both_of_its_sets_and_their_mean_size() -> None:
+    assert begun([], []).counted() == PacketCount(0, 0)
+    assert begun([hit(1, 23, 5), hit(2, 23, 1)], [count(1, 3), count(2, 1)]).counted() == PacketCount(8, 8 * OCTETS)
+    # The packet that made the entry is in both sets, whatever its size was.
+    mixed = begun([(address(1), 23, 6, 300, 2)], [(address(1), 1500, 1)])
+    assert mixed.counted() == PacketCount(2, 1200)
 
 
 # Packets from one source to some ports in a row, None being such that name none, or replies.
@@ -184,7 +215,7 @@ class Sender:
         self.sent[address(packet.source), *place] += 1
 
     def swap(self, one: str, other: str, on_its_way: Scan | None) -> None:
-        """Change a set for another, while that packet is on its way."""
+        """Swap a set for another, while that packet is on its way."""
         held = self._held()
         steps: Iterator[None] = iter(())
         if on_its_way:
@@ -200,7 +231,7 @@ class Sender:
         self.counted += self._held() - held
 
     def _held(self) -> int:
-        """What the sets and those that were changed for them know together."""
+        """What the sets and those that were swapped for them know together."""
         total = 0
         for counting in (NAMES.counting_begun(), NAMES.counting_replies()):
             by_port, by_source, old_by_port, old_by_source = (self.netfilter.sets[each] for each in counting.all())
@@ -209,48 +240,49 @@ class Sender:
         return total
 
 
-def check_all_named(names: list[Attribution], sender: Sender) -> None:
-    assert names[-1].owed == {}
-    assert sum(named.packets for named in names) == sender.counted
-    told: Counter[FlowKey] = Counter()
-    for named in names:
-        assert named.packets == sum(named.ports.values()) == sum(packets for _, packets in named.largest)
-        assert all(packets > 0 for _, packets in named.largest)
-        told.update(dict(named.largest))
+def check_all_attributed(every: list[Attribution], sender: Sender) -> None:
+    assert every[-1].carry_over == {}
+    assert sum(found.attributed for found in every) == sender.counted
+    summed: Counter[FlowKey] = Counter()
+    for found in every:
+        assert found.attributed == sum(found.ports.values()) == sum(packets for _, packets in found.flows)
+        assert all(packets > 0 for _, packets in found.flows)
+        summed.update(dict(found.flows))
     sources: Counter[tuple[bytes, bool]] = Counter()
     for (source, protocol, _), packets in sender.sent.items():
         sources[source, protocol == REPLY] += packets
-    for (source, protocol, port), packets in told.items():
+    for (source, protocol, port), packets in summed.items():
         most = sources[source, protocol == REPLY] if port == UNATTRIBUTED else sender.sent[source, protocol, port]
         assert packets <= most
     of_source: Counter[tuple[bytes, bool]] = Counter()
-    for (source, protocol, _), packets in told.items():
+    for (source, protocol, _), packets in summed.items():
         of_source[source, protocol == REPLY] += packets
     assert all(packets <= sources[each] for each, packets in of_source.items())
-    assert sum(named.replies() for named in names) == sum(told[key] for key in told if key[1] == REPLY)
-    # No packet is named that was not dropped, and where there was room every one is.
+    assert {source for found in every for source in found.sources} == {source for source, _ in of_source}
+    assert sum(found.replies for found in every) == sum(summed[key] for key in summed if key[1] == REPLY)
+    # No packet is attributed that was not dropped, and where there was room every one is.
     assert sender.counted <= sender.netfilter.dropped
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(readings, max_size=6), st.sampled_from([0, 2, 70, 1000]), st.sampled_from([1, 3, 1000]))
-def test_every_packet_that_the_sets_counted_is_named_once(
+def test_every_packet_that_the_sets_counted_is_attributed_once(
     drawn: list[Reading], hits_room: int, sources_room: int
 ) -> None:
     rooms = {NAMES.hits: hits_room, NAMES.sources: sources_room}
     rooms |= {NAMES.replies: hits_room, NAMES.repliers: sources_room}
     sender = Sender(Netfilter(Family.V4, frozenset({NAMES.singles}), rooms))
-    names, owed = list[Attribution](), dict[tuple[bytes, int], int]()
+    every, carry_over = list[Attribution](), dict[tuple[bytes, int], int]()
     for before, first, between, second in [*drawn, ([], None, [], None), ([], None, [], None)]:
         sender.send(before)
-        # As the meter does it.
+        # As the counter reader does it.
         for counting in (NAMES.counting_begun(), NAMES.counting_replies()):
             sender.swap(counting.by_source, counting.old_by_source, first)
             sender.send(between)
             sender.swap(counting.by_port, counting.old_by_port, second)
-        names.append(attribute(listed(sender.netfilter), owed))
-        owed = dict(names[-1].owed)
-    check_all_named(names, sender)
+        every.append(attribute(listed(sender.netfilter), carry_over))
+        carry_over = dict(every[-1].carry_over)
+    check_all_attributed(every, sender)
     if sources_room == 1000:
         assert sender.counted == sender.netfilter.dropped == sum(sender.sent.values())
 
@@ -258,5 +290,5 @@ def test_every_packet_that_the_sets_counted_is_named_once(
 def test_listings_are_only_gone_through() -> None:
     # A listing need not be a list: a hundred thousand entries are not made into objects.
     hits, sources = {hit(1, 23, 5): None}.keys(), {count(1, 1): None}.keys()
-    named = attribute(TrafficSample(hits=[hits], sources=[sources]), {})
-    assert (named.packets, named.owed) == (5, {})
+    found = attribute([SetListing(hits, sources)], {})
+    assert (found.attributed, found.carry_over) == (5, {})

@@ -414,7 +414,7 @@ def test_without_room_a_file_of_an_earlier_version_stays_as_it_is(tmp_path: Path
 def test_a_place_that_is_none_is_an_error_and_opens_when_it_is_there(tmp_path: Path) -> None:
     database = Database(tmp_path / "later")
     for action in (database.open, lambda: write(database, "a", 1)):
-        with pytest.raises(RecordError, match=r"can't be used .*make room, or mend its rights"):
+        with pytest.raises(RecordError, match=r"can't be used .*make room, or fix its permissions"):
             action()
     (tmp_path / "later").mkdir()
     write(database, "a", 1)

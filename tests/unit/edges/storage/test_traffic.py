@@ -324,7 +324,7 @@ def test_whatever_is_counted_comes_back(
 
 
 def is_a_sentence(error: RecordError, directory: Path) -> bool:
-    return str(error).startswith(f"{directory / FILE} can't be used (") and "mend its rights" in str(error)
+    return str(error).startswith(f"{directory / FILE} can't be used (") and "fix its permissions" in str(error)
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
