@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.cli import run
+from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core.host.surroundings import Gateway, Surroundings
 from sikkerguard.core.lists.allowlist import GATEWAY, AllowEntry
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
+from sikkerguard.core.sikkerapi.endpoint import Endpoint
+from sikkerguard.edges.host import probes, resolvers, routes
 from sikkerguard.edges.host.connections import Connections, OutgoingWatch
+from sikkerguard.edges.host.surroundings import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sikkerguard.config.settings import Config
     from sikkerguard.core.host.flows import Flow
+    from sikkerguard.core.net.networks import Blocklist
+    from sikkerguard.core.selftest import ProbeResult
+    from sikkerguard.edges.storage.store import Store
 
 ELSEWHERE = AllowEntry(*parse_prefix("192.0.2.254"), GATEWAY)
 
@@ -47,15 +54,53 @@ class Unseen(OutgoingWatch):
         return self
 
 
-def detect(whitelist: Iterable[AllowEntry], *_: object) -> Surroundings:
-    """What is allowed for another reason than where this host stands."""
-    return Surroundings((ELSEWHERE, *whitelist), frozenset({Gateway(Family.V4, "192.0.2.254", 0)}))
+class Blind(Observer):
+    """Sees nothing of this host but a gateway that it does not have."""
+
+    def observe(self, ssh_ports: Iterable[int], listed: Blocklist) -> Surroundings:
+        """What is allowed for another reason than where this host stands."""
+        return Surroundings((ELSEWHERE,), frozenset({Gateway(Family.V4, "192.0.2.254", 0)}))
+
+
+class Elsewhere(Endpoint):
+    """An endpoint in whose place another address is allowed."""
+
+    @property
+    def literal(self) -> str:
+        """Not the address that requests go to."""
+        return "192.0.2.254"
+
+
+class Probes(probes.Probes):
+    """The self-test, which connects to the real endpoint."""
+
+    async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
+        """Test what there is; the addresses that are allowed say nothing."""
+        return await super().run((self._endpoint.host,))
+
+
+class Unprotected(SystemAdapters):
+    """Edges that don't know what this host must never be cut off from."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        super().__init__(config, store)
+        self.observer = Blind()
+        self.connections = NoConnections()
+
+    def endpoint(self, config: Config) -> Endpoint:
+        """As if another address were SikkerAPI's."""
+        real = super().endpoint(config)
+        return Elsewhere(real.reason, real.scheme, real.host, real.port)
+
+    def probes(self, config: Config) -> Probes:
+        """The self-test of this host as it is."""
+        return Probes(routes.gateways, resolvers.resolvers, super().endpoint(config))
 
 
 def main() -> int:
     """Run until a signal says stop."""
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader, adjust=lambda edges: replace(edges, detect=detect, connections=NoConnections()))
+    run.run(reader.load(), reader, Unprotected)
     return 0
 
 

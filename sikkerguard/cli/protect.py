@@ -23,7 +23,8 @@ def _restore(options: argparse.Namespace) -> Outcome:
     from sikkerguard.cli import run
     from sikkerguard.edges.storage import last_good
 
-    run.restore(settings_reader(options).load_or_last_good(last_good.load, need_key=False))
+    reader = settings_reader(options)
+    run.restore(reader.load_or_last_good(last_good.load, need_key=False), reader)
     return Outcome.FINE
 
 

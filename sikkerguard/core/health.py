@@ -102,7 +102,7 @@ def status(
         "droppedBytes": traffic.dropped.bytes,
         "droppedPacketsToday": traffic.dropped_today.packets,
         "droppedBytesToday": traffic.dropped_today.bytes,
-        "droppedUnnamed": traffic.unnamed,
+        "droppedUnnamed": traffic.unattributed,
         "droppedReplies": traffic.replies,
         "sources": traffic.sources,
         "topPorts": [_port(*each, port_map) for each in traffic.top_ports],

@@ -59,6 +59,8 @@ class CountLoop:
     `config` is read for its port map. `changes` is set whenever `state` has changed, and `healed` when the records can
     be written again."""
 
+    work = "counting"
+
     def __init__(
         self,
         kernel: KernelThread,

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from sikkerguard.config.settings import FIXED
+from sikkerguard.config.variables import FIXED
 from sikkerguard.errors import ConfigError
 from sikkerguard.service.disk_thread import within
 from sikkerguard.service.watched import Watched

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.cli import run
+from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sikkerguard.service.adapters import Adapters
+    from sikkerguard.config.settings import Config
+    from sikkerguard.edges.storage.store import Store
 
 
 class Failing:
@@ -33,25 +32,36 @@ def fail(*_: object, **__: object) -> Any:
     raise RuntimeError("of a library")
 
 
-def at_a_start(edges: Adapters) -> Adapters:
+class AtAStart(SystemAdapters):
     """Nothing that is asked for on the way to the rules answers, but for the list."""
-    store: Any = Failing(edges.store, "load_allowlist", "load_pulls", "load_ways")
-    kernel: Any = Failing(edges.kernel, "await_resume")
-    return replace(edges, store=store, kernel=kernel, detect=fail, way=fail, make_watch=fail)
+
+    def __init__(self, config: Config, store: Store) -> None:
+        super().__init__(config, store)
+        failing_store: Any = Failing(store, "load_allowlist", "load_pull_memory", "load_endpoint")
+        self.store = failing_store
+        backend: Any = Failing(self.backend, "hold_counters")
+        self.backend = backend
+        observer: Any = Failing(self.observer, "observe", "monitor")
+        self.observer = observer
+
+    endpoint = fail
 
 
-def at_a_stop(edges: Adapters) -> Adapters:
+class AtAStop(SystemAdapters):
     """Nothing that comes before the removal of the rules works."""
-    kernel: Any = Failing(edges.kernel, "unhook", "drain")
-    notifier: Any = Failing(edges.notifier, "stopping", "job")
-    return replace(edges, kernel=kernel, notifier=notifier)
+
+    def __init__(self, config: Config, store: Store) -> None:
+        super().__init__(config, store)
+        backend: Any = Failing(self.backend, "unhook", "read_traffic")
+        self.backend = backend
+        manager: Any = Failing(self.manager, "stopping", "pending_job")
+        self.manager = manager
 
 
 def main(when: str) -> int:
     """Run until a signal says stop."""
-    adjust: Callable[[Adapters], Adapters] = {"start": at_a_start, "stop": at_a_stop}[when]
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader, adjust=adjust)
+    run.run(reader.load(), reader, {"start": AtAStart, "stop": AtAStop}[when])
     return 0
 
 

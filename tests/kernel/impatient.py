@@ -8,12 +8,13 @@ import sys
 from sikkerguard.cli import run
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core import schedule
+from sikkerguard.errors import SikkerGuardError
 
 
 def main() -> int:
     """Run until a signal says stop."""
-    # Attempts that failed here, by the self-test or in the kernel: the first pause in seconds, and the longest.
-    schedule._OURS = (1.0, 1.0)
+    # Attempts that failed here, by the self-test or in the kernel.
+    schedule.PAUSES = {**schedule.PAUSES, SikkerGuardError: schedule.Pauses(1.0, 1.0)}
     reader = SettingsReader(os.environ)
     run.run(reader.load(), reader)
     return 0

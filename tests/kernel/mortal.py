@@ -8,25 +8,51 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.cli import run
+from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
-from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
-from sikkerguard.edges.kernel.ipset_legacy.sets import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
+from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
+from sikkerguard.edges.kernel.ipset_legacy.sets import DESTROY_SECONDS, SetKind, Sets
 from sikkerguard.edges.kernel.ipset_legacy.trial import TrialSets
+from sikkerguard.edges.kernel.select import usable_families
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sikkerguard.config.settings import Config
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
-    from sikkerguard.service.adapters import Adapters
+    from sikkerguard.edges.storage.store import Store
+
+# Only from the first candidate on.
+_deadly = False
+
+
+class MortalNetlink(NetlinkSets):
+    """Netlink that does not outlive one of its changes."""
+
+    def flush(self, name: str) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("flush", name)
+        super().flush(name)
+
+    def swap(self, one: str, other: str) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("swap", one)
+        super().swap(one, other)
+
+    def add(self, name: str, family: Family, batches: Iterable[bytes]) -> None:
+        """May be the last thing that does not happen."""
+        _die_before("add", name)
+        super().add(name, family, batches)
 
 
 class MortalSets(Sets):
-    """Sets that don't outlive one of their changes."""
+    """Sets that don't outlive being made or destroyed."""
 
     def create(self, name: str, kind: SetKind, family: Family, entries: int) -> None:
         """May be the last thing that does not happen."""
@@ -38,48 +64,42 @@ class MortalSets(Sets):
         _die_before("destroy", name)
         super().destroy(name, seconds)
 
-    def flush(self, name: str) -> None:
-        """May be the last thing that does not happen."""
-        _die_before("flush", name)
-        super().flush(name)
 
-    def swap(self, one: str, other: str, seconds: float = SWAP_SECONDS) -> None:
-        """May be the last thing that does not happen."""
-        _die_before("swap", one)
-        super().swap(one, other, seconds)
+class Mortal(IpsetBackend):
+    """A backend whose update is deadly: its sets are mortal from the first candidate on."""
 
-    def add(self, name: str, *entries: Any, **options: Any) -> None:
-        """May be the last thing that does not happen."""
-        _die_before("add", name)
-        super().add(name, *entries, **options)
-
-
-class MortalKernel(IpsetBackend):
-    """A kernel edge whose update is deadly."""
+    @classmethod
+    def build(cls, families: Sequence[Family], netlink: NetlinkSets | None = None) -> IpsetBackend:
+        """The same parts, but for the sets."""
+        netlink = netlink or MortalNetlink()
+        trial = TrialSets(netlink, families)
+        return cls(MortalSets(netlink, trial.keep_alive), trial, Chains(), families)
 
     def stage(self, blocklist: Blocklist) -> None:
-        """From here on it is."""
-        self._sets.close()
-        self._sets = MortalSets()
-        self._contents = SetContents(self._sets)
-        self._trial = TrialSets(self._sets, self.families, time.monotonic)
+        """From here on it is deadly."""
+        global _deadly
+        _deadly = True
         super().stage(blocklist)
 
 
 def _die_before(what: str, name: str) -> None:
-    if os.environ["DIE_BEFORE"] == f"{what} {name}":
+    if _deadly and os.environ["DIE_BEFORE"] == f"{what} {name}":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _with_mortal_kernel(edges: Adapters) -> Adapters:
-    edges.kernel.close()
-    return replace(edges, kernel=MortalKernel())
+class MortalAdapters(SystemAdapters):
+    """The edges, with that backend."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        super().__init__(config, store)
+        self.backend.close()
+        self.backend = Mortal.build(usable_families())
 
 
 def main() -> int:
     """Run until the death that was asked for."""
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader, adjust=_with_mortal_kernel)
+    run.run(reader.load(), reader, MortalAdapters)
     return 0
 
 

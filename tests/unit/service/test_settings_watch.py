@@ -6,8 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges.list_file import ListFile
 from sikkerguard.service.settings_watch import SettingsWatch
+
+from sikkerguard.edges.list_file import ListFile
 
 if TYPE_CHECKING:
     from pathlib import Path

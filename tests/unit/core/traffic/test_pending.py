@@ -6,7 +6,6 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sikkerguard.core.traffic.unsaved import Unsaved
 
 
