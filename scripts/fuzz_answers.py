@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,9 +31,10 @@ from scripts.drawn_answers import BROKEN, SENT, SILENT, draw
 from sikkerguard.core.lists.parse import ApiParser
 from sikkerguard.core.reports.rows import Row, first_request, judge, rejected_line
 from sikkerguard.edges.log_output.handlers import HarmlessFormatter
-from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.sikkerapi.blacklist import Blacklist
+from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.sikkerapi.connector import PinnedConnector
-from sikkerguard.edges.sikkerapi.reports import ReportApi
+from sikkerguard.edges.sikkerapi.reports import BulkReportClient
 from sikkerguard.errors import FetchError, ListError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import httpx
 
     from scripts.drawn_answers import Answer
+    from sikkerguard.core.interfaces import Feed
 
 HOST = "api.example.net"
 ROWS = [Row(bytes(map(int, address.split("."))), "brute_force", "ssh", 1) for address in SENT]
@@ -106,8 +108,8 @@ class _Stream:
         return None
 
 
-class FedDoor(PinnedConnector):
-    """A door whose connections are made by `feed`. `streams` are those that were made."""
+class FedConnector(PinnedConnector):
+    """A connector whose connections are made by `feed`. `streams` are those that were made."""
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         super().__init__(url, environment)
@@ -128,8 +130,8 @@ class FedDoor(PinnedConnector):
         return transport  # type: ignore[no-any-return]
 
 
-class _Ears(logging.Handler):
-    """Hears what is logged, as it would be written."""
+class _LogListener(logging.Handler):
+    """Checks what is logged, as it would be written."""
 
     def __init__(self, findings: Findings) -> None:
         super().__init__(logging.INFO)
@@ -142,29 +144,34 @@ class _Ears(logging.Handler):
         for line in self._formatter.format(record).split("\n"):
             self._findings.check(line, LONGEST_LINE, "a line of the log")
         if record.exc_info:
-            # A catch-all is a net and no way: what falls into it has to be foreseen.
-            self._findings.faults.append(f"not foreseen: {self._formatter.format(record)}")
+            # The catch-all is for what nobody has thought of: what gets there has to have a handler of its own.
+            self._findings.faults.append(f"unexpected: {self._formatter.format(record)}")
+
+
+def _blacklist(client: ApiClient) -> Feed:
+    return Blacklist(client, score_min=50, interval=3600.0)
 
 
 class Fuzzer:
-    """Draws cases from `seed` and has the client meet them."""
+    """Draws cases from `seed` and has the client meet them; `feed_of` makes the feed that pulls by a client."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, feed_of: Callable[[ApiClient], Feed] = _blacklist) -> None:
         self._seed = seed
+        self.feed_of = feed_of
         self.findings = Findings()
         proxy = {"HTTP_PROXY": "http://someone:secret@192.0.2.9:3128", "HTTPS_PROXY": "http://192.0.2.9:3128"}
-        self._doors = [FedDoor(f"{scheme}://{HOST}", {}) for scheme in ("http", "http", "https")]
-        self._doors += [FedDoor(f"{scheme}://{HOST}", proxy) for scheme in ("http", "https")]
-        for door in self._doors:
-            door.use(["192.0.2.9", "192.0.2.8"])
+        self._connectors = [FedConnector(f"{scheme}://{HOST}", {}) for scheme in ("http", "http", "https")]
+        self._connectors += [FedConnector(f"{scheme}://{HOST}", proxy) for scheme in ("http", "https")]
+        for connector in self._connectors:
+            connector.use(["192.0.2.9", "192.0.2.8"])
         self._answers: list[Answer] = []
         self._port = 0
 
     async def run(self, cases: Sequence[int], progress: Callable[[int], None] = lambda done: None) -> Findings:
         """Have the client meet these cases, by number."""
-        ears = _Ears(self.findings)
+        listener = _LogListener(self.findings)
         root = logging.getLogger()
-        root.addHandler(ears)
+        root.addHandler(listener)
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self._port = server.sockets[0].getsockname()[1]
         try:
@@ -179,7 +186,7 @@ class Fuzzer:
                     progress(start + _BATCH)
         finally:
             faulthandler.cancel_dump_traceback_later()
-            root.removeHandler(ears)
+            root.removeHandler(listener)
         return self.findings
 
     async def _case(self, number: int) -> None:
@@ -198,10 +205,10 @@ class Fuzzer:
             self.findings.faults[at] = f"case {number}: {self.findings.faults[at]}"
 
     async def _fed(self, chance: random.Random) -> str:
-        door = chance.choice(self._doors)
-        tunnel = door.way.reason == "proxy" and door is self._doors[-1]
+        connector = chance.choice(self._connectors)
+        tunnel = connector.way.reason == "proxy" and connector is self._connectors[-1]
 
-        kind = chance.choice(("pull", "pull", "report", "report", *["prove"] * (door in self._doors[:2])))
+        kind = chance.choice(("pull", "pull", "report", "report", *["prove"] * (connector in self._connectors[:2])))
 
         def feed() -> Answer:
             answer = draw(chance, kind, HOST.encode())
@@ -209,20 +216,20 @@ class Fuzzer:
                 return type(answer)((_ESTABLISHED, *answer.pieces), answer.end)
             return answer
 
-        door.feed = feed
-        scheme = "https" if door in (self._doors[2], self._doors[-1]) else "http"
-        outcome = await self._meet(kind, f"{scheme}://{HOST}", door, "192.0.2.9")
-        if left := sum(not stream.closed for stream in door.streams):
-            self.findings.faults.append(f"{left} of {len(door.streams)} streams left open after {outcome}")
-        door.streams.clear()
+        connector.feed = feed
+        scheme = "https" if connector in (self._connectors[2], self._connectors[-1]) else "http"
+        outcome = await self._meet(kind, f"{scheme}://{HOST}", connector, "192.0.2.9")
+        if left := sum(not stream.closed for stream in connector.streams):
+            self.findings.faults.append(f"{left} of {len(connector.streams)} streams left open after {outcome}")
+        connector.streams.clear()
         return outcome
 
     async def _on_socket(self, chance: random.Random) -> str:
         origin = f"127.0.0.1:{self._port}"
         scheme, kind = chance.choice((("http", "pull"), ("http", "report"), ("http", "prove"), ("https", "prove")))
         self._answers = [draw(chance, kind, origin.encode()) for _ in range(6)]
-        door = PinnedConnector(f"{scheme}://{origin}" if scheme == "http" else f"https://{HOST}:{self._port}", {})
-        return f"{await self._meet(kind, f'http://{origin}', door, '127.0.0.1')}, by a socket"
+        connector = PinnedConnector(f"{scheme}://{origin}" if scheme == "http" else f"https://{HOST}:{self._port}", {})
+        return f"{await self._meet(kind, f'http://{origin}', connector, '127.0.0.1')}, by a socket"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer = self._answers.pop() if self._answers else None
@@ -237,25 +244,23 @@ class Fuzzer:
         with suppress(OSError):
             await writer.wait_closed()
 
-    async def _meet(self, kind: str, url: str, door: PinnedConnector, address: str) -> str:
-        api = SikkerApi(url, "sk_free_key", door=door)
+    async def _meet(self, kind: str, url: str, connector: PinnedConnector, address: str) -> str:
+        client = ApiClient(url, "sk_free_key", connector=connector)
         try:
             if kind == "prove":
-                why = await door.prove(address)
+                why = await connector.prove(address)
                 self.findings.check(why, LONGEST_ERROR, "the reason of a proof")
                 return f"{kind}: {'no' if why else 'yes'}"
             if kind == "report":
-                answer = await ReportApi(api).report(REPORT, lambda: None)
-                verdict = judge(ROWS, answer)
-                named = [(row.ip(), verdict.rejected[row.address]) for row in ROWS if row.address in verdict.rejected]
+                answer = await BulkReportClient(client).report(REPORT, lambda: None)
+                result = judge(ROWS, answer)
+                named = [(row.ip(), result.rejected[row.address]) for row in ROWS if row.address in result.rejected]
                 self.findings.check(rejected_line(named), LONGEST_LINE, "the rejected rows")
                 return f"{kind}: answered"
             parser = ApiParser()
-
-            async def sink(piece: bytes) -> None:
-                parser.feed(piece)
-
-            await api.pull(50, sink)
+            async with aclosing(self.feed_of(client).stream()) as pieces:
+                async for piece in pieces:
+                    parser.feed(piece)
             parser.finish()
         except (FetchError, ListError) as error:
             self.findings.check(str(error), LONGEST_ERROR, type(error).__name__)

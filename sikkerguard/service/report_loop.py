@@ -82,8 +82,8 @@ class ReportLoop:
         # The settings that the last round began with.
         self._known = config.value
         self._recovered = False
-        # Why nothing is sent, and how often in a row that was so: the disk refuses, or SikkerAPI does, which is not asked
-        # before this time (Unix seconds).
+        # Why nothing is sent, and how often in a row that was so: the disk refuses, or SikkerAPI does, which is not
+        # asked before this time (Unix seconds).
         self._disk_trouble, self._disk_failures = Said(log), 0
         self._trouble, self._failures, self._not_before = "", 0, 0.0
         # The day and the key for which it was said that the quota is used up.

@@ -11,12 +11,26 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.durations import duration_text, span_text
 from sikkerguard.core.schedule import jittered, retry_delay
-from sikkerguard.errors import FetchError, KernelError, ListError, SelfTestError, SikkerGuardError
+from sikkerguard.errors import (
+    BodyRefused,
+    FetchError,
+    HeldBackError,
+    KernelError,
+    KeyRefused,
+    ListError,
+    QuotaSpent,
+    SelfTestError,
+    SendingFailed,
+    SettingsRefused,
+    SikkerGuardError,
+    Unanswered,
+    Unreachable,
+)
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
-UNREACHABLE = FetchError("no route", retryable=True)
-QUOTA = FetchError("used up", retryable=True, quota=True)
-REFUSED = FetchError("key unknown", retryable=False)
+UNREACHABLE = Unreachable("no route")
+QUOTA = QuotaSpent("used up")
+REFUSED = KeyRefused("key unknown")
 LIST, KERNEL, SELF_TEST = ListError("HTML"), KernelError("refused"), SelfTestError("no gateway")
 ERRORS = [UNREACHABLE, QUOTA, REFUSED, LIST, KERNEL, SELF_TEST]
 
@@ -34,7 +48,7 @@ def test_servers_do_not_come_at_the_same_second() -> None:
     assert jittered(DAY, lambda: 0.0) + HOUR < jittered(DAY, lambda: 1.0)
     for error in ERRORS:
         assert retry_delay(error, 3, lambda: 0.0) * 1.5 < retry_delay(error, 3, lambda: 1.0)
-    asked = FetchError("later", retryable=True, retry_after=HOUR)
+    asked = Unreachable("later", retry_after=HOUR)
     assert retry_delay(asked, 1, lambda: 0.0) + 30 < retry_delay(asked, 1, lambda: 1.0)
 
 
@@ -61,6 +75,38 @@ def test_what_may_mend_itself_soon_is_tried_soon(error: SikkerGuardError, first:
     )
 
 
+def every_kind(kind: type[SikkerGuardError]) -> list[type[SikkerGuardError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in every_kind(child))]
+
+
+# Of each type: the first pause and the longest, at the middle of their spread, in seconds.
+FIGURES: dict[type[SikkerGuardError], tuple[float, float]] = {
+    Unreachable: (5, HOUR),
+    SendingFailed: (5, HOUR),
+    Unanswered: (5, HOUR),
+    QuotaSpent: (15 * MINUTE, 6 * HOUR),
+    KeyRefused: (HOUR, DAY),
+    SettingsRefused: (HOUR, DAY),
+    BodyRefused: (HOUR, DAY),
+    ListError: (15 * MINUTE, 6 * HOUR),
+    HeldBackError: (13.125 * MINUTE, 13.125 * MINUTE),
+}
+
+
+@pytest.mark.parametrize("kind", every_kind(SikkerGuardError), ids=lambda kind: kind.__name__)
+def test_each_type_of_error_has_its_own_pauses(kind: type[SikkerGuardError]) -> None:
+    error = kind.__new__(kind)
+    error.__dict__.update(retry_after=None)
+    first, longest = FIGURES.get(kind, (5 * MINUTE, 6 * HOUR))
+    assert (retry_delay(error, 1, lambda: 0.5), retry_delay(error, 1000, lambda: 0.5)) == (first, longest)
+
+
+def test_every_failure_of_a_request_is_in_the_table() -> None:
+    """One that was forgotten would have the pauses of this host's own failures."""
+    for kind in every_kind(FetchError):
+        assert kind is FetchError or kind in FIGURES, kind
+
+
 def test_a_line_that_is_down_is_tried_every_hour_at_the_latest() -> None:
     assert retry_delay(UNREACHABLE, 1000, lambda: 0.5) == HOUR
     # Half of the servers before that time, half of them behind it.
@@ -73,26 +119,26 @@ def test_a_line_that_is_down_is_tried_sooner_than_what_only_a_person_can_mend() 
 
 
 @settings(deadline=None)
-@given(st.floats(0, 26 * HOUR), chances, st.integers(1, 10**9), st.booleans())
+@given(st.floats(0, 26 * HOUR), chances, st.integers(1, 10**9), st.sampled_from([QuotaSpent, Unreachable, KeyRefused]))
 def test_a_server_that_named_a_time_is_not_asked_before_it(
-    wish: float, chance: float, failures: int, retryable: bool
+    wish: float, chance: float, failures: int, kind: type[FetchError]
 ) -> None:
-    asked = FetchError("later", retryable=retryable, quota=True, retry_after=wish)
+    asked = kind("later", retry_after=wish)
     # What it named counts, not what is the rule for a spent quota; but there is always the pause of any failure.
-    usual = retry_delay(FetchError("later", retryable=retryable), failures, lambda: chance)
+    usual = retry_delay(REFUSED if kind is KeyRefused else UNREACHABLE, failures, lambda: chance)
     pause = retry_delay(asked, failures, lambda: chance)
     assert max(wish, usual) <= pause <= max(wish + 61, usual)
 
 
 @pytest.mark.parametrize("wish", [27 * HOUR, 365 * DAY, 1e18, float("inf")])
 def test_no_server_can_keep_us_away_for_ever(wish: float) -> None:
-    error = FetchError("never", retryable=True, retry_after=wish)
+    error = Unreachable("never", retry_after=wish)
     assert 24 * HOUR < retry_delay(error, 1, lambda: 1.0) <= 27 * HOUR
 
 
 @pytest.mark.parametrize("wish", [0.0, -1.0, -1e18, float("-inf")])
 def test_no_server_can_have_us_ask_without_a_pause(wish: float) -> None:
-    error = FetchError("now", retryable=True, retry_after=wish)
+    error = Unreachable("now", retry_after=wish)
     assert retry_delay(error, 1, lambda: 0.0) > 1
     # Nor does it get one answer after the other for ever.
     assert retry_delay(error, 20, lambda: 0.0) > HOUR / 2

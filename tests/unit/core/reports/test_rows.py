@@ -13,23 +13,23 @@ from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.core.reports.rows import (
-    MOST_BYTES,
-    MOST_PROTOCOL,
-    MOST_ROWS,
+    MAX_BYTES,
+    MAX_PROTOCOL,
+    MAX_ROWS,
     ReportAnswer,
     Row,
+    allow_matcher,
     first_request,
     judge,
     rejected_line,
     reported_line,
     row_of,
-    sparing,
     spent_line,
 )
 from sikkerguard.core.reports.stats import ReportStats
 from sikkerguard.core.services.lookup import CATEGORIES, PORT_SCAN_THRESHOLD
 from sikkerguard.core.services.protocols import REPLY
-from sikkerguard.errors import UnansweredError
+from sikkerguard.errors import Unanswered
 
 V4 = bytes([203, 0, 113, 7])
 V6 = bytes.fromhex("20010db8000000000000000000000007")
@@ -41,7 +41,7 @@ keys = st.one_of(
     st.tuples(st.sampled_from([1, 2, 6, 17, 41, 47, 58, 89, 103, 132, 255]), st.integers(-1, 65535)),
 )
 packets = st.dictionaries(keys, st.integers(0, 1 << 40), max_size=40)
-rows = st.builds(Row, addresses, st.sampled_from(sorted(CATEGORIES)), st.text(max_size=MOST_PROTOCOL), st.integers(1))
+rows = st.builds(Row, addresses, st.sampled_from(sorted(CATEGORIES)), st.text(max_size=MAX_PROTOCOL), st.integers(1))
 
 
 def made(
@@ -152,7 +152,7 @@ def test_any_source_makes_a_row_that_the_service_takes_or_none(
     assert (row is not None) == telling
     if row is not None:
         assert row.category in CATEGORIES
-        assert 1 <= len(row.protocol) <= MOST_PROTOCOL
+        assert 1 <= len(row.protocol) <= MAX_PROTOCOL
         assert 0 < row.packets <= sum(packets.values())
         assert row.address == address
 
@@ -173,7 +173,7 @@ prefixes = st.sampled_from(list(Family)).flatmap(
 
 
 @given(st.lists(prefixes, max_size=20), st.lists(addresses, max_size=20))
-def test_who_is_spared_is_whom_an_entry_covers(some: list[tuple[Family, int, int]], others: list[bytes]) -> None:
+def test_who_is_allowed_is_whom_an_entry_covers(some: list[tuple[Family, int, int]], others: list[bytes]) -> None:
     entries = []
     for family, number, length in some:
         bits = family.bits - length
@@ -183,10 +183,10 @@ def test_who_is_spared_is_whom_an_entry_covers(some: list[tuple[Family, int, int
         for edge in (prefix.first - 1, prefix.first, prefix.last(family), prefix.last(family) + 1):
             if 0 <= edge < 1 << family.bits:
                 others.append(edge.to_bytes(family.size, "big"))
-    spared, allowlist = sparing(entries), Allowlist(tuple(entries))
+    is_allowed, allowlist = allow_matcher(entries), Allowlist(tuple(entries))
     for address in others:
         covering = allowlist.protector(family_of(address), int.from_bytes(address, "big"))
-        assert spared(address) == (covering is not None)
+        assert is_allowed(address) == (covering is not None)
 
 
 # Requests
@@ -213,16 +213,16 @@ def test_requests_have_every_row_once_in_order_and_keep_their_size(some: list[Ro
 
 
 def test_a_request_has_no_more_rows_than_the_service_takes() -> None:
-    some = [Row(V6[:12] + number.to_bytes(4, "big"), "brute_force", "ssh", 1) for number in range(MOST_ROWS + 1)]
+    some = [Row(V6[:12] + number.to_bytes(4, "big"), "brute_force", "ssh", 1) for number in range(MAX_ROWS + 1)]
     count, body = first_request(some)
-    assert count == len(reports(body)) == MOST_ROWS
+    assert count == len(reports(body)) == MAX_ROWS
 
 
 def test_the_longest_rows_that_there_are_keep_the_bytes_bounded() -> None:
-    widest = Row(bytes.fromhex("20010db8aaaaaaaaaaaaaaaaaaaaaaaa"), "exploited_host", "x" * MOST_PROTOCOL, 1)
-    count, body = first_request([widest] * MOST_ROWS)
-    assert count == MOST_ROWS
-    assert len(body) <= MOST_BYTES
+    widest = Row(bytes.fromhex("20010db8aaaaaaaaaaaaaaaaaaaaaaaa"), "exploited_host", "x" * MAX_PROTOCOL, 1)
+    count, body = first_request([widest] * MAX_ROWS)
+    assert count == MAX_ROWS
+    assert len(body) <= MAX_BYTES
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_row_that_is_wrong_may_not(reason: str) -> None:
     ],
 )
 def test_an_answer_that_contradicts_what_was_sent_is_none(answer: ReportAnswer) -> None:
-    with pytest.raises(UnansweredError, match="SikkerAPI"):
+    with pytest.raises(Unanswered, match="SikkerAPI"):
         judge(SOME, answer)
 
 

@@ -26,7 +26,7 @@ SSH, HTTP, DNS, UNTOLD = (6, 22), (6, 80), (17, 53), (-1, -1)
 NETWORK = bytes.fromhex("20010db800000001")
 ENTRY = "2001:db8::/48"
 KNOWN = Cover("203.0.113.0/24", False)
-decide = partial(row_of, port_map={}, spoofable=False)
+make_row = partial(row_of, port_map={}, spoofable=False)
 
 
 def host(number: int) -> bytes:
@@ -54,7 +54,7 @@ def fate(
     covers = {host(number): cover for number, cover in (known or {}).items()}
     return fate_of(
         {host(number): packets for number, packets in members.items()},
-        decide,
+        make_row,
         through or screen(),
         covers.get,
         waiting or {},

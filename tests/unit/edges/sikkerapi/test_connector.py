@@ -1,4 +1,4 @@
-"""The door to SikkerAPI against servers on loopback: who proves to be it, and where requests go and don't go."""
+"""The connector to SikkerAPI against servers on loopback: who proves to be it, and where requests go and don't go."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.lists.allowlist import API, PROXY
-from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.sikkerapi.blacklist import Blacklist
+from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.sikkerapi.connector import PinnedConnector
-from sikkerguard.edges.sikkerapi.reports import ReportApi
+from sikkerguard.edges.sikkerapi.reports import BulkReportClient
 from sikkerguard.errors import FetchError
 from tests.fronts import Authority, Front, ProxyServer
 from tests.standin.entries import Entry
@@ -58,7 +59,7 @@ def front(standin: Standin, authority: Authority, scheme: str, monkeypatch: pyte
 
 
 @pytest.fixture
-def door(front: Front, scheme: str) -> PinnedConnector:
+def connector(front: Front, scheme: str) -> PinnedConnector:
     return PinnedConnector(f"{scheme}://{NAME}:{front.port}", {})
 
 
@@ -66,18 +67,17 @@ def here(action: Callable[[], object]) -> object:
     return action()
 
 
-def proved(door: PinnedConnector, address: str) -> str:
-    return asyncio.run(door.prove(address))
+def proved(connector: PinnedConnector, address: str) -> str:
+    return asyncio.run(connector.prove(address))
 
 
-def pulled(door: PinnedConnector, url: str) -> bytes:
-    got = bytearray()
+def pulled(connector: PinnedConnector, url: str) -> bytes:
+    client = ApiClient(url, DEMO_KEY, connector=connector)
+    return asyncio.run(whole(Blacklist(client, score_min=50, interval=3600.0)))
 
-    async def sink(piece: bytes) -> None:
-        got.extend(piece)
 
-    asyncio.run(SikkerApi(url, DEMO_KEY, door=door).pull(50, sink))
-    return bytes(got)
+async def whole(feed: Blacklist) -> bytes:
+    return b"".join([piece async for piece in feed.stream()])
 
 
 # Names
@@ -98,8 +98,8 @@ def test_what_the_resolver_gives_is_taken_if_it_is_an_address() -> None:
     def look_up(host: str) -> Iterable[str]:
         return ["192.0.2.1", "::ffff:192.0.2.2", "2001:db8::1", "192.0.2.1", "nonsense", "192.0.2.0/24"]
 
-    door = PinnedConnector("http://api.example.net", {}, look_up=look_up)
-    assert asyncio.run(door.resolve()) == ("192.0.2.1", "2001:db8::1")
+    connector = PinnedConnector("http://api.example.net", {}, look_up=look_up)
+    assert asyncio.run(connector.resolve()) == ("192.0.2.1", "2001:db8::1")
 
 
 def test_a_look_up_that_hangs_holds_up_nothing_and_is_not_joined_by_others() -> None:
@@ -110,30 +110,30 @@ def test_a_look_up_that_hangs_holds_up_nothing_and_is_not_joined_by_others() -> 
         go_on.wait(20)
         return ["192.0.2.1"]
 
-    door = PinnedConnector("http://api.example.net", {}, look_up=look_up, resolve_seconds=0.05)
+    connector = PinnedConnector("http://api.example.net", {}, look_up=look_up, resolve_seconds=0.05)
     for _ in range(3):
         # Each in a loop of its own: that one ended does not disturb who still looks.
-        assert asyncio.run(door.resolve()) == ()
+        assert asyncio.run(connector.resolve()) == ()
     assert asked == ["api.example.net"]
 
     async def at_last() -> tuple[str, ...]:
-        while not (found := await door.resolve()):
+        while not (found := await connector.resolve()):
             pass
         return found
 
     go_on.set()
     assert asyncio.run(at_last()) == ("192.0.2.1",)
-    asyncio.run(door.resolve())
+    asyncio.run(connector.resolve())
 
 
 # Proof
 
 
-def test_who_it_is_proves_it_and_who_it_is_not_does_not(door: PinnedConnector, front: Front, scheme: str) -> None:
-    assert proved(door, GENUINE) == ""
+def test_who_it_is_proves_it_and_who_it_is_not_does_not(connector: PinnedConnector, front: Front, scheme: str) -> None:
+    assert proved(connector, GENUINE) == ""
     lie = "its certificate is not SikkerAPI's: Hostname mismatch" if scheme == "https" else "it answers 200, not as"
-    assert proved(door, LIAR).startswith(lie)
-    assert proved(door, NOBODY)
+    assert proved(connector, LIAR).startswith(lie)
+    assert proved(connector, NOBODY)
     assert front.tried == {GENUINE: 1, LIAR: 1}
 
 
@@ -143,8 +143,8 @@ def test_an_authority_that_nobody_knows_vouches_for_nobody(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     tls = authority.context(NAME), authority.context(NAME)
     with Front(here, ("127.0.0.1", standin.port), {GENUINE}, address="0.0.0.0", tls=tls) as front:
-        door = PinnedConnector(f"https://{NAME}:{front.port}", {})
-        assert "its certificate is not SikkerAPI's: " in proved(door, GENUINE)
+        connector = PinnedConnector(f"https://{NAME}:{front.port}", {})
+        assert "its certificate is not SikkerAPI's: " in proved(connector, GENUINE)
 
 
 def status(code: int, body: str) -> Canned:
@@ -173,10 +173,10 @@ def status(code: int, body: str) -> Canned:
     ],
 )
 def test_by_http_it_is_who_answers_as_it_does(standin: Standin, fault: Fault, genuine: bool) -> None:
-    door = PinnedConnector(f"http://{NAME}:{standin.port}", {})
+    connector = PinnedConnector(f"http://{NAME}:{standin.port}", {})
     standin.fault("status", fault)
     began = time.monotonic()
-    assert (proved(door, "127.0.0.1") == "") is genuine
+    assert (proved(connector, "127.0.0.1") == "") is genuine
     assert time.monotonic() - began < 5
     (request,) = standin.record.requests
     assert (request.method, request.path) == ("GET", "/v1/key/status")
@@ -187,63 +187,63 @@ def test_by_http_it_is_who_answers_as_it_does(standin: Standin, fault: Fault, ge
 
 def test_nobody_who_does_not_speak_http_proves_anything(standin: Standin) -> None:
     with Front(here, ("127.0.0.1", standin.port), set(), address="0.0.0.0") as front:
-        door = PinnedConnector(f"https://{NAME}:{front.port}", {})
-        assert proved(door, GENUINE)
+        connector = PinnedConnector(f"https://{NAME}:{front.port}", {})
+        assert proved(connector, GENUINE)
 
 
 # Requests
 
 
 def test_requests_go_to_the_addresses_in_use_alone(
-    door: PinnedConnector, front: Front, standin: Standin, scheme: str
+    connector: PinnedConnector, front: Front, standin: Standin, scheme: str
 ) -> None:
     url = f"{scheme}://{NAME}:{front.port}"
-    door.use([GENUINE])
-    assert pulled(door, url) == f"{LISTED}\n".encode()
-    answer = asyncio.run(ReportApi(SikkerApi(url, DEMO_KEY, door=door)).report(REPORT, lambda: None))
+    connector.use([GENUINE])
+    assert pulled(connector, url) == f"{LISTED}\n".encode()
+    answer = asyncio.run(BulkReportClient(ApiClient(url, DEMO_KEY, connector=connector)).report(REPORT, lambda: None))
     assert answer.accepted == 1
     assert front.tried == {GENUINE: 2}
     assert {request.header("Host") for request in standin.record.requests} == {f"{NAME}:{front.port}"}
-    assert not door.broken
+    assert not connector.broken
 
 
 def test_where_one_can_not_be_connected_to_the_next_one_is_and_a_report_goes_out_once(
-    door: PinnedConnector, front: Front, standin: Standin, scheme: str
+    connector: PinnedConnector, front: Front, standin: Standin, scheme: str
 ) -> None:
     url = f"{scheme}://{NAME}:{front.port}"
-    door.use([NOBODY, ALSO_GENUINE, GENUINE])
-    answer = asyncio.run(ReportApi(SikkerApi(url, DEMO_KEY, door=door)).report(REPORT, lambda: None))
+    connector.use([NOBODY, ALSO_GENUINE, GENUINE])
+    answer = asyncio.run(BulkReportClient(ApiClient(url, DEMO_KEY, connector=connector)).report(REPORT, lambda: None))
     assert answer.accepted == 1
     assert [record.row.ip for record in standin.record.reports] == ["203.0.113.9"]
     assert front.tried == {ALSO_GENUINE: 1}
     # The next request has them prove themselves first.
-    assert door.broken
-    door.use([ALSO_GENUINE])
-    assert not door.broken
+    assert connector.broken
+    connector.use([ALSO_GENUINE])
+    assert not connector.broken
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
 def test_an_address_in_use_that_is_another_s_now_does_not_get_the_key(
-    door: PinnedConnector, front: Front, standin: Standin
+    connector: PinnedConnector, front: Front, standin: Standin
 ) -> None:
-    door.use([LIAR])
+    connector.use([LIAR])
     with pytest.raises(FetchError, match="can't be reached"):
-        pulled(door, f"https://{NAME}:{front.port}")
+        pulled(connector, f"https://{NAME}:{front.port}")
     assert front.tried == {LIAR: 1}
     assert not front.asked
-    assert door.broken
-    door.use([LIAR, GENUINE])
-    assert pulled(door, f"https://{NAME}:{front.port}")
+    assert connector.broken
+    connector.use([LIAR, GENUINE])
+    assert pulled(connector, f"https://{NAME}:{front.port}")
     assert front.asked == {GENUINE: 1}
 
 
 def test_what_was_sent_is_not_sent_again_elsewhere(standin: Standin) -> None:
     with Front(here, ("127.0.0.1", standin.port), set(), address="0.0.0.0") as front:
         url = f"http://{NAME}:{front.port}"
-        door = PinnedConnector(url, {})
-        door.use([LIAR, GENUINE])
+        connector = PinnedConnector(url, {})
+        connector.use([LIAR, GENUINE])
         with pytest.raises(FetchError):
-            asyncio.run(ReportApi(SikkerApi(url, DEMO_KEY, door=door)).report(REPORT, lambda: None))
+            asyncio.run(BulkReportClient(ApiClient(url, DEMO_KEY, connector=connector)).report(REPORT, lambda: None))
     assert front.tried == {LIAR: 1}
 
 
@@ -267,29 +267,29 @@ def test_requests_go_through_the_proxy_that_the_environment_names(
     environment = {f"{scheme.upper()}_PROXY": f"http://someone:s%40cret@127.0.0.1:{proxy.port}"}
     # The certificate is for the name that is asked for, whatever it stands for here.
     url = f"{scheme}://{NAME}:4433"
-    door = PinnedConnector(url, environment)
-    assert (door.way.reason, door.way.host, door.way.port) == (PROXY, "127.0.0.1", proxy.port)
-    door.use(used)
-    assert pulled(door, url) == f"{LISTED}\n".encode()
+    connector = PinnedConnector(url, environment)
+    assert (connector.way.reason, connector.way.host, connector.way.port) == (PROXY, "127.0.0.1", proxy.port)
+    connector.use(used)
+    assert pulled(connector, url) == f"{LISTED}\n".encode()
     asked = f"CONNECT {NAME}:4433" if scheme == "https" else f"GET http://{NAME}:4433/v1/key/blacklist?"
     assert proxy.asked[0].startswith(asked)
     assert "proxy-authorization: basic c29tzw9uztpzqgnyzxq=" in proxy.headers[0].lower()
     assert (DEMO_KEY in proxy.headers[0]) == (scheme == "http")
     assert standin.record.requests[-1].header("Authorization") == f"Bearer {DEMO_KEY}"
-    assert proved(door, "127.0.0.1") == ""
-    assert proved(door, NOBODY)
+    assert proved(connector, "127.0.0.1") == ""
+    assert proved(connector, NOBODY)
 
 
 def test_what_the_environment_names_otherwise_is_no_proxy(
-    door: PinnedConnector, front: Front, scheme: str, monkeypatch: pytest.MonkeyPatch
+    connector: PinnedConnector, front: Front, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The door was made without: neither the client nor the library looks at the environment for itself.
+    # The connector was made without: neither the client nor the library looks at the environment for itself.
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "::/0,[::1")
-    door.use([GENUINE])
-    assert pulled(door, f"{scheme}://{NAME}:{front.port}")
-    assert door.way.reason == API
+    connector.use([GENUINE])
+    assert pulled(connector, f"{scheme}://{NAME}:{front.port}")
+    assert connector.way.reason == API
 
 
 # httpx 0.28 refuses to build a client for some of these, where it is let to look at the environment.
@@ -318,11 +318,11 @@ def test_whatever_no_proxy_says_a_client_is_built_and_asks_where_it_says(
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
     monkeypatch.setenv("NO_PROXY", no_proxy + ",127.0.0.1" * excepted)
     monkeypatch.setenv("no_proxy", no_proxy + ",127.0.0.1" * excepted)
-    door = PinnedConnector(standin.url)
-    assert pulled(door, standin.url) == f"{LISTED}\n".encode()
-    report = ReportApi(SikkerApi(standin.url, DEMO_KEY, door=door)).report(REPORT, lambda: None)
+    connector = PinnedConnector(standin.url)
+    assert pulled(connector, standin.url) == f"{LISTED}\n".encode()
+    report = BulkReportClient(ApiClient(standin.url, DEMO_KEY, connector=connector)).report(REPORT, lambda: None)
     assert asyncio.run(report).accepted == 1
-    assert proved(door, "127.0.0.1") == ""
+    assert proved(connector, "127.0.0.1") == ""
     assert bool(proxy.asked) is not excepted
 
 
@@ -338,14 +338,12 @@ def test_an_api_by_its_address_of_ipv6_is_asked_straight_where_no_proxy_covers_i
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n203.0.113.7\n")
         writer.close()
 
-    async def sink(piece: bytes) -> None:
-        assert piece == b"203.0.113.7\n"
-
     async def asking() -> None:
         server = await asyncio.start_server(answer, "::1", 0)
         async with server:
             url = f"http://[::1]:{server.sockets[0].getsockname()[1]}"
-            await SikkerApi(url, DEMO_KEY, door=PinnedConnector(url)).pull(50, sink)
+            client = ApiClient(url, DEMO_KEY, connector=PinnedConnector(url))
+            assert await whole(Blacklist(client, score_min=50, interval=3600.0)) == b"203.0.113.7\n"
 
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     for name in ("HTTP_PROXY", "http_proxy", "no_proxy"):
@@ -361,9 +359,9 @@ def test_an_api_by_its_address_of_ipv6_is_asked_straight_where_no_proxy_covers_i
 
 def test_a_proxy_that_needs_what_is_not_installed_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
-    door = PinnedConnector("http://api.example.net", {"ALL_PROXY": "socks5://someone:secret@192.0.2.1"})
+    connector = PinnedConnector("http://api.example.net", {"ALL_PROXY": "socks5://someone:secret@192.0.2.1"})
     with pytest.raises(FetchError, match=r"the environment's proxy can't be used \(.*socksio.*\)") as caught:
-        pulled(door, "http://api.example.net")
+        pulled(connector, "http://api.example.net")
     assert "secret" not in str(caught.value)
 
 
@@ -371,11 +369,11 @@ def test_a_proxy_that_needs_what_is_not_installed_is_told_in_a_sentence(monkeypa
 def test_an_error_of_a_proxy_does_not_tell_its_password(proxy: ProxyServer) -> None:
     environment = {"ALL_PROXY": f"http://someone:secret@127.0.0.1:{proxy.port}"}
     proxy.__exit__()
-    door = PinnedConnector("http://api.example.net", environment)
+    connector = PinnedConnector("http://api.example.net", environment)
     with pytest.raises(FetchError, match="can't be reached") as caught:
-        pulled(door, "http://api.example.net")
+        pulled(connector, "http://api.example.net")
     assert "secret" not in str(caught.value)
-    assert "secret" not in proved(door, "127.0.0.1")
+    assert "secret" not in proved(connector, "127.0.0.1")
 
 
 BEGINNINGS = [b"", b"HTTP/1.1 401 No\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"]
@@ -401,11 +399,11 @@ def test_whatever_a_server_answers_it_proves_nothing_and_ends_nothing(rubbish: b
     assert all(asyncio.run(asked()))
 
 
-def test_what_nobody_thought_of_is_no_proof_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nobody_thought_of_is_no_proof_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(PinnedConnector):
         async def _answers(self, address: str) -> str:
             raise KeyError(address)
 
     assert proved(Odd("http://api.example.net", {}), "192.0.2.1") == "KeyError"
-    assert "error that is not foreseen" in caplog.text
+    assert "error that was not expected" in caplog.text
     assert caplog.records[0].exc_info

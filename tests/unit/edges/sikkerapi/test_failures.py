@@ -15,8 +15,8 @@ from sikkerguard.edges.sikkerapi.failures import CancelledByLibraryError, reason
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "_told", set())
+def _nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "_logged", set())
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def fail(kind: type[Exception], words: str) -> Exception:
         return error
 
 
-def test_what_nobody_has_thought_of_is_told_with_a_traceback_once_for_each_place(
+def test_what_nobody_has_thought_of_is_logged_with_a_traceback_once_for_each_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for _ in range(3):

@@ -13,13 +13,12 @@ import pytest
 from scripts import fuzz_answers
 from scripts.drawn_answers import CLOSED, Answer, draw
 from scripts.fuzz_answers import Fuzzer, main
-from sikkerguard.edges.sikkerapi.client import SikkerApi
-from sikkerguard.errors import FetchError
+from sikkerguard.errors import Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from sikkerguard.edges.sikkerapi.client import Quota
+    from sikkerguard.edges.sikkerapi.client import ApiClient
 
 CASES = 10_000
 
@@ -41,7 +40,7 @@ def test_no_answer_ends_anything(capsys: pytest.CaptureFixture[str]) -> None:
     assert findings.faults[:5] == [], f"SIKKER_FUZZ_SEED={seed} draws it again"
     assert findings.outcomes.total() == CASES
     # It gets everywhere: to what is right as well as to what is wrong.
-    for outcome in ("pull: a list", "report: answered", "prove: yes", "pull: FetchError", "pull: ListError"):
+    for outcome in ("pull: a list", "report: answered", "prove: yes", "pull: Unreachable", "pull: ListError"):
         assert findings.outcomes[outcome] > 5, findings.outcomes
     assert any(outcome.endswith("by a socket") for outcome in findings.outcomes)
 
@@ -55,19 +54,32 @@ def test_a_seed_draws_the_same_answers_each_time() -> None:
 # What would be found
 
 
-def found(monkeypatch: pytest.MonkeyPatch, pull: Callable[[SikkerApi], Awaitable[Quota]], answer: bytes = b"") -> str:
-    """What the fuzzer says of a client that does this in place of a pull."""
+class FaultyFeed:
+    """Does something else in place of a pull."""
 
-    async def instead(api: SikkerApi, score_min: int, sink: object) -> Quota:
-        return await pull(api)
+    name, interval, remaining = "faulty", 3600.0, None
 
-    monkeypatch.setattr(SikkerApi, "pull", instead)
+    def __init__(self, client: ApiClient, pull: Callable[[ApiClient], Awaitable[None]]) -> None:
+        self._client = client
+        self._pull = pull
+
+    async def version(self) -> None:
+        """None."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        await self._pull(self._client)
+        yield b""
+
+
+def found(monkeypatch: pytest.MonkeyPatch, pull: Callable[[ApiClient], Awaitable[None]], answer: bytes = b"") -> str:
+    """What the fuzzer says of a feed that does this in place of a pull."""
     monkeypatch.setattr(fuzz_answers, "draw", lambda *_: Answer((answer,), CLOSED))
-    return "\n".join(asyncio.run(Fuzzer(1).run(range(1, 20))).faults)
+    fuzzer = Fuzzer(1, lambda client: FaultyFeed(client, pull))
+    return "\n".join(asyncio.run(fuzzer.run(range(1, 20))).faults)
 
 
 def test_an_error_that_is_not_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def pull(api: SikkerApi) -> Quota:
+    async def pull(client: ApiClient) -> None:
         raise ValueError("Invalid IPv6 URL")
 
     assert "ValueError: Invalid IPv6 URL" in found(monkeypatch, pull)
@@ -75,17 +87,17 @@ def test_an_error_that_is_not_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("words", ["a\x1b[2K", "a\nb", "r\u0430ypal", "x" * 700])
 def test_words_that_may_not_be_shown_are_found(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    async def pull(api: SikkerApi) -> Quota:
-        raise FetchError(words, retryable=True)
+    async def pull(client: ApiClient) -> None:
+        raise Unreachable(words)
 
-    assert "FetchError: " in found(monkeypatch, pull)
+    assert "Unreachable: " in found(monkeypatch, pull)
 
 
 def test_a_connection_that_is_left_open_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def pull(api: SikkerApi) -> Quota:
-        client = api.client("text/plain")
-        await client.send(client.build_request("GET", api.url), stream=True)
-        raise FetchError("that", retryable=True)
+    async def pull(client: ApiClient) -> None:
+        http = client.http("text/plain")
+        await http.send(http.build_request("GET", client.url), stream=True)
+        raise Unreachable("that")
 
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
     assert "1 of 1 streams left open" in found(monkeypatch, pull, answer)
@@ -94,9 +106,9 @@ def test_a_connection_that_is_left_open_is_found(monkeypatch: pytest.MonkeyPatch
 def test_a_task_that_is_left_running_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
 
-    async def pull(api: SikkerApi) -> Quota:
+    async def pull(client: ApiClient) -> None:
         left.append(asyncio.create_task(asyncio.sleep(60)))
-        raise FetchError("that", retryable=True)
+        raise Unreachable("that")
 
     monkeypatch.setattr(fuzz_answers, "LONGEST_CLOSING_SECONDS", 0.2)
     assert "left behind" in found(monkeypatch, pull)

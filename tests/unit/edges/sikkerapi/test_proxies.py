@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.lists.allowlist import API, PROXY
 from sikkerguard.core.sikkerapi.endpoint import Endpoint
-from sikkerguard.edges.sikkerapi.proxies import Proxy, endpoint_of, proxy_of
-from sikkerguard.errors import FetchError
+from sikkerguard.edges.sikkerapi.proxies import Proxy, proxy_of, endpoint_of
+from sikkerguard.errors import SettingsRefused
 
 URL = "https://api.example.net"
 SECRET = "p%40ss-secret"
@@ -141,12 +141,11 @@ def test_a_range_excepts_what_it_covers(
     ],
 )
 def test_what_can_be_no_proxy_is_an_error_that_does_not_show_it(text: str) -> None:
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(SettingsRefused) as caught:
         proxy_of(URL, {"HTTPS_PROXY": text})
     assert "the environment's proxy can't be used (HTTPS_PROXY: " in str(caught.value)
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
-    assert not caught.value.retryable
     # Until somebody wants to use it, it is SikkerAPI that matters.
     assert endpoint_of(URL, {"HTTPS_PROXY": text}) == Endpoint(API, "https", "api.example.net", 443)
 
@@ -155,7 +154,7 @@ def test_what_can_be_no_proxy_is_an_error_that_does_not_show_it(text: str) -> No
 def test_whatever_is_named_as_a_proxy_is_one_or_a_sentence(text: str) -> None:
     try:
         found = proxy_of(URL, {"HTTPS_PROXY": text})
-    except FetchError:
+    except SettingsRefused:
         return
     assert found is None or (found.host and 0 < found.port < 65536)
 

@@ -18,9 +18,19 @@ import pytest
 
 from sikkerguard.core.reports.rows import ReportAnswer, Row, first_request
 from sikkerguard.edges.sikkerapi import failures
-from sikkerguard.edges.sikkerapi.client import SikkerApi
-from sikkerguard.edges.sikkerapi.reports import ReportApi
-from sikkerguard.errors import FetchError, Objection, RecordError, UnansweredError
+from sikkerguard.edges.sikkerapi.client import ApiClient
+from sikkerguard.edges.sikkerapi.reports import BulkReportClient
+from sikkerguard.errors import (
+    BodyRefused,
+    FetchError,
+    KeyRefused,
+    QuotaSpent,
+    RecordError,
+    SendingFailed,
+    SettingsRefused,
+    Unanswered,
+    Unreachable,
+)
 from sikkerguard.version import VERSION
 from tests.standin.faults import Canned, CutOff, Delay, Drip, Drop, Endless, Fault, GzipBomb, Reset, Understate
 from tests.standin.server import DEMO_KEY, Standin
@@ -69,21 +79,21 @@ class Mark:
             raise self._error
 
 
-def api_of(url: str, key: str = DEMO_KEY, transport: httpx.AsyncBaseTransport | None = None) -> ReportApi:
-    return ReportApi(SikkerApi(url, key, transport=transport), longest=5)
+def api_of(url: str, key: str = DEMO_KEY, transport: httpx.AsyncBaseTransport | None = None) -> BulkReportClient:
+    return BulkReportClient(ApiClient(url, key, transport=transport), max_seconds=5)
 
 
 def reported(standin: Standin, body: bytes = BODY, mark: Mark | None = None) -> ReportAnswer:
     return asyncio.run(api_of(standin.url).report(body, mark or Mark()))
 
 
-def failing(api: ReportApi, mark: Mark | None = None, body: bytes = BODY) -> FetchError:
+def failing(api: BulkReportClient, mark: Mark | None = None, body: bytes = BODY) -> FetchError:
     with pytest.raises(FetchError) as caught:
         asyncio.run(api.report(body, mark or Mark()))
     return caught.value
 
 
-def meeting(standin: Standin, fault: Fault) -> ReportApi:
+def meeting(standin: Standin, fault: Fault) -> BulkReportClient:
     standin.fault("bulk-report", fault)
     return api_of(standin.url)
 
@@ -259,32 +269,31 @@ def test_a_server_s_words_are_bounded_and_stay_on_one_line(standin: Standin) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "retryable", "phrase"),
+    ("status", "kind", "phrase"),
     [
-        (400, False, "answered 400"),
-        (401, False, "does not know this key"),
-        (403, False, "disabled or has expired"),
-        (404, False, "answered 404"),
-        (408, True, "answered 408"),
-        (411, False, "answered 411"),
-        (413, False, "answered 413"),
-        (422, False, "answered 422"),
-        (429, True, "quota is used up"),
-        (501, True, "answered 501"),
-        (521, True, "answered 521"),
-        (301, False, "SIKKER_API_URL"),
-        (302, False, "SIKKER_API_URL"),
-        (307, False, "SIKKER_API_URL"),
-        (308, False, "SIKKER_API_URL"),
+        (400, BodyRefused, "answered 400"),
+        (401, KeyRefused, "does not know this key"),
+        (403, KeyRefused, "disabled or has expired"),
+        (404, SettingsRefused, "answered 404"),
+        (408, Unreachable, "answered 408"),
+        (411, SettingsRefused, "answered 411"),
+        (413, BodyRefused, "answered 413"),
+        (422, BodyRefused, "answered 422"),
+        (429, QuotaSpent, "quota is used up"),
+        (501, Unreachable, "answered 501"),
+        (521, Unreachable, "answered 521"),
+        (301, SettingsRefused, "SIKKER_API_URL"),
+        (302, SettingsRefused, "SIKKER_API_URL"),
+        (307, SettingsRefused, "SIKKER_API_URL"),
+        (308, SettingsRefused, "SIKKER_API_URL"),
     ],
 )
 def test_a_server_that_says_no_has_accepted_nothing(
-    standin: Standin, status: int, retryable: bool, phrase: str
+    standin: Standin, status: int, kind: type[FetchError], phrase: str
 ) -> None:
     mark = Mark()
     error = failing(meeting(standin, answering(status, Location=f"{standin.url}/v1/key/bulk-report")), mark)
-    assert not isinstance(error, UnansweredError)
-    assert (error.retryable, error.quota) == (retryable, status == 429)
+    assert type(error) is kind
     assert phrase in str(error)
     assert mark.calls == 1
     # Nothing was sent a second time, least of all by following a redirect.
@@ -293,19 +302,17 @@ def test_a_server_that_says_no_has_accepted_nothing(
 
 def test_a_server_that_asks_for_the_request_later_has_accepted_nothing(standin: Standin) -> None:
     error = failing(meeting(standin, answering(503, Retry_After="90")))
-    assert not isinstance(error, UnansweredError)
-    assert (error.retryable, error.quota, error.objection) == (True, False, None)
+    assert type(error) is Unreachable
     assert "answered 503" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("status", "objection"),
-    [(400, Objection.CONTENT), (422, Objection.CONTENT), (413, Objection.SIZE), (401, None), (404, None), (429, None)],
-)
-def test_what_less_of_a_request_may_help_against_is_told(
-    standin: Standin, status: int, objection: Objection | None
+@pytest.mark.parametrize(("status", "content"), [(400, True), (422, True), (413, False)])
+def test_a_body_that_is_refused_is_refused_for_its_content_or_its_size(
+    standin: Standin, status: int, content: bool
 ) -> None:
-    assert failing(meeting(standin, answering(status))).objection is objection
+    error = failing(meeting(standin, answering(status)))
+    assert isinstance(error, BodyRefused)
+    assert error.content is content
 
 
 @pytest.mark.parametrize(
@@ -322,7 +329,8 @@ def test_a_429_says_what_is_left(
     standin: Standin, headers: dict[str, str], remaining: int | None, limit: int | None, phrase: str
 ) -> None:
     error = failing(meeting(standin, answering(429, None, **headers)))
-    assert (error.quota, error.remaining, error.limit, error.retry_after) == (True, remaining, limit, None)
+    assert isinstance(error, QuotaSpent)
+    assert (error.remaining, error.limit, error.retry_after) == (remaining, limit, None)
     assert phrase in str(error)
 
 
@@ -334,7 +342,7 @@ def test_the_pause_that_the_server_asks_for_is_told(standin: Standin, status: in
 def test_a_spent_quota_is_told_by_the_service_itself(standin: Standin) -> None:
     standin.set_keys([Key(DEMO_KEY, replace(FREE, reports=0))])
     error = failing(api_of(standin.url))
-    assert error.quota
+    assert isinstance(error, QuotaSpent)
     assert error.retry_after is not None
     assert 0 < error.retry_after <= 86_400
 
@@ -343,8 +351,7 @@ def test_a_port_that_nobody_listens_on_gets_nothing(standin: Standin) -> None:
     standin.stop()
     mark = Mark()
     error = failing(api_of(standin.url), mark)
-    assert not isinstance(error, UnansweredError)
-    assert error.retryable
+    assert type(error) is Unreachable
     assert mark.calls == 0
 
 
@@ -352,14 +359,14 @@ def test_a_name_that_does_not_resolve_gets_nothing() -> None:
     mark = Mark()
     error = failing(api_of("http://api.invalid"), mark)
     assert "can't be reached" in str(error)
-    assert not isinstance(error, UnansweredError)
+    assert not isinstance(error, Unanswered)
     assert mark.calls == 0
 
 
 def test_a_server_without_tls_gets_nothing(standin: Standin) -> None:
     mark = Mark()
     error = failing(api_of(standin.url.replace("http:", "https:")), mark)
-    assert not isinstance(error, UnansweredError)
+    assert not isinstance(error, Unanswered)
     assert (mark.calls, standin.record.requests_total) == (0, 0)
 
 
@@ -368,9 +375,9 @@ def test_a_server_that_stops_reading_before_the_end_has_accepted_nothing() -> No
     body = first_request(rows)[1] * 10  # more than the kernels at both ends hold
     mark = Mark()
     with Dumb(reads=False) as server:
-        error = failing(ReportApi(SikkerApi(server.url, DEMO_KEY), longest=0.5), mark, body)
+        error = failing(BulkReportClient(ApiClient(server.url, DEMO_KEY), max_seconds=0.5), mark, body)
         server.closed.set()
-    assert not isinstance(error, UnansweredError)
+    assert not isinstance(error, Unanswered)
     assert "took longer than 0.5 s" in str(error)
     assert mark.calls == 0
 
@@ -413,8 +420,7 @@ def test_a_server_that_stops_reading_before_the_end_has_accepted_nothing() -> No
 def test_what_says_nothing_clear_may_have_been_accepted(standin: Standin, fault: Fault) -> None:
     mark = Mark()
     error = failing(meeting(standin, fault), mark)
-    assert isinstance(error, UnansweredError)
-    assert error.retryable
+    assert isinstance(error, Unanswered)
     assert str(error).startswith("SikkerAPI")
     assert mark.calls == 1
     assert standin.record.requests_total == 1
@@ -422,8 +428,8 @@ def test_what_says_nothing_clear_may_have_been_accepted(standin: Standin, fault:
 
 def test_an_answer_that_comes_too_late_is_none(standin: Standin) -> None:
     standin.fault("bulk-report", Delay(30))
-    error = failing(ReportApi(SikkerApi(standin.url, DEMO_KEY), longest=0.2))
-    assert isinstance(error, UnansweredError)
+    error = failing(BulkReportClient(ApiClient(standin.url, DEMO_KEY), max_seconds=0.2))
+    assert isinstance(error, Unanswered)
     assert "took longer than 0.2 s" in str(error)
     assert standin.record.reports_total == 20
 
@@ -456,9 +462,8 @@ def test_whatever_breaks_is_told_by_whether_the_last_byte_may_have_left(
 
     mark = Mark()
     error = failing(api_of("http://api.example.net", transport=Transport(answer)), mark)
-    assert isinstance(error, UnansweredError) == whole
+    assert type(error) is (Unanswered if whole else Unreachable)
     assert mark.calls == whole
-    assert error.retryable
     assert "the words of the library" in str(error)
 
 
@@ -493,8 +498,9 @@ def test_a_request_that_broke_off_on_its_way_may_be_made_smaller() -> None:
 
     body = bytes(200_000)
     error = failing(api_of("http://api.example.net", transport=Transport(answer)), body=body)
-    assert (error.objection, error.retryable) == (Objection.SIZE, True)
-    assert failing(api_of("http://api.example.net", transport=Transport(nothing)), body=body).objection is None
+    assert type(error) is SendingFailed
+    error = failing(api_of("http://api.example.net", transport=Transport(nothing)), body=body)
+    assert type(error) is Unreachable
 
 
 def test_an_answer_is_waited_for_as_long_as_the_whole_may_take() -> None:
@@ -509,7 +515,7 @@ def test_an_answer_is_waited_for_as_long_as_the_whole_may_take() -> None:
     asyncio.run(api_of("http://api.example.net", transport=Seeing()).report(BODY, Mark()))
     # It is the limit of the whole, two minutes, that ends it, and no shorter one for a single read.
     assert seen == [{"connect": 10.0, "read": None, "write": 30.0, "pool": 30.0}]
-    assert signature(ReportApi).parameters["longest"].default == 120.0
+    assert signature(BulkReportClient).parameters["max_seconds"].default == 120.0
 
 
 @pytest.mark.parametrize("status", [200, 202, 500, 503])
@@ -519,7 +525,7 @@ def test_an_answer_to_half_a_request_is_no_acceptance(status: int) -> None:
         return httpx.Response(status, json={"total": 20, "accepted": 20, "rejected": 0})
 
     error = failing(api_of("http://api.example.net", transport=Transport(answer)))
-    assert not isinstance(error, UnansweredError)
+    assert not isinstance(error, Unanswered)
     assert "before it had the whole report" in str(error)
 
 
@@ -541,7 +547,7 @@ def test_a_redirect_to_whatever_it_may_be_is_certainly_no_acceptance(
 ) -> None:
     with Raw(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nLocation: " % status + location + b"\r\n\r\n") as server:
         error = failing(api_of(server.url))
-    assert not isinstance(error, UnansweredError)
+    assert not isinstance(error, Unanswered)
     assert "a redirect, which reports don't follow" in str(error)
     assert caplog.records == []
 
@@ -576,11 +582,10 @@ def test_whatever_ends_a_request_is_our_error_and_known_for_what_it_is(
                 await request.aread()
             raise kind("odd")
 
-    monkeypatch.setattr(failures, "_told", set())
+    monkeypatch.setattr(failures, "_logged", set())
     for _ in range(2):
         error = failing(api_of("http://api.example.net", transport=Odd()))
-        assert isinstance(error, UnansweredError) is sent
-        assert error.retryable
+        assert type(error) is (Unanswered if sent else Unreachable)
     assert len(caplog.records) == (0 if kind is ValueError else 1)
 
 

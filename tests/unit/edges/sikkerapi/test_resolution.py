@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.edges.sikkerapi import failures, resolution
-from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.sikkerapi.blacklist import Blacklist
+from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.sikkerapi.connector import PinnedConnector
-from sikkerguard.edges.sikkerapi.resolution import LONGEST_SECONDS, resolve
+from sikkerguard.edges.sikkerapi.resolution import MAX_SECONDS, resolve
 from sikkerguard.errors import FetchError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def threads() -> int:
 
 
 def test_the_deadline_is_about_ten_seconds() -> None:
-    assert 5 <= LONGEST_SECONDS <= 10
-    assert PinnedConnector("http://api.example.net", {})._resolve_seconds == LONGEST_SECONDS
+    assert 5 <= MAX_SECONDS <= 10
+    assert PinnedConnector("http://api.example.net", {})._resolve_seconds == MAX_SECONDS
 
 
 def test_a_look_up_that_hangs_ends_by_its_deadline_and_has_no_second_thread(resolver: Resolver) -> None:
@@ -57,10 +58,10 @@ def test_a_look_up_that_hangs_ends_by_its_deadline_and_has_no_second_thread(reso
     began = time.monotonic()
     for _ in range(5):
         assert asyncio.run(resolve(HOST, 0.05, resolver)) == ()
-    # Another door, as after new settings, joins it too.
+    # Another connector, as after new settings, joins it too.
     for _ in range(5):
-        door = PinnedConnector(f"http://{HOST}", {}, look_up=resolver, resolve_seconds=0.05)
-        assert asyncio.run(door.resolve()) == ()
+        connector = PinnedConnector(f"http://{HOST}", {}, look_up=resolver, resolve_seconds=0.05)
+        assert asyncio.run(connector.resolve()) == ()
     assert time.monotonic() - began < 5
     assert resolver.asked == [HOST]
     assert threads() == before + 1
@@ -114,10 +115,10 @@ def test_who_asks_at_the_same_time_gets_the_same_answer(resolver: Resolver) -> N
     assert resolver.asked == [HOST]
 
 
-def test_a_resolver_that_fails_as_nobody_thought_is_no_answer_and_told(
+def test_a_resolver_that_fails_as_nobody_thought_is_no_answer_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_told", set())
+    monkeypatch.setattr(failures, "_logged", set())
 
     def odd(host: str) -> Iterable[str]:
         raise KeyError(host)
@@ -147,13 +148,15 @@ def hang(*_, **__):
     threading.Event().wait()
 socket.getaddrinfo = hang
 from sikkerguard.edges.sikkerapi.connector import PinnedConnector
-from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.sikkerapi.blacklist import Blacklist
+from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.errors import FetchError
 async def pull():
-    door = PinnedConnector("http://api.example.net", {environment}, resolve_seconds=0.2)
+    connector = PinnedConnector("http://api.example.net", {environment}, resolve_seconds=0.2)
     {use}
     try:
-        await SikkerApi("http://api.example.net", "key", door=door).pull(50, None)
+        client = ApiClient("http://api.example.net", "key", connector=connector)
+        print([piece async for piece in Blacklist(client, score_min=50, interval=3600.0).stream()])
     except FetchError as error:
         print(error)
 asyncio.run(pull())
@@ -165,9 +168,9 @@ print("ended")
     ("environment", "use"),
     [
         ("{}", "pass"),
-        ("{}", "print(await door.resolve())"),
+        ("{}", "print(await connector.resolve())"),
         # Spoken to by TLS, a proxy is connected to by its name.
-        ("{'HTTP_PROXY': 'https://proxy.example.net'}", "door.use(['192.0.2.1'])"),
+        ("{'HTTP_PROXY': 'https://proxy.example.net'}", "connector.use(['192.0.2.1'])"),
         ("{'HTTP_PROXY': 'http://proxy.example.net'}", "pass"),
     ],
 )
@@ -185,9 +188,6 @@ def test_a_name_that_does_not_resolve_is_an_api_that_can_not_be_had() -> None:
     def nothing(host: str) -> Iterable[str]:
         raise OSError("Name or service not known")
 
-    async def sink(piece: bytes) -> None:
-        raise AssertionError(piece)
-
-    door = PinnedConnector(f"http://{HOST}", {}, look_up=nothing)
+    client = ApiClient(f"http://{HOST}", "key", connector=PinnedConnector(f"http://{HOST}", {}, look_up=nothing))
     with pytest.raises(FetchError, match="the name does not resolve"):
-        asyncio.run(SikkerApi(f"http://{HOST}", "key", door=door).pull(50, sink))
+        asyncio.run(anext(Blacklist(client, score_min=50, interval=3600.0).stream()))

@@ -18,17 +18,18 @@ from sikkerguard.core.lists.lookup import Listing
 from sikkerguard.core.lists.sources import LOCAL_FILE
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.packed import Prefix
-from sikkerguard.core.reports.rows import MOST_ROWS, Row, row_of
+from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Released, Settled
+from sikkerguard.core.reports.rows import MAX_ROWS, Row, row_of
 from sikkerguard.core.reports.screen import Screen
-from sikkerguard.core.reports.stats import ReportStats
+from sikkerguard.core.reports.stats import Recovered, ReportStats
 from sikkerguard.core.traffic.totals import Totals
 from sikkerguard.edges.storage.database import Database
-from sikkerguard.edges.storage.outbox import Outbox, Recovered
+from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
 from sikkerguard.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sikkerguard.core.reports.rows import ReportBatch
 
@@ -38,7 +39,7 @@ KEY = "sk_free_demo"
 SSH, HTTP, DNS, UNTOLD = (6, 22), (6, 80), (17, 53), (-1, -1)
 BLOCK = "INSERT INTO blocked VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET packets = packets + excluded.packets"
 
-decide = partial(row_of, port_map={}, spoofable=False)
+make_row = partial(row_of, port_map={}, spoofable=False)
 
 
 def source(number: int, host: int = 0) -> bytes:
@@ -104,14 +105,18 @@ def ledger(database: Database) -> dict[str, int]:
         return dict(connection.execute("SELECT name, value FROM ledger"))
 
 
-def taken(outbox: Outbox, most: int = MOST_ROWS) -> ReportBatch:
-    parcel = outbox.take(most, ANYONE)
-    assert parcel is not None
-    return parcel
+def taken(outbox: Outbox, most: int = MAX_ROWS) -> ReportBatch:
+    batch = outbox.take(most, ANYONE)
+    assert batch is not None
+    return batch
 
 
-def numbers(parcel: ReportBatch) -> list[int]:
-    return [int.from_bytes(row.address[4:8], "big") for row in parcel.rows]
+def settled(request: int, rejected: Iterable[bytes] = (), postponed: Iterable[bytes] = ()) -> Settled:
+    return Settled(request, (), dict.fromkeys(rejected, "invalid"), frozenset(postponed), NOW)
+
+
+def numbers(batch: ReportBatch) -> list[int]:
+    return [int.from_bytes(row.address[4:8], "big") for row in batch.rows]
 
 
 # What comes in
@@ -119,14 +124,14 @@ def numbers(parcel: ReportBatch) -> list[int]:
 
 def test_what_was_blocked_becomes_rows_and_is_no_longer_there(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5, DNS: 7}, 2: {DNS: 3}, 3: {HTTP: 1, UNTOLD: 9}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert states(database) == {
         (1, "brute_force"): ("waiting", 5, DAY),
         (2, ""): ("withheld", 3, DAY),
         (3, "web_exploit"): ("waiting", 10, DAY),
     }
     assert outbox.accounted() == 25
-    assert outbox.numbers(DAY, KEY) == ReportStats(withheld=1, waiting=2)
+    assert outbox.stats(DAY, KEY) == ReportStats(withheld=1, waiting=2)
     with database.transaction() as connection:
         assert connection.execute("SELECT count(*) FROM blocked").fetchone() == (0,)
 
@@ -134,14 +139,14 @@ def test_what_was_blocked_becomes_rows_and_is_no_longer_there(database: Database
 def test_a_source_has_one_row_a_day_for_a_category(database: Database, outbox: Outbox) -> None:
     for number in range(3):
         block(database, {1: {SSH: 5}, 2: {DNS: 1}, 3: {HTTP if number else SSH: 1}})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
     assert states(database) == {
         (1, "brute_force"): ("waiting", 15, DAY),
         (2, ""): ("withheld", 3, DAY),
         (3, "brute_force"): ("waiting", 1, DAY),
         (3, "web_exploit"): ("waiting", 2, DAY),
     }
-    assert outbox.numbers(DAY, KEY).withheld == 1
+    assert outbox.stats(DAY, KEY).withheld == 1
 
 
 @pytest.mark.parametrize("fate", ["sent", "rejected", "unanswered"])
@@ -149,26 +154,26 @@ def test_what_a_source_sends_after_its_report_is_added_to_the_row_and_not_report
     database: Database, outbox: Outbox, fate: str
 ) -> None:
     block(database, {1: {SSH: 5}})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = taken(outbox)
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = taken(outbox)
     if fate == "unanswered":
-        outbox.unanswered(parcel.request)
+        outbox.apply(LeftUnanswered(batch.request))
     else:
-        outbox.settle(parcel.request, {source(1)} if fate == "rejected" else set(), set(), NOW)
+        outbox.apply(settled(batch.request, {source(1)} if fate == "rejected" else set()))
     block(database, {1: {SSH: 100}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert states(database) == {(1, "brute_force"): (fate, 105, DAY)}
     assert outbox.take(10, ANYONE) is None
 
 
 def test_a_new_day_carries_what_waits_and_forgets_what_is_done_with(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 50}, 2: {SSH: 40}, 3: {SSH: 30}, 4: {SSH: 20}, 5: {SSH: 10}, 6: {DNS: 5}, 7: {SSH: 1}})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = taken(outbox, 3)
-    outbox.settle(parcel.request, {source(2)}, {source(3)}, NOW)
-    outbox.unanswered(taken(outbox, 1).request)
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = taken(outbox, 3)
+    outbox.apply(settled(batch.request, {source(2)}, {source(3)}))
+    outbox.apply(LeftUnanswered(taken(outbox, 1).request))
     block(database, {1: {SSH: 3}, 5: {SSH: 3}})
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     assert states(database) == {
         (1, "brute_force"): ("waiting", 3, DAY + 1),
         (4, "brute_force"): ("waiting", 20, DAY + 1),
@@ -177,37 +182,37 @@ def test_a_new_day_carries_what_waits_and_forgets_what_is_done_with(database: Da
     }
     assert ledger(database)["filed_packets_purged"] == 50 + 40 + 30 + 5
     assert outbox.accounted() == 162
-    assert outbox.numbers(DAY + 1, KEY) == ReportStats(
+    assert outbox.stats(DAY + 1, KEY) == ReportStats(
         sent=1, withheld=1, rejected=1, unanswered=1, waiting=4, last_report_at=float(int(NOW))
     )
 
 
 def test_a_row_that_comes_back_over_midnight_joins_the_one_of_today(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5}})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = taken(outbox)
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = taken(outbox)
     block(database, {1: {SSH: 3}})
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     assert len(states(database)) == 1  # the request's own is still on its way, and is seen below
-    outbox.release(parcel.request)
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.apply(Released(batch.request))
+    outbox.gather(DAY + 1, make_row, ANYONE)
     assert states(database) == {(1, "brute_force"): ("waiting", 8, DAY + 1)}
     assert len(taken(outbox).rows) == 1
 
 
 def test_what_came_in_long_ago_is_not_reported_as_if_it_were_new(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5}, 2: {SSH: 4}, 3: {SSH: 3, HTTP: 1}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     # The service asks each day, and each day there is no quota, or no network.
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     block(database, {2: {SSH: 1}, 3: {HTTP: 9}})
-    outbox.gather(DAY + 2, decide, ANYONE)
+    outbox.gather(DAY + 2, make_row, ANYONE)
     assert states(database) == {
         (2, "brute_force"): ("waiting", 5, DAY + 2),
         (3, "web_exploit"): ("waiting", 9, DAY + 2),
     }
-    assert outbox.numbers(DAY + 2, KEY) == ReportStats(waiting=2, dropped=2)
-    outbox.gather(DAY + 3, decide, ANYONE)
+    assert outbox.stats(DAY + 2, KEY) == ReportStats(waiting=2, dropped=2)
+    outbox.gather(DAY + 3, make_row, ANYONE)
     assert numbers(taken(outbox)) == [3, 2]
     assert outbox.accounted() == 23
 
@@ -215,11 +220,11 @@ def test_what_came_in_long_ago_is_not_reported_as_if_it_were_new(database: Datab
 @pytest.mark.parametrize("away", [2, 30, 3650])
 def test_a_host_that_was_off_for_days_reports_what_comes_now(database: Database, outbox: Outbox, away: int) -> None:
     block(database, {1: {SSH: 50}, 2: {SSH: 4}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     # One that was on its way when it went off is as old as the others.
-    outbox.release(taken(outbox, 1).request)
+    outbox.apply(Released(taken(outbox, 1).request))
     block(database, {3: {SSH: 1}})
-    outbox.gather(DAY + away, decide, ANYONE)
+    outbox.gather(DAY + away, make_row, ANYONE)
     assert states(database) == {(3, "brute_force"): ("waiting", 1, DAY + away)}
     assert ledger(database)["reports_dropped"] == 2
 
@@ -227,57 +232,57 @@ def test_a_host_that_was_off_for_days_reports_what_comes_now(database: Database,
 @pytest.mark.parametrize("fate", ["sent", "rejected", "unanswered", "sending"])
 def test_a_clock_put_back_over_midnight_reports_nobody_twice(database: Database, outbox: Outbox, fate: str) -> None:
     block(database, {1: {SSH: 5}, 2: {DNS: 1}})
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     request = taken(outbox).request
     if fate == "unanswered":
-        outbox.unanswered(request)
+        outbox.apply(LeftUnanswered(request))
     elif fate != "sending":
-        outbox.settle(request, {source(1)} if fate == "rejected" else set(), set(), NOW)
+        outbox.apply(settled(request, {source(1)} if fate == "rejected" else set()))
     for round_, day in enumerate((DAY, DAY, DAY + 1), 1):
         block(database, {1: {SSH: 1}, 2: {DNS: 1}, round_ + 10: {SSH: 1}})
-        outbox.gather(day, decide, ANYONE)
+        outbox.gather(day, make_row, ANYONE)
         assert numbers(taken(outbox)) == [round_ + 10]
         assert outbox.take(10, ANYONE) is None
     assert states(database)[1, "brute_force"] == (fate, 8, DAY + 1)
-    assert outbox.numbers(DAY + 1, KEY).withheld == 1
+    assert outbox.stats(DAY + 1, KEY).withheld == 1
     assert outbox.accounted() == 5 + 1 + 3 * 3
 
 
 def test_what_waits_when_the_clock_is_put_back_over_midnight_goes_once(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5}, 2: {SSH: 5}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     first = taken(outbox, 1)
     block(database, {1: {SSH: 1}})
-    outbox.gather(DAY + 1, decide, ANYONE)
-    outbox.settle(taken(outbox).request, set(), set(), NOW)
+    outbox.gather(DAY + 1, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox).request))
     # Of the same source, one row came back and the other is sent already.
-    outbox.release(first.request)
+    outbox.apply(Released(first.request))
     block(database, {2: {SSH: 1}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert outbox.take(10, ANYONE) is None
     assert outbox.accounted() == 12
 
 
 def test_rows_of_a_clock_that_was_years_ahead_don_t_stay_for_years(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5}, 2: {SSH: 4}})
-    outbox.gather(DAY + 3650, decide, ANYONE)
-    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY + 3650, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox, 1).request))
+    outbox.gather(DAY, make_row, ANYONE)
     assert states(database) == {(2, "brute_force"): ("waiting", 4, DAY)}
-    outbox.gather(DAY + 2, decide, ANYONE)
+    outbox.gather(DAY + 2, make_row, ANYONE)
     assert states(database) == {}
 
 
 def test_the_smallest_rows_go_where_too_many_wait(database: Database) -> None:
-    outbox = Outbox(database, most_waiting=10)
+    outbox = Outbox(database, max_waiting=10)
     block(database, {number: {SSH: number} for number in range(1, 26)})
     block(database, {number: {DNS: number} for number in range(101, 126)})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     left = states(database)
     assert {number for number, category in left if category} == set(range(16, 26))
     assert {number for number, category in left if not category} == set(range(116, 126))
     assert ledger(database)["reports_dropped"] == 15
-    assert outbox.numbers(DAY, KEY).withheld == 25
+    assert outbox.stats(DAY, KEY).withheld == 25
     assert outbox.accounted() == sum(range(1, 26)) + sum(range(101, 126))
 
 
@@ -286,14 +291,14 @@ def test_where_nobody_wants_reports_nothing_is_kept_but_the_count(database: Data
     outbox.discard()
     assert states(database) == {}
     assert outbox.accounted() == ledger(database)["filed_packets_purged"] == 12
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert outbox.take(10, ANYONE) is None
 
 
 def test_what_waits_is_not_sent_once_somebody_wants_reports_again(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 5}, 2: {SSH: 4}, 3: {SSH: 3}, 4: {DNS: 2}})
-    outbox.gather(DAY, decide, ANYONE)
-    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
+    outbox.gather(DAY, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox, 1).request))
     flying = taken(outbox, 1)
     outbox.discard()
     assert {key: state for key, (state, _, _) in states(database).items()} == {
@@ -301,21 +306,21 @@ def test_what_waits_is_not_sent_once_somebody_wants_reports_again(database: Data
         (2, "brute_force"): "sending",
         (4, ""): "withheld",
     }
-    outbox.unanswered(flying.request)
+    outbox.apply(LeftUnanswered(flying.request))
     block(database, {1: {SSH: 5}, 2: {SSH: 4}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert outbox.take(10, ANYONE) is None
     assert outbox.accounted() == 23
 
 
 def test_who_is_allowed_now_is_not_reported(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 50}, 2: {SSH: 40}, 3: {SSH: 3}, 4: {SSH: 2}})
-    outbox.gather(DAY, decide, ANYONE)
-    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
+    outbox.gather(DAY, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox, 1).request))
     flying = taken(outbox, 1)
     block(database, {1: {SSH: 1}, 3: {HTTP: 30}, 5: {SSH: 7}, 6: {SSH: 8}})
     screen = screen_of(*(source(number) for number in (1, 2, 3, 5)))
-    outbox.gather(DAY, decide, screen)
+    outbox.gather(DAY, make_row, screen)
     assert states(database) == {
         (1, "brute_force"): ("sent", 50, DAY),
         (2, "brute_force"): ("sending", 40, DAY),
@@ -323,11 +328,11 @@ def test_who_is_allowed_now_is_not_reported(database: Database, outbox: Outbox) 
         (6, "brute_force"): ("waiting", 8, DAY),
     }
     # The row that waited of one source, and what came of three.
-    assert outbox.numbers(DAY, KEY).withheld == 4
-    outbox.release(flying.request)
-    outbox.gather(DAY, decide, screen)
+    assert outbox.stats(DAY, KEY).withheld == 4
+    outbox.apply(Released(flying.request))
+    outbox.gather(DAY, make_row, screen)
     assert numbers(taken(outbox)) == [6, 4]
-    assert outbox.numbers(DAY, KEY).withheld == 5
+    assert outbox.stats(DAY, KEY).withheld == 5
     assert outbox.accounted() == 141
 
 
@@ -335,13 +340,13 @@ def test_what_the_decision_raises_leaves_everything_as_it_was(database: Database
     def refuse(address: bytes, packets: Mapping[tuple[int, int], int]) -> Row | None:
         if address == source(2):
             raise ArithmeticError
-        return decide(address, packets)
+        return make_row(address, packets)
 
     block(database, {1: {SSH: 5}, 2: {SSH: 5}})
     with pytest.raises(ArithmeticError):
         outbox.gather(DAY, refuse, ANYONE)
     assert states(database) == {}
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert len(states(database)) == 2
 
 
@@ -355,17 +360,17 @@ def block_hosts(database: Database, blocked: Mapping[tuple[int, int], Mapping[tu
             connection.executemany(BLOCK, [(source(number, host), *key, count) for key, count in packets.items()])
 
 
-def named(parcel: ReportBatch) -> list[tuple[bytes, int]]:
-    return [(row.address, row.packets) for row in parcel.rows]
+def named(batch: ReportBatch) -> list[tuple[bytes, int]]:
+    return [(row.address, row.packets) for row in batch.rows]
 
 
 def test_a_network_of_ipv6_has_one_row(database: Database, outbox: Outbox) -> None:
     block_hosts(database, {(1, host): {SSH: 1} for host in range(500)} | {(1, 7): {SSH: 3}, (1, 9): {SSH: 3}})
     block_hosts(database, {(1, 1000): {DNS: 1000}, (2, 1): {SSH: 4}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert named(taken(outbox)) == [(source(1, 7), 504), (source(2, 1), 4)]
     assert outbox.accounted() == 1508
-    assert outbox.numbers(DAY, KEY) == ReportStats(waiting=2)
+    assert outbox.stats(DAY, KEY) == ReportStats(waiting=2)
 
 
 def test_of_ipv4_each_address_has_a_row(database: Database, outbox: Outbox) -> None:
@@ -373,7 +378,7 @@ def test_of_ipv4_each_address_has_a_row(database: Database, outbox: Outbox) -> N
         with database.transaction() as connection:
             rows = [(bytes([203, 0, 113, last]), *SSH, packets + last) for last in (1, 2)]
             connection.executemany(BLOCK, rows)
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
     assert named(taken(outbox)) == [(bytes([203, 0, 113, 2]), 21), (bytes([203, 0, 113, 1]), 18)]
 
 
@@ -382,21 +387,21 @@ def test_a_network_whose_row_is_done_with_is_not_reported_in_another_name(
     database: Database, outbox: Outbox, fate: str
 ) -> None:
     block_hosts(database, {(1, 1): {SSH: 5}})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = taken(outbox)
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = taken(outbox)
     if fate == "unanswered":
-        outbox.unanswered(parcel.request)
+        outbox.apply(LeftUnanswered(batch.request))
     else:
-        outbox.settle(parcel.request, {source(1, 1)} if fate == "rejected" else set(), set(), NOW)
+        outbox.apply(settled(batch.request, {source(1, 1)} if fate == "rejected" else set()))
     block_hosts(database, {(1, 2): {SSH: 100}, (1, 3): {HTTP: 7}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert outbox.take(10, ANYONE) is None
     # For another category it is, and on the next day.
     block_hosts(database, {(1, 4): {HTTP: 7}, (1, 1): {HTTP: 1}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     assert named(taken(outbox)) == [(source(1, 4), 8)]
     block_hosts(database, {(1, 5): {SSH: 1}})
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     assert named(taken(outbox)) == [(source(1, 5), 1)]
     assert outbox.accounted() == 121
 
@@ -404,14 +409,14 @@ def test_a_network_whose_row_is_done_with_is_not_reported_in_another_name(
 def test_a_row_that_waits_is_in_the_name_of_who_sent_most_of_it(database: Database, outbox: Outbox) -> None:
     for hosts in ({1: 5}, {2: 4, 3: 2}, {1: 1, 2: 3}, {4: 6}):
         block_hosts(database, {(1, host): {SSH: packets} for host, packets in hosts.items()})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
     # Of host 2, which sent 7 in all, nobody kept count while it was not the first: 1 and 4 sent 6.
     assert named(taken(outbox)) == [(source(1, 1), 21)]
     # On its way, it keeps its name: the answer is matched by it.
     request = taken_again(database, outbox)
     block_hosts(database, {(1, 2): {SSH: 100}})
-    outbox.gather(DAY, decide, ANYONE)
-    outbox.settle(request, {source(1, 1)}, set(), NOW)
+    outbox.gather(DAY, make_row, ANYONE)
+    outbox.apply(settled(request, {source(1, 1)}))
     assert states(database) == {(1, "brute_force"): ("rejected", 121, DAY)}
 
 
@@ -423,9 +428,9 @@ def taken_again(database: Database, outbox: Outbox) -> int:
 
 def test_a_row_that_is_carried_into_the_next_day_keeps_its_name(database: Database, outbox: Outbox) -> None:
     block_hosts(database, {(1, 9): {SSH: 5}, (1, 1): {SSH: 4}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     block_hosts(database, {(1, 2): {SSH: 4}})
-    outbox.gather(DAY + 1, decide, ANYONE)
+    outbox.gather(DAY + 1, make_row, ANYONE)
     assert named(taken(outbox)) == [(source(1, 9), 13)]
 
 
@@ -448,7 +453,7 @@ CROWDED = screen_of(listing=one_entry_for(CROWD))
 
 def test_a_listed_range_can_not_push_out_what_other_entries_cover(database: Database, outbox: Outbox) -> None:
     block(database, {number: {SSH: number} for number in CROWD} | {number: {SSH: number} for number in range(1, 6)})
-    outbox.gather(DAY, decide, CROWDED)
+    outbox.gather(DAY, make_row, CROWDED)
     assert numbers(taken(outbox, 8)) == [1299, 5, 4, 3, 2, 1, 1298, 1297]
 
 
@@ -456,42 +461,42 @@ def test_a_range_has_its_turn_once_over_requests_and_restarts(tmp_path: Path) ->
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         block(database, {number: {SSH: number} for number in CROWD})
-        outbox.gather(DAY, decide, CROWDED)
-        outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
-        outbox.unanswered(taken(outbox, 1).request)
-        outbox.settle(taken(outbox, 1).request, {source(1297)}, set(), NOW)
+        outbox.gather(DAY, make_row, CROWDED)
+        outbox.apply(settled(taken(outbox, 1).request))
+        outbox.apply(LeftUnanswered(taken(outbox, 1).request))
+        outbox.apply(settled(taken(outbox, 1).request, {source(1297)}))
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         block(database, {1: {SSH: 1}, 2: {SSH: 2}, 3: {SSH: 1, HTTP: 1}})
-        outbox.gather(DAY, decide, CROWDED)
+        outbox.gather(DAY, make_row, CROWDED)
         first = taken(outbox, 2)
         assert numbers(first) == [2, 3]
         # What is released has not had its turn.
-        outbox.release(first.request)
+        outbox.apply(Released(first.request))
         assert numbers(taken(outbox, 4)) == [2, 3, 1, 1296]
         block(database, {3: {HTTP: 5}, 4: {SSH: 1}})
-        outbox.gather(DAY, decide, CROWDED)
+        outbox.gather(DAY, make_row, CROWDED)
         # A second row of a single address comes after others' first.
         assert numbers(taken(outbox, 3)) == [4, 3, 1295]
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         outbox.recover()
         block(database, {5: {SSH: 1}, 1: {SSH: 1}, 2: {SSH: 1}})
-        outbox.gather(DAY + 1, decide, CROWDED)
+        outbox.gather(DAY + 1, make_row, CROWDED)
         # On a new day everybody's turn comes anew.
         assert numbers(taken(outbox, 5)) == [1296, 3, 2, 1, 4]
 
 
 def test_what_would_go_last_is_dropped_where_too_many_wait(database: Database) -> None:
-    outbox = Outbox(database, most_waiting=10)
+    outbox = Outbox(database, max_waiting=10)
     block(database, {number: {SSH: number} for number in CROWD} | {number: {SSH: number} for number in range(1, 7)})
-    outbox.gather(DAY, decide, CROWDED)
+    outbox.gather(DAY, make_row, CROWDED)
     assert {number for number, _ in states(database)} == {1, 2, 3, 4, 5, 6, 1299, 1298, 1297, 1296}
     assert ledger(database)["reports_dropped"] == 296
-    outbox.settle(taken(outbox, 9).request, set(), set(), NOW)
+    outbox.apply(settled(taken(outbox, 9).request))
     # Of the range three have gone today, so that all that is left of it is behind everybody else's.
     block(database, {number: {SSH: 1} for number in range(10, 20)} | {1000: {SSH: 50}})
-    outbox.gather(DAY, decide, CROWDED)
+    outbox.gather(DAY, make_row, CROWDED)
     left = {number for number, _ in states(database) if number not in (1, 2, 3, 4, 5, 6, 1299, 1298, 1297)}
     assert left == set(range(10, 20))
     assert outbox.accounted() == sum(CROWD) + sum(range(1, 7)) + 60
@@ -499,14 +504,14 @@ def test_what_would_go_last_is_dropped_where_too_many_wait(database: Database) -
 
 def test_rows_are_grouped_by_the_lists_that_are_in_force_now(database: Database, outbox: Outbox) -> None:
     block(database, {number: {SSH: number} for number in CROWD} | {1: {SSH: 1}, 2: {SSH: 2}})
-    outbox.gather(DAY, decide, ANYONE)
-    outbox.settle(taken(outbox, 1).request, set(), set(), NOW)
-    outbox.gather(DAY, decide, CROWDED)
+    outbox.gather(DAY, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox, 1).request))
+    outbox.gather(DAY, make_row, CROWDED)
     assert numbers(taken(outbox, 3)) == [2, 1, 1298]
     outbox.recover()
 
     # What no list covers any more keeps its entry.
-    outbox.gather(DAY, decide, screen_of(listing=lambda address: None))
+    outbox.gather(DAY, make_row, screen_of(listing=lambda address: None))
     assert numbers(taken(outbox, 3)) == [2, 1, 1298]
 
 
@@ -526,19 +531,19 @@ def custom_for(*numbers: int) -> Callable[[bytes], Listing | None]:
 def test_who_is_on_the_custom_list_alone_is_withheld_once_a_day(database: Database, outbox: Outbox) -> None:
     for _ in range(2):
         block(database, {1: {SSH: 5}, 2: {SSH: 4}})
-        outbox.gather(DAY, decide, screen_of(listing=custom_for(1)))
+        outbox.gather(DAY, make_row, screen_of(listing=custom_for(1)))
     assert states(database) == {
         (1, ""): ("withheld", 10, DAY),
         (2, "brute_force"): ("waiting", 8, DAY),
     }
-    assert outbox.numbers(DAY, KEY) == ReportStats(withheld=1, waiting=1)
+    assert outbox.stats(DAY, KEY) == ReportStats(withheld=1, waiting=1)
     # From the moment at which that is wanted, what comes is reported.
     block(database, {1: {SSH: 3}})
     wanted = screen_of(listing=custom_for(1), custom=True)
-    outbox.gather(DAY, decide, wanted)
-    parcel = outbox.take(10, wanted)
-    assert parcel is not None
-    assert named(parcel) == [(source(2), 8), (source(1), 3)]
+    outbox.gather(DAY, make_row, wanted)
+    batch = outbox.take(10, wanted)
+    assert batch is not None
+    assert named(batch) == [(source(2), 8), (source(1), 3)]
     assert outbox.accounted() == 21
 
 
@@ -546,15 +551,15 @@ def test_who_no_list_covers_any_more_is_reported_only_where_another_than_the_cus
     database: Database, outbox: Outbox
 ) -> None:
     block(database, {1: {SSH: 5}, 2: {SSH: 4}})
-    outbox.gather(DAY, decide, screen_of(listing=custom_for(2), custom=True))
+    outbox.gather(DAY, make_row, screen_of(listing=custom_for(2), custom=True))
     gone = screen_of(listing=lambda address: None)
     block(database, {1: {SSH: 1}, 2: {SSH: 1}, 3: {SSH: 1}})
-    outbox.gather(DAY, decide, gone)
-    parcel = outbox.take(10, gone)
-    assert parcel is not None
-    assert named(parcel) == [(source(1), 6)]
+    outbox.gather(DAY, make_row, gone)
+    batch = outbox.take(10, gone)
+    assert batch is not None
+    assert named(batch) == [(source(1), 6)]
     # The row that waited, once what came with it, and who was not known.
-    assert outbox.numbers(DAY, KEY).withheld == 3
+    assert outbox.stats(DAY, KEY).withheld == 3
     assert outbox.accounted() == 12
 
 
@@ -563,56 +568,56 @@ def test_who_no_list_covers_any_more_is_reported_only_where_another_than_the_cus
 
 def test_the_largest_go_first_and_no_more_than_asked_for(database: Database, outbox: Outbox) -> None:
     block(database, {number: {SSH: 100 - number} for number in range(10)} | {50: {SSH: 1000}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     first, second = taken(outbox, 4), taken(outbox, 100)
     assert numbers(first) == [50, 0, 1, 2]
     assert numbers(second) == [3, 4, 5, 6, 7, 8, 9]
     assert first.request != second.request
     assert outbox.take(10, ANYONE) is None
-    assert outbox.numbers(DAY, KEY).waiting == 11
+    assert outbox.stats(DAY, KEY).waiting == 11
 
 
 def test_no_request_has_an_address_twice(database: Database, outbox: Outbox) -> None:
     for key in (SSH, HTTP):
         block(database, {1: {key: 5}, 2: {key: 4}})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
     first, second = taken(outbox), taken(outbox)
     assert numbers(first) == numbers(second) == [1, 2]
     assert {row.category for row in first.rows + second.rows} == {"brute_force", "web_exploit"}
 
 
 def test_a_request_is_never_larger_than_the_service_takes(database: Database, outbox: Outbox) -> None:
-    block(database, {number: {SSH: 1} for number in range(MOST_ROWS + 5)})
-    outbox.gather(DAY, decide, ANYONE)
-    assert len(taken(outbox, 1 << 30).rows) == MOST_ROWS
+    block(database, {number: {SSH: 1} for number in range(MAX_ROWS + 5)})
+    outbox.gather(DAY, make_row, ANYONE)
+    assert len(taken(outbox, 1 << 30).rows) == MAX_ROWS
     assert len(taken(outbox, 1 << 30).rows) == 5
 
 
 def test_who_must_not_be_reported_any_more_is_left_out_of_the_request(database: Database, outbox: Outbox) -> None:
     block(database, {number: {SSH: 100 - number} for number in range(1, 8)})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = outbox.take(3, screen_of(source(1), listing=custom_for(3, 5)))
-    assert parcel is not None
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = outbox.take(3, screen_of(source(1), listing=custom_for(3, 5)))
+    assert batch is not None
     # Others take their places, and what stands behind the request is not looked at yet.
-    assert numbers(parcel) == [2, 4, 6]
-    assert json.loads(parcel.body)["reports"][0]["ip"] == "2001:db8:0:2::"
-    assert len(json.loads(parcel.body)["reports"]) == 3
+    assert numbers(batch) == [2, 4, 6]
+    assert json.loads(batch.body)["reports"][0]["ip"] == "2001:db8:0:2::"
+    assert len(json.loads(batch.body)["reports"]) == 3
     assert {number: state for (number, _), (state, _, _) in states(database).items()} == {
         2: "sending",
         4: "sending",
         6: "sending",
         7: "waiting",
     }
-    assert outbox.numbers(DAY, KEY) == ReportStats(withheld=3, waiting=4)
+    assert outbox.stats(DAY, KEY) == ReportStats(withheld=3, waiting=4)
     assert outbox.accounted() == sum(100 - number for number in range(1, 8))
     # Where nobody is left there is no request.
     assert outbox.take(3, screen_of(source(7))) is None
-    assert outbox.numbers(DAY, KEY) == ReportStats(withheld=4, waiting=3)
+    assert outbox.stats(DAY, KEY) == ReportStats(withheld=4, waiting=3)
 
 
 def test_what_is_left_out_and_what_is_marked_is_one_transaction(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     before = states(database), ledger(database)
 
     def listing(address: bytes) -> Listing | None:
@@ -632,28 +637,28 @@ def test_of_nothing_nothing_is_taken(outbox: Outbox) -> None:
 
 def test_each_row_ends_as_the_answer_says(database: Database, outbox: Outbox) -> None:
     block(database, {number: {SSH: 10 - number} for number in range(5)})
-    outbox.gather(DAY, decide, ANYONE)
-    parcel = taken(outbox)
-    outbox.on_wire(parcel.request)
-    outbox.settle(parcel.request, {source(1)}, {source(3)}, NOW)
+    outbox.gather(DAY, make_row, ANYONE)
+    batch = taken(outbox)
+    outbox.on_wire(batch.request)
+    outbox.apply(settled(batch.request, {source(1)}, {source(3)}))
     assert [state for state, _, _ in states(database).values()] == ["sent", "rejected", "sent", "waiting", "sent"]
-    assert outbox.numbers(DAY, KEY) == ReportStats(sent=3, rejected=1, waiting=1, last_report_at=float(int(NOW)))
+    assert outbox.stats(DAY, KEY) == ReportStats(sent=3, rejected=1, waiting=1, last_report_at=float(int(NOW)))
     assert numbers(taken(outbox)) == [3]
 
 
 def test_a_request_that_brought_nothing_home_is_no_report(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 1}})
-    outbox.gather(DAY, decide, ANYONE)
-    outbox.settle(taken(outbox).request, {source(1)}, set(), NOW)
-    assert outbox.numbers(DAY, KEY).last_report_at is None
+    outbox.gather(DAY, make_row, ANYONE)
+    outbox.apply(settled(taken(outbox).request, {source(1)}))
+    assert outbox.stats(DAY, KEY).last_report_at is None
 
 
 def test_what_was_released_is_taken_again_under_another_number(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 1}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     first = taken(outbox)
     outbox.on_wire(first.request)
-    outbox.release(first.request)
+    outbox.apply(Released(first.request))
     second = taken(outbox)
     assert second.rows == first.rows
     assert second.request != first.request
@@ -674,16 +679,16 @@ def test_what_was_released_is_taken_again_under_another_number(database: Databas
         (True, True, Recovered(0, 2)),
     ],
 )
-def test_a_start_decides_by_the_marks(tmp_path: Path, wire: bool, reboot: bool, expected: Recovered) -> None:
+def test_a_start_make_rows_by_the_marks(tmp_path: Path, wire: bool, reboot: bool, expected: Recovered) -> None:
     boot = tmp_path / "boot_id"
     boot.write_text("3f5bb9a0-6d5b-4f0e-8d35-0f2b2f0c9f11\n")
     with opened(tmp_path) as database:
         outbox = Outbox(database, boot_id=boot)
         block(database, {1: {SSH: 9}, 2: {SSH: 8}, 3: {SSH: 7}})
-        outbox.gather(DAY, decide, ANYONE)
-        parcel = taken(outbox, 2)
+        outbox.gather(DAY, make_row, ANYONE)
+        batch = taken(outbox, 2)
         if wire:
-            outbox.on_wire(parcel.request)
+            outbox.on_wire(batch.request)
     if reboot:
         boot.write_text("a2f0c6d4-58d8-4b9b-a4f7-6c5c7f8e9d01\n")
     with opened(tmp_path) as database:
@@ -691,7 +696,7 @@ def test_a_start_decides_by_the_marks(tmp_path: Path, wire: bool, reboot: bool, 
         assert outbox.recover() == expected
         assert outbox.recover() == Recovered(0, 0)
         assert numbers(taken(outbox)) == ([1, 2, 3] if expected.waiting else [3])
-        assert outbox.numbers(DAY, KEY).unanswered == expected.unanswered
+        assert outbox.stats(DAY, KEY).unanswered == expected.unanswered
         assert outbox.accounted() == 24
 
 
@@ -703,14 +708,14 @@ def test_where_the_kernel_does_not_name_its_boot_nothing_is_risked(tmp_path: Pat
     with opened(tmp_path) as database:
         outbox = Outbox(database, boot_id=boot)
         block(database, {1: {SSH: 9}})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
         taken(outbox)
         assert outbox.recover() == Recovered(0, 1)
 
 
 def test_the_kernel_s_own_boot_id_is_read(database: Database, outbox: Outbox) -> None:
     block(database, {1: {SSH: 9}})
-    outbox.gather(DAY, decide, ANYONE)
+    outbox.gather(DAY, make_row, ANYONE)
     taken(outbox)
     assert ledger(database)["requests_boot"] > 0
     assert outbox.recover() == Recovered(1, 0)
@@ -729,7 +734,7 @@ def test_the_rows_taken_are_on_the_disk_before_they_are_seen(tmp_path: Path) -> 
     with closing(database):
         outbox = Outbox(database)
         block(database, {1: {SSH: 9}})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
         synced.clear()
         request = taken(outbox).request
         assert synced == [True]
@@ -745,13 +750,13 @@ def test_the_mark_before_the_last_byte_moves_no_pages_and_what_follows_does_agai
             return int(connection.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
 
     usual = pages()
-    for end in (outbox.release, outbox.unanswered, lambda request: outbox.settle(request, set(), set(), NOW)):
+    for end in (Released, LeftUnanswered, settled):
         block(database, {1: {SSH: 9}, 2: {SSH: 1}, 3: {SSH: 1}})
-        outbox.gather(DAY, decide, ANYONE)
+        outbox.gather(DAY, make_row, ANYONE)
         request = taken(outbox, 1).request
         outbox.on_wire(request)
         assert pages() == 0
-        end(request)
+        outbox.apply(end(request))
         assert pages() == usual > 0
 
 
@@ -762,14 +767,14 @@ def test_the_quota_belongs_to_a_day_and_a_key(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         assert outbox.quota(DAY, KEY) is None
-        outbox.note_quota(DAY, KEY, 17)
+        outbox.apply(QuotaNoted(DAY, KEY, 17))
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         assert outbox.quota(DAY, KEY) == 17
-        assert outbox.numbers(DAY, KEY).quota_remaining == 17
+        assert outbox.stats(DAY, KEY).quota_remaining == 17
         assert outbox.quota(DAY + 1, KEY) is None
         assert outbox.quota(DAY, "sk_free_other") is None
-        outbox.note_quota(DAY, KEY, 0)
+        outbox.apply(QuotaNoted(DAY, KEY, 0))
         assert outbox.quota(DAY, KEY) == 0
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
@@ -778,20 +783,20 @@ def test_the_limit_of_a_day_belongs_to_a_key_and_outlives_the_day(tmp_path: Path
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         assert outbox.quota_limit(KEY) is None
-        outbox.note_quota(DAY, KEY, 17)
+        outbox.apply(QuotaNoted(DAY, KEY, 17))
         assert outbox.quota_limit(KEY) is None
-        outbox.note_quota(DAY, KEY, 16, 1000)
-        outbox.note_quota(DAY, KEY, 15)
+        outbox.apply(QuotaNoted(DAY, KEY, 16, 1000))
+        outbox.apply(QuotaNoted(DAY, KEY, 15))
     with opened(tmp_path) as database:
         outbox = Outbox(database)
-        outbox.note_quota(DAY + 40, KEY, 3)
+        outbox.apply(QuotaNoted(DAY + 40, KEY, 3))
         assert outbox.quota_limit(KEY) == 1000
         assert outbox.quota(DAY + 40, KEY) == 3
         assert outbox.quota_limit("sk_free_other") is None
-        outbox.note_quota(DAY + 40, "sk_free_other", 9)
+        outbox.apply(QuotaNoted(DAY + 40, "sk_free_other", 9))
         assert outbox.quota_limit("sk_free_other") is None
         assert outbox.quota_limit(KEY) == 1000
-        outbox.note_quota(DAY + 40, "sk_free_other", 9, 0)
+        outbox.apply(QuotaNoted(DAY + 40, "sk_free_other", 9, 0))
         assert outbox.quota_limit("sk_free_other") == 0
         assert outbox.quota_limit(KEY) is None
 
@@ -799,18 +804,18 @@ def test_the_limit_of_a_day_belongs_to_a_key_and_outlives_the_day(tmp_path: Path
 def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
     outbox = Outbox(Database(tmp_path / "missing"))
     for action in (
-        lambda: outbox.gather(DAY, decide, ANYONE),
+        lambda: outbox.gather(DAY, make_row, ANYONE),
         outbox.discard,
         lambda: outbox.take(1, ANYONE),
         lambda: outbox.on_wire(1),
-        lambda: outbox.settle(1, set(), set(), NOW),
-        lambda: outbox.release(1),
-        lambda: outbox.unanswered(1),
+        lambda: outbox.apply(settled(1)),
+        lambda: outbox.apply(Released(1)),
+        lambda: outbox.apply(LeftUnanswered(1)),
         outbox.recover,
         lambda: outbox.quota(DAY, KEY),
-        lambda: outbox.note_quota(DAY, KEY, 1),
+        lambda: outbox.apply(QuotaNoted(DAY, KEY, 1)),
         lambda: outbox.quota_limit(KEY),
-        lambda: outbox.numbers(DAY, KEY),
+        lambda: outbox.stats(DAY, KEY),
         outbox.accounted,
     ):
         with pytest.raises(RecordError, match="can't be used"):
@@ -835,7 +840,7 @@ steps = st.one_of(
 @given(st.lists(steps, max_size=40), st.integers(1, 6))
 def test_the_account_is_kept_and_no_row_goes_out_twice_a_day(steps: list[Step], most: int) -> None:
     with tempfile.TemporaryDirectory() as directory, opened(Path(directory)) as database:
-        walk(database, Outbox(database, most_waiting=most), steps)
+        walk(database, Outbox(database, max_waiting=most), steps)
 
 
 def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
@@ -857,7 +862,7 @@ def walk(database: Database, outbox: Outbox, steps: list[Step]) -> None:
                 day += max(days, 0) if flying else days
                 gone = {done for done in gone if done[0] in (day, day + 1)}
                 screen, spared = mixed(allowed)
-                outbox.gather(day, decide, screen)
+                outbox.gather(day, make_row, screen)
                 assert not waiting(database, day) & spared
             case ("take", int(rows), frozenset() as allowed) if flying is None:
                 screen, spared = mixed(allowed)
@@ -907,10 +912,10 @@ def waiting(database: Database, day: int) -> set[bytes]:
 def finish(outbox: Outbox, end: str, request: int) -> None:
     match end:
         case "settle":
-            outbox.settle(request, set(), set(), NOW)
+            outbox.apply(settled(request))
         case "unanswered":
-            outbox.unanswered(request)
+            outbox.apply(LeftUnanswered(request))
         case "release":
-            outbox.release(request)
+            outbox.apply(Released(request))
         case "recover":
             outbox.recover()
