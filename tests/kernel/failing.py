@@ -36,13 +36,13 @@ def fail(*_: object, **__: object) -> Any:
 def at_a_start(edges: Adapters) -> Adapters:
     """Nothing that is asked for on the way to the rules answers, but for the list."""
     store: Any = Failing(edges.store, "load_allowlist", "load_pulls", "load_ways")
-    kernel: Any = Failing(edges.kernel, "await_resume")
+    kernel: Any = Failing(edges.kernel, "hold_counters")
     return replace(edges, store=store, kernel=kernel, detect=fail, way=fail, make_watch=fail)
 
 
 def at_a_stop(edges: Adapters) -> Adapters:
     """Nothing that comes before the removal of the rules works."""
-    kernel: Any = Failing(edges.kernel, "unhook", "drain")
+    kernel: Any = Failing(edges.kernel, "unhook", "read_traffic")
     notifier: Any = Failing(edges.notifier, "stopping", "job")
     return replace(edges, kernel=kernel, notifier=notifier)
 

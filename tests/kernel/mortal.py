@@ -8,72 +8,60 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sikkerguard.cli import run
 from sikkerguard.config import settings
 from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
-from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
-from sikkerguard.edges.kernel.ipset_legacy.sets import DESTROY_SECONDS, SWAP_SECONDS, SetKind, Sets
-from sikkerguard.edges.kernel.ipset_legacy.trial import TrialSets
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
+from sikkerguard.edges.kernel.select import usable_families
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
     from sikkerguard.service.adapters import Adapters
 
 
-class MortalSets(Sets):
-    """Sets that don't outlive one of their changes."""
+class MortalNetlink(NetlinkSets):
+    """A socket that does not outlive one of its changes, once it is deadly."""
 
-    def create(self, name: str, kind: SetKind, family: Family, entries: int) -> None:
-        """May be the last thing that does not happen."""
-        _die_before("create", name)
-        super().create(name, kind, family, entries)
+    deadly = False
 
-    def destroy(self, name: str, seconds: float = DESTROY_SECONDS) -> None:
+    def add(self, name: str, family: Family, batches: Iterable[bytes]) -> None:
         """May be the last thing that does not happen."""
-        _die_before("destroy", name)
-        super().destroy(name, seconds)
+        self._die_before("add", name)
+        super().add(name, family, batches)
 
     def flush(self, name: str) -> None:
         """May be the last thing that does not happen."""
-        _die_before("flush", name)
+        self._die_before("flush", name)
         super().flush(name)
 
-    def swap(self, one: str, other: str, seconds: float = SWAP_SECONDS) -> None:
+    def swap(self, one: str, other: str) -> None:
         """May be the last thing that does not happen."""
-        _die_before("swap", one)
-        super().swap(one, other, seconds)
+        self._die_before("swap", one)
+        super().swap(one, other)
 
-    def add(self, name: str, *entries: Any, **options: Any) -> None:
-        """May be the last thing that does not happen."""
-        _die_before("add", name)
-        super().add(name, *entries, **options)
+    def _die_before(self, what: str, name: str) -> None:
+        if self.deadly and os.environ["DIE_BEFORE"] == f"{what} {name}":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-class MortalKernel(IpsetBackend):
-    """A kernel edge whose update is deadly."""
+class MortalBackend(IpsetBackend):
+    """A backend whose update is deadly."""
 
     def stage(self, blocklist: Blocklist) -> None:
         """From here on it is."""
-        self._sets.close()
-        self._sets = MortalSets()
-        self._contents = SetContents(self._sets)
-        self._trial = TrialSets(self._sets, self.families, time.monotonic)
+        MortalNetlink.deadly = True
         super().stage(blocklist)
-
-
-def _die_before(what: str, name: str) -> None:
-    if os.environ["DIE_BEFORE"] == f"{what} {name}":
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _with_mortal_kernel(edges: Adapters) -> Adapters:
     edges.kernel.close()
-    return replace(edges, kernel=MortalKernel())
+    return replace(edges, kernel=MortalBackend.build(usable_families(), MortalNetlink()))
 
 
 def main() -> int:
