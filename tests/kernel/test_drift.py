@@ -257,9 +257,11 @@ def test_what_one_process_wrote_another_has_nothing_to_repair_in(guard: Guard) -
     # A process of its own, which has written no rule and so has only what it reads.
     look = """
 from sikkerguard.core.firewall.rules import chain_rules
-from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
-kernel = IpsetBackend()
-print([found.rules == chain_rules(family) and found.jumps for family, found in kernel.observe().items()])
+from sikkerguard.core.net.family import Family
+from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
+chains = Chains()
+found = {family: chains.read(family) for family in Family}
+print([rules == chain_rules(family) and jumps for family, (rules, jumps) in found.items()])
 """
     assert guard.lab.host.run(sys.executable, "-c", look).strip() == "[(0,), (0,)]"
 

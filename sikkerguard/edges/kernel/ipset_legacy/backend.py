@@ -5,7 +5,7 @@ For one thread alone. Its parts are beside this file; here is who does what.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sikkerguard.core.firewall.diff import FillCommitted
 from sikkerguard.core.firewall.names import set_names
@@ -59,7 +59,7 @@ class IpsetBackend:
         )
 
     @classmethod
-    def build(cls, families: Sequence[Family], netlink: NetlinkSets | None = None) -> IpsetBackend:
+    def build(cls, families: Sequence[Family], netlink: NetlinkSets | None = None) -> Self:
         """The backend for the kernel of this network namespace, over a netlink socket of its own, or over this one.
 
         Raises:

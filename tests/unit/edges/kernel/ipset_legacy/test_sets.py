@@ -13,6 +13,8 @@ from sikkerguard.edges.kernel.ipset_legacy.sets import Sets
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
 
 EBUSY, IPSET_ERR_BUSY, IPSET_ERR_TYPE_MISMATCH = 16, 4100, 4102
@@ -97,14 +99,15 @@ def test_what_else_the_kernel_refuses_is_final() -> None:
 def test_a_set_that_is_not_ours_is_never_touched(name: str) -> None:
     # Without a name, pyroute2 and the kernel would act on every set of the host.
     host = Host(EBUSY)
-    for change in (
+    changes: tuple[Callable[[], None], ...] = (
         lambda: host.sets.flush(name),
         lambda: host.sets.destroy(name),
         lambda: host.sets.swap(ONE, name),
         lambda: host.sets.swap(name, ONE),
         lambda: host.sets.add(name, Family.V4, bytes(4)),
         lambda: host.sets.delete(name, Family.V4, singles=bytes(4)),
-    ):
+    )
+    for change in changes:
         with pytest.raises(ValueError, match="is not the name of a set of ours"):
             change()
     assert host.netlink.tries == 0
