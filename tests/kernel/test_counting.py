@@ -45,12 +45,12 @@ def dropped(guard: Guard) -> int:
     return total
 
 
-def told(guard: Guard) -> int:
+def logged(guard: Guard) -> int:
     """The packets on all lines of the log."""
     return sum(int(match[2]) for line in guard.log().splitlines() if (match := _PLACE.search(line)))
 
 
-def told_of(guard: Guard, place: str) -> int:
+def logged_of(guard: Guard, place: str) -> int:
     """The packets on the lines of one source or place."""
     return sum(
         int(match[2])
@@ -64,7 +64,7 @@ def filed(guard: Guard) -> int:
     queries = (
         "SELECT SUM(packets) FROM blocked",
         "SELECT SUM(packets) FROM outbox",
-        "SELECT value FROM ledger WHERE name = 'filed_packets_purged'",
+        "SELECT value FROM totals WHERE name = 'filed_packets_purged'",
     )
     with records_of(guard.state) as connection:
         return sum((connection.execute(query).fetchone() or (0,))[0] or 0 for query in queries)
@@ -73,11 +73,11 @@ def filed(guard: Guard) -> int:
 def settle(guard: Guard, packets: int) -> None:
     """Wait until that many packets are in the status, on lines, and in the reports' table or known to be nameless."""
     wait_for(f"{packets} packets in the status", lambda: guard.status()["droppedPackets"] >= packets, 5)
-    wait_for(f"{packets} packets on lines, {told(guard)} are:\n{guard.log()}", lambda: told(guard) >= packets, 15)
+    wait_for(f"{packets} packets on lines, {logged(guard)} are:\n{guard.log()}", lambda: logged(guard) >= packets, 15)
     status = guard.status()
     assert status["droppedPackets"] == packets
     assert status["droppedPacketsToday"] == packets
-    assert told(guard) == packets, guard.log()
+    assert logged(guard) == packets, guard.log()
     assert filed(guard) <= packets - status["droppedUnnamed"]
 
 
@@ -115,7 +115,7 @@ def test_packets_of_every_kind_are_counted_and_read_well(guard: Guard) -> None:
         f"{LISTED_V6} (type 128 code 0) proto=ICMPv6": 4,
         f"{LISTED_V6} proto=99": 1,
     }.items():
-        assert told_of(guard, place) == packets, place
+        assert logged_of(guard, place) == packets, place
     status = guard.status()
     assert status["sources"] == 2
     assert status["topPorts"][0] == {"protocol": "TCP", "port": 23, "service": "telnet", "packets": 47}
@@ -139,7 +139,7 @@ def test_a_scan_by_one_source_hides_no_other(guard: Guard) -> None:
     assert dropped(guard) == 60_001
     settle(guard, 60_001)
     assert guard.status()["droppedUnnamed"] == 0
-    assert told_of(guard, f"{LISTED} (further ports)") > 50_000
+    assert logged_of(guard, f"{LISTED} (further ports)") > 50_000
     assert len(lines(guard)) < 45
 
 
@@ -216,7 +216,7 @@ def put_back(guard: Guard) -> None:
         guard.lab.host.run("ipset", "destroy", f"sikkerguard-{name}-v4")
     connection = sqlite3.connect(guard.state / "records.sqlite3")
     with connection:
-        connection.execute("DELETE FROM ledger WHERE name = 'replies'")
+        connection.execute("DELETE FROM totals WHERE name = 'replies'")
     connection.close()
 
 
@@ -316,7 +316,7 @@ def test_counts_hold_across_a_restart(guard: Guard, end: str) -> None:
     if end == "stop":
         guard.stop()
         # Also what was dropped in the last moment, with its line.
-        assert told(guard) == len(first)
+        assert logged(guard) == len(first)
     else:
         guard.kill()
         # Nobody is there to count: the kernel does.
@@ -329,7 +329,7 @@ def test_counts_hold_across_a_restart(guard: Guard, end: str) -> None:
     settle(guard, total)
     assert filed(guard) == total
     assert guard.status()["droppedUnnamed"] == 0
-    assert told_of(guard, f"{LISTED}:3306 (mysql)") == 70
+    assert logged_of(guard, f"{LISTED}:3306 (mysql)") == 70
 
 
 def set_to_zero(guard: Guard, done: threading.Event) -> None:
@@ -405,6 +405,6 @@ def test_a_stop_while_packets_come_loses_none(guard: Guard) -> None:
     guard.stop()
     sender.join()
     connection = sqlite3.connect(guard.state / "records.sqlite3")
-    held = dict(connection.execute("SELECT name, value FROM ledger"))
+    held = dict(connection.execute("SELECT name, value FROM totals"))
     connection.close()
-    assert held["dropped_packets"] == held["named"] == held["told"] == told(guard) == filed(guard)
+    assert held["dropped_packets"] == held["attributed"] == held["logged"] == logged(guard) == filed(guard)

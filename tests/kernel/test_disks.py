@@ -185,10 +185,10 @@ def test_a_full_disk_is_no_reason_not_to_protect(guard: Guard, block: int, locke
         guard.stop()
         assert guard.lab.sets() == ""
         with records_of(guard.state) as records:
-            ledger = dict(records.execute("SELECT name, value FROM ledger"))
+            totals = dict(records.execute("SELECT name, value FROM totals"))
             (sources,) = records.execute("SELECT count(*) FROM sources").fetchone()
         # What was counted while there was no room is there.
-        assert ledger["dropped_packets"] >= counted
+        assert totals["dropped_packets"] >= counted
         assert sources >= 2
 
 
@@ -342,7 +342,7 @@ def test_records_that_another_process_has_delay_neither_blocking_nor_a_stop(guar
     healed(guard)
     guard.stop()
     with records_of(guard.state) as records:
-        ((dropped,),) = records.execute("SELECT value FROM ledger WHERE name = 'dropped_packets'").fetchall()
+        ((dropped,),) = records.execute("SELECT value FROM totals WHERE name = 'dropped_packets'").fetchall()
     assert dropped >= 2
 
 

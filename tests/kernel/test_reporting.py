@@ -21,6 +21,7 @@ from scripts.laboratory.tools import wait_for
 from sikkerguard.core.lists.lookup import Listing
 from sikkerguard.core.reports.rows import row_of
 from sikkerguard.core.reports.screen import Screen
+from sikkerguard.core.traffic.pending import PendingTraffic
 from sikkerguard.core.traffic.totals import Totals, day_of
 from sikkerguard.edges.storage.database import FILE, Database
 from sikkerguard.edges.storage.outbox import Outbox
@@ -181,7 +182,7 @@ def test_nothing_is_reported_where_that_is_switched_off(guard: Guard) -> None:
 def records(guard: Guard) -> list[list[tuple[object, ...]]]:
     """All that is on disk of what was blocked and what is to be reported."""
     with records_of(guard.state) as connection:
-        tables = ("ledger", "blocked", "outbox")
+        tables = ("totals", "meta", "blocked", "outbox")
         return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
 
 
@@ -191,7 +192,7 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
     today = day_of(time.time())
     for source in (SSH, WEB):
         # The one is a row that waits, the other is still to be made one.
-        TrafficStore(database).save(Totals(day=today), [((socket.inet_aton(source), 6, 22), 30)], (), (), new_day=False)
+        TrafficStore(database).save(PendingTraffic({(socket.inet_aton(source), 6, 22): 30}, totals=Totals(day=today)))
         if source == SSH:
             decide = partial(row_of, port_map={}, spoofable=False)
             Outbox(database).gather(
@@ -263,7 +264,7 @@ def test_a_listed_range_leaves_the_quota_to_the_others(guard: Guard) -> None:
     guard.kill()
     guard.standin.set_keys([Key(DEMO_KEY, replace(FREE, reports=1000))])
     with closing(sqlite3.connect(guard.state / FILE)) as connection, connection:
-        connection.execute("DELETE FROM ledger WHERE name = 'quota_remaining'")
+        connection.execute("DELETE FROM meta WHERE name = 'quota_remaining'")
     guard.start(SIKKER_REPORT_INTERVAL="10s")
     guard.logged("Blocking 6 IPs", times=2)
     wire.send([*[tcp("2001:db8:7:ffff::ffff", 22)] * 9, tcp("203.0.113.1", 22)])

@@ -363,8 +363,10 @@ def blocked_lines() -> list[str]:
     ports: list[tuple[FlowKey, int]] = [((v4, 6, port), 1) for port in range(1, 61)]
     sources: list[tuple[FlowKey, int]] = [((bytes([198, 51, 100, last]), 6, 22), 1) for last in range(60)]
     for named, unnamed in ((ports, 0), (sources, 0), (sources[:41], 0), (sources, 5), ([], 5)):
-        tally, dropped = LogWindow({}), len(named) + unnamed
-        lines += [line.text for line in tally.take(named, dropped, 0.0) + tally.take([], dropped, WINDOW_SECONDS)]
+        dropped = len(named) + unnamed
+        window, first = LogWindow().take(named, dropped, 0.0, {})
+        _, last = window.take([], dropped, WINDOW_SECONDS, {})
+        lines += [line.text for line in first + last]
     assert len({line.partition(" x")[0] for line in lines if "source" in line}) == 5
     return lines
 

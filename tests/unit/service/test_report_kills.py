@@ -35,6 +35,7 @@ from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Prefix, Ranges
 from sikkerguard.core.reports.rows import Row, row_of
+from sikkerguard.core.traffic.pending import PendingTraffic
 from sikkerguard.core.traffic.sample import PacketCount
 from sikkerguard.edges.sikkerapi.client import SikkerApi
 from sikkerguard.edges.sikkerapi.reports import ReportApi
@@ -134,13 +135,14 @@ class Moment:
 
 def block(counts: TrafficStore, dice: random.Random) -> None:
     """Some new sources and a few that were there before, with the account of it in the same transaction."""
-    ledger, _, _ = counts.load()
-    packets, first = ledger.dropped  # what is an account of bytes elsewhere is one of sources here
+    totals = counts.load().totals
+    packets, first = totals.dropped  # what is an account of bytes elsewhere is one of sources here
     last = first + dice.randint(1, 10)
     numbers = [*range(first, last), *(dice.randrange(last) for _ in range(3))]
     blocked = [((source(number, dice.randrange(3)), *key_of(number)), dice.randint(1, 100)) for number in numbers]
     packets += sum(count for _, count in blocked)
-    counts.save(replace(ledger, dropped=PacketCount(packets, last)), blocked, (), (), new_day=False)
+    totals = replace(totals, dropped=PacketCount(packets, last))
+    counts.save(replace(PendingTraffic().add(blocked, 0, ()), totals=totals))
 
 
 # The process that is killed: forked for each life by one that has read all libraries, which takes longer than a life.
@@ -290,7 +292,7 @@ class Found:
 def found(directory: Path, shown: mmap.mmap, begun: float, killed_at: float) -> Found:
     with closing(sqlite3.connect(f"file:{directory / FILE}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT address, category, request FROM outbox WHERE state = 'sending'").fetchall()
-        marked = connection.execute("SELECT value FROM ledger WHERE name = 'request_on_wire'").fetchone()
+        marked = connection.execute("SELECT value FROM meta WHERE name = 'request_on_wire'").fetchone()
     requests = {request for _, _, request in rows}
     assert len(requests) <= 1
     state = "idle" if not rows else "wire" if marked and marked[0] in requests else "sending"
@@ -420,7 +422,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     accepted = Counter((network_of(report.row.ip), report.row.category) for report in standin.record.reports)
 
     states = Counter(each.state for each in left)
-    packets, sources = TrafficStore(database).load()[0].dropped
+    packets, sources = TrafficStore(database).load().totals.dropped
     rows = {number: each for number in range(sources) if (each := row(number)) is not None}
     stopped = {number for number in rows if kind(number) in (ALLOWED, CUSTOM_ALONE)}
     expected = {(network(number), each.category) for number, each in rows.items() if number not in stopped}

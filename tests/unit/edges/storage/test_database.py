@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.edges.storage.database import FILE, Database
+from sikkerguard.core.net.family import Family
+from sikkerguard.core.traffic.records import SavedTraffic
+from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, PacketCount
+from sikkerguard.core.traffic.totals import Totals
+from sikkerguard.edges.storage.database import FILE, Database, read_total
+from sikkerguard.edges.storage.traffic import TrafficStore
 from sikkerguard.errors import RecordError
 from tests.records import records_of
 
@@ -35,12 +40,12 @@ def _database(tmp_path: Path) -> Iterator[Database]:
 
 def write(database: Database, name: str, value: int, *, durable: bool = False) -> None:
     with database.transaction(durable=durable) as connection:
-        connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, value))
+        connection.execute("INSERT OR REPLACE INTO totals VALUES (?, ?)", (name, value))
 
 
 def read(database: Database) -> dict[str, int]:
     with database.transaction() as connection:
-        return dict(connection.execute("SELECT name, value FROM ledger"))
+        return dict(connection.execute("SELECT name, value FROM totals"))
 
 
 def test_what_is_written_is_there_after_the_next_start(tmp_path: Path) -> None:
@@ -77,16 +82,16 @@ def test_it_is_written_ahead_and_maps_no_file(database: Database, tmp_path: Path
     assert FILE not in Path("/proc/self/maps").read_text()
     with records_of(tmp_path) as reader:
         assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert reader.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
+        assert reader.execute("SELECT * FROM totals").fetchall() == [("a", 1)]
 
 
 def test_nobody_else_can_write_it_meanwhile(database: Database, tmp_path: Path) -> None:
     write(database, "a", 1)
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None, timeout=0)) as other:
         with pytest.raises(sqlite3.OperationalError, match="locked"):
-            other.execute("DELETE FROM ledger")
+            other.execute("DELETE FROM totals")
         database.close()
-        other.execute("DELETE FROM ledger")
+        other.execute("DELETE FROM totals")
 
 
 def test_a_file_that_was_deleted_is_there_again_with_all_that_was_in_it(tmp_path: Path) -> None:
@@ -119,12 +124,12 @@ def test_a_file_that_somebody_put_in_its_place_is_the_one_from_then_on(database:
 def test_all_or_nothing(database: Database) -> None:
     def begin_and_raise() -> None:
         with database.transaction() as connection:
-            connection.execute("DELETE FROM ledger")
+            connection.execute("DELETE FROM totals")
             raise ArithmeticError
 
     def begin_and_fail() -> None:
         with database.transaction() as connection:
-            connection.execute("DELETE FROM ledger")
+            connection.execute("DELETE FROM totals")
             connection.execute("DELETE FROM missing")
 
     write(database, "a", 1)
@@ -139,8 +144,8 @@ def test_several_threads_take_turns(database: Database) -> None:
     def count() -> None:
         for _ in range(100):
             with database.transaction() as connection:
-                (found,) = connection.execute("SELECT coalesce(max(value), 0) FROM ledger").fetchone()
-                connection.execute("INSERT OR REPLACE INTO ledger VALUES ('n', ?)", (found + 1,))
+                (found,) = connection.execute("SELECT coalesce(max(value), 0) FROM totals").fetchone()
+                connection.execute("INSERT OR REPLACE INTO totals VALUES ('n', ?)", (found + 1,))
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -247,7 +252,7 @@ def touch_all(database: Database) -> None:
 def test_what_an_error_still_holds_of_a_damaged_file_does_no_harm(database: Database, tmp_path: Path) -> None:
     spoil(database, tmp_path / FILE, "pages")
     with database_error() as held, database.transaction() as connection:
-        held.append(connection.execute("SELECT * FROM ledger"))
+        held.append(connection.execute("SELECT * FROM totals"))
         held.append(connection.execute("SELECT * FROM outbox"))
         list(held[1])
     write(database, "a", 1)
@@ -256,7 +261,7 @@ def test_what_an_error_still_holds_of_a_damaged_file_does_no_harm(database: Data
     # The file that is written ahead bears the same name for both.
     assert (tmp_path / f"{FILE}-wal").stat().st_size > 0
     with records_of(tmp_path) as other:
-        assert other.execute("SELECT * FROM ledger").fetchall() == [("a", 1)]
+        assert other.execute("SELECT * FROM totals").fetchall() == [("a", 1)]
 
 
 @contextmanager
@@ -299,12 +304,46 @@ ALTER TABLE outbox ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;
 UPDATE outbox SET seen = day;
 PRAGMA user_version = 2;
 """
+# As the third version made them, with every name that it kept numbers by.
+VERSION_3 = """
+CREATE TABLE ledger (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE blocked (
+    address BLOB NOT NULL, protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL,
+    PRIMARY KEY (address, protocol, port)
+) WITHOUT ROWID;
+CREATE TABLE sources (address BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE ports (
+    protocol INTEGER NOT NULL, port INTEGER NOT NULL, packets INTEGER NOT NULL, PRIMARY KEY (protocol, port)
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY, day INTEGER NOT NULL, source BLOB NOT NULL, category TEXT NOT NULL, address BLOB NOT NULL,
+    leading INTEGER NOT NULL, entry TEXT NOT NULL, own INTEGER NOT NULL, protocol TEXT NOT NULL,
+    packets INTEGER NOT NULL, state TEXT NOT NULL, request INTEGER, seen INTEGER NOT NULL,
+    UNIQUE (day, source, category)
+);
+CREATE INDEX outbox_by_state ON outbox (state, packets DESC);
+INSERT INTO ledger VALUES
+    ('day', 20000), ('named', 12300), ('told', 12340), ('replies', 1234), ('filed_packets_purged', 17),
+    ('dropped_packets', 12345), ('dropped_octets', 678900), ('today_packets', 345), ('today_octets', 18900),
+    ('counter_v4_packets', 10000), ('counter_v4_octets', 600000), ('counter_v6_packets', 0), ('counter_v6_octets', 0),
+    ('reports_sent', 7), ('reports_rejected', 1), ('reports_unanswered', 2), ('reports_withheld', 3),
+    ('reports_dropped', 4), ('requests', 9), ('requests_boot', 77), ('request_on_wire', 8), ('quota_day', 20000),
+    ('quota_key', 4000000000), ('quota_remaining', 993), ('quota_limit_key', 4000000000), ('quota_limit', 1000),
+    ('last_report_at', 1728000000);
+INSERT INTO blocked VALUES (x'c6336407', 6, 22, 5), (x'c6336408', -1, -1, 6);
+INSERT INTO sources VALUES (x'c6336407'), (x'20010db8000000000000000000000007');
+INSERT INTO ports VALUES (6, 22, 5), (-1, -1, 6);
+INSERT INTO outbox VALUES (1, 20000, x'c6336407', 'ssh', x'c6336407', 9, 'C6336407', 1, 'ssh', 9, 'sent', 8, 20000);
+PRAGMA journal_mode = WAL;
+PRAGMA user_version = 3;
+"""
+OTHER_TABLES = ("blocked", "sources", "ports", "outbox")
 COLUMNS = "id, day, source, category, address, leading, entry, own, protocol, packets, state, request, seen"
 
 
 def content(file: Path) -> dict[str, list[tuple[object, ...]]]:
     with closing(sqlite3.connect(file)) as connection:
-        found = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("ledger", "blocked")}
+        found = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("totals", "blocked")}
         return found | {"outbox": connection.execute(f"SELECT {COLUMNS} FROM outbox ORDER BY id").fetchall()}
 
 
@@ -319,7 +358,7 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date_where_it_is(
         with closing(Database(tmp_path)) as database:
             database.open()
         assert content(tmp_path / FILE) == {
-            "ledger": [("reports_sent", 7)],
+            "totals": [("reports_sent", 7)],
             "blocked": [(one, 6, 22, 5)],
             "outbox": [
                 (1, 20_000, one, "brute_force", one, 9, "C6336407", 1, "ssh", 9, "waiting", None, 20_000),
@@ -328,6 +367,38 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date_where_it_is(
         }
     assert {path.name for path in tmp_path.iterdir()} == {FILE}
     assert not caplog.records
+
+
+def test_totals_and_other_numbers_are_told_apart_and_none_is_lost(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.executescript(VERSION_3)
+        before = dict(connection.execute("SELECT name, value FROM ledger"))
+        others = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in OTHER_TABLES}
+    with closing(Database(tmp_path)) as database:
+        assert TrafficStore(database).load() == SavedTraffic(
+            Totals(
+                PacketCount(12_345, 678_900),
+                20_000,
+                PacketCount(345, 18_900),
+                12_300,
+                12_340,
+                {Family.V4: PacketCount(10_000, 600_000), Family.V6: NOTHING},
+                1_234,
+            ),
+            frozenset({bytes([198, 51, 100, 7]), bytes.fromhex("20010db8000000000000000000000007")}),
+            {(6, 22): 5, (UNATTRIBUTED, UNATTRIBUTED): 6},
+        )
+        with database.transaction() as connection:
+            totals, meta = (dict(connection.execute(f"SELECT name, value FROM {each}")) for each in ("totals", "meta"))
+            assert {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in OTHER_TABLES} == others
+            assert not connection.execute("SELECT * FROM sqlite_schema WHERE name = 'ledger'").fetchall()
+            for name in before:
+                if name.startswith(("reports_", "filed_")):
+                    assert read_total(connection, name) == before[name]
+            assert read_total(connection, "never") == 0
+    kept_apart = ("requests", "requests_boot", "request_on_wire", "last_report_at")
+    assert meta == {name: before[name] for name in before if name.startswith("quota_") or name in kept_apart}
+    assert sorted([*totals.values(), *meta.values()]) == sorted(before.values())
 
 
 def test_rows_of_one_ipv6_network_become_the_one_that_got_farthest(tmp_path: Path) -> None:
@@ -388,10 +459,11 @@ def test_rows_of_one_ipv6_network_become_the_one_that_got_farthest(tmp_path: Pat
     }
 
 
-def test_a_file_of_an_earlier_version_has_the_columns_of_a_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
+def test_a_file_of_an_earlier_version_has_the_columns_of_a_new_one(tmp_path: Path, version: str) -> None:
     (tmp_path / "new").mkdir()
     with closing(sqlite3.connect(tmp_path / FILE)) as connection:
-        connection.executescript(VERSION_1)
+        connection.executescript(version)
     found = []
     for directory in (tmp_path, tmp_path / "new"):
         with closing(Database(directory)) as database, database.transaction() as connection:
@@ -478,7 +550,7 @@ while True:
     number += 1
     with database.transaction(durable=number % 10 == 0) as connection:
         for name in ("a", "b"):
-            connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (name, number))
+            connection.execute("INSERT OR REPLACE INTO totals VALUES (?, ?)", (name, number))
     print(number, flush=True)
 """
 

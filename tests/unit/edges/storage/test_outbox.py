@@ -22,7 +22,7 @@ from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Releas
 from sikkerguard.core.reports.rows import MAX_ROWS, Row, row_of
 from sikkerguard.core.reports.screen import Screen
 from sikkerguard.core.reports.stats import Recovered, ReportStats
-from sikkerguard.core.traffic.totals import Totals
+from sikkerguard.core.traffic.pending import PendingTraffic
 from sikkerguard.edges.storage.database import Database
 from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
@@ -102,7 +102,7 @@ def states(database: Database) -> dict[tuple[int, str], tuple[str, int, int]]:
 
 def ledger(database: Database) -> dict[str, int]:
     with database.transaction() as connection:
-        return dict(connection.execute("SELECT name, value FROM ledger"))
+        return dict(connection.execute("SELECT * FROM totals UNION ALL SELECT * FROM meta"))
 
 
 def taken(outbox: Outbox, most: int = MAX_ROWS) -> ReportBatch:
@@ -898,7 +898,7 @@ def mixed(numbers: frozenset[int]) -> tuple[Screen, set[bytes]]:
 
 
 def scan(database: Database, blocked: list[tuple[tuple[bytes, int, int], int]], unfiled: int = 0) -> None:
-    TrafficStore(database).save(Totals(), blocked, [], [], new_day=False, unfiled=unfiled)
+    TrafficStore(database).save(PendingTraffic().add(blocked, unfiled, ()))
 
 
 def waiting(database: Database, day: int) -> set[bytes]:
