@@ -124,10 +124,10 @@ def _listings(verified: VerifiedList | None, family: Family, address: int) -> tu
 
 
 def _run(options: argparse.Namespace) -> Outcome:
+    family, prefix = read_address(options.address)
     from sikkerguard.edges.kernel.select import open_backend
     from sikkerguard.edges.storage.store import Store
 
-    family, prefix = read_address(options.address)
     store = Store(settings_reader(options).state_dir())
     verified, allowlist = _load_list(store), store.load_allowlist()
     backend = open_backend(dry_run=False)

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 def _run(options: argparse.Namespace) -> Outcome:
     reader = settings_reader(options)
     if options.has_key:
-        return _check_key(reader)
-    return _check_all(reader) if options.check else _print_all(reader)
+        return check_key(reader)
+    return check_all(reader) if options.check else print_all(reader)
 
 
-def _print_all(reader: SettingsReader) -> Outcome:
+def print_all(reader: SettingsReader) -> Outcome:
+    """Print every setting, and what is wrong.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no key; in the latter case the others were printed.
+    """
     problem: ConfigError | None = None
     try:
         settings = reader.load()
@@ -42,7 +47,12 @@ def _print_all(reader: SettingsReader) -> Outcome:
     return Outcome.FINE
 
 
-def _check_all(reader: SettingsReader) -> Outcome:
+def check_all(reader: SettingsReader) -> Outcome:
+    """Print what may not be meant.
+
+    Raises:
+        ConfigError: a setting is wrong, or SikkerAPI may not be asked with these settings.
+    """
     settings = reader.load()
     for sentence in (*settings.troubles, *settings.hints):
         warn(sentence)
@@ -51,9 +61,12 @@ def _check_all(reader: SettingsReader) -> Outcome:
     return Outcome.FINE
 
 
-def _check_key(reader: SettingsReader) -> Outcome:
-    """systemd asks this before each start (ExecCondition=): a service without a key waits, and `systemctl status` shows
-    why. One that has run before starts without: it blocks by the cached list, and says what it lacks."""
+def check_key(reader: SettingsReader) -> Outcome:
+    """Say whether the service may start, as systemd asks before each start (ExecCondition=).
+
+    Without a key it waits, and `systemctl status` shows why. A service that has run before starts without one: it
+    blocks by the cached list, and says what it lacks.
+    """
     from sikkerguard.edges.storage import last_good
     from sikkerguard.edges.systemd.notifier import Notifier
 

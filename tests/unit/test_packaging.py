@@ -205,7 +205,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    for action in parser._parser()._actions:
+    for action in parser.make_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     raise AssertionError("the command line has no commands")
@@ -225,7 +225,7 @@ def test_the_page_has_every_command_with_its_options() -> None:
     assert described == {name: options - HELP for name, options in OPTIONS.items()}
     # Of these alone there is one for all commands.
     assert options_in(parts[0]) == set()
-    assert options_in(section(PAGE, "OPTIONS")) == options_of(parser._parser())
+    assert options_in(section(PAGE, "OPTIONS")) == options_of(parser.make_parser())
 
 
 def test_the_synopsis_has_every_command_with_its_options() -> None:
@@ -236,7 +236,7 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
         common |= options_in(before)
     assert described == {name: options - HELP for name, options in OPTIONS.items()}
     # These stand for a command.
-    assert common == options_of(parser._parser()) - HELP - {"-V", "--version"}
+    assert common == options_of(parser.make_parser()) - HELP - {"-V", "--version"}
 
 
 def test_the_page_names_the_defaults_of_the_demo() -> None:
@@ -282,7 +282,7 @@ def completed(*words: str, directory: Path = ROOT) -> list[str]:
 
 def test_the_completion_offers_every_command_and_option() -> None:
     assert completed("") == sorted(OPTIONS)
-    assert completed("-") == sorted(options_of(parser._parser()))
+    assert completed("-") == sorted(options_of(parser.make_parser()))
     for name, options in OPTIONS.items():
         assert completed(name, "-") == sorted(options), name
         assert completed("--config", "FILE", name, "-") == sorted(options), name
