@@ -18,7 +18,7 @@ RUN scripts/deb /package
 FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SikkerGuard" \
-    org.opencontainers.image.description="Keeps known attackers out of a server, and never locks its owner out" \
+    org.opencontainers.image.description="Blocks known attackers on a server, and never locks its owner out" \
     org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.vendor="The SikkerGuard authors" \
