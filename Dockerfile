@@ -7,7 +7,7 @@ WORKDIR /src
 # What builds the package changes seldom: it has a layer of its own.
 COPY scripts/setup scripts/
 RUN scripts/setup deb
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY docs docs
 COPY packaging/debian packaging/debian
 COPY packaging/systemd packaging/systemd
