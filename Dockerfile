@@ -7,7 +7,7 @@ WORKDIR /src
 # What builds the package changes seldom: it has a layer of its own.
 COPY scripts/setup scripts/
 RUN scripts/setup deb
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY docs docs
 COPY packaging/debian packaging/debian
 COPY packaging/systemd packaging/systemd
@@ -18,7 +18,7 @@ RUN scripts/deb /package
 FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SikkerGuard" \
-    org.opencontainers.image.description="Keeps known attackers out of a server, and never locks its owner out" \
+    org.opencontainers.image.description="Blocks known attackers on a server, and never locks its owner out" \
     org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.vendor="The SikkerGuard authors" \

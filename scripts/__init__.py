@@ -1,0 +1,1 @@
+"""Programs for whoever works on SikkerGuard; `scripts/check` and `scripts/test` come first."""

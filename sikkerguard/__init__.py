@@ -1,1 +1,1 @@
-"""SikkerGuard keeps a Linux server's doors shut to known attackers."""
+"""SikkerGuard blocks known attackers on a Linux server, and never locks its owner out."""

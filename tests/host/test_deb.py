@@ -19,7 +19,7 @@ def test_the_same_sources_give_the_same_bytes(package: Path, tmp_path: Path) -> 
         shutil.copytree(
             PROJECT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copy
         )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(PROJECT / name, tree)
     built = subprocess.run(
         ("sh", "-c", f"umask 077; exec {tree}/scripts/deb {tmp_path}/built"),

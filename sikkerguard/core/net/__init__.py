@@ -1,0 +1,1 @@
+"""Addresses, prefixes and ranges of both families, as numbers and as text."""

@@ -1,0 +1,1 @@
+"""The kernel's own log lines, from the journal or from /dev/kmsg."""

@@ -1,0 +1,1 @@
+"""systemd: notifications to it, and what it has in mind for our unit."""
