@@ -49,12 +49,14 @@ _MAX_PAUSE = 2.0 * 86400
 
 
 class ReportLoop:
-    """`report_forever` is its whole life; `state` is how reporting stands, and `changes` is set when it has changed.
+    """`run` is its whole life; `state` is how reporting stands, and `changes` is set when it has changed.
 
     The settings, the allowlist and the list in force are read anew for each round and each request. `disk` is the
     thread of the records. `healed` is set where the records can be written again; the loop waits for it, and for a
     change of the settings. `clock` is time and chance.
     """
+
+    work = "reporting"
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class ReportLoop:
         self._dropped: int | None = None
         self.state = ReportStats()
 
-    async def report_forever(self) -> None:
+    async def run(self) -> None:
         """Report until cancelled; a request that is on its way then has two seconds to come to its end."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._refresh_forever())

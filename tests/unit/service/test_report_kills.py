@@ -229,7 +229,7 @@ async def live(directory: Path, url: str, begun: float, shown: mmap.mmap, dice: 
     counts = TrafficStore(database)
     moment = Moment()
     reporter = reporter_of(Watched(database, moment, shown), moment, url, dice, begun)
-    reporting = asyncio.create_task(reporter.report_forever())
+    reporting = asyncio.create_task(reporter.run())
     while not reporting.done():
         await asyncio.to_thread(block, counts, dice)
         await asyncio.sleep(0.01)

@@ -1210,7 +1210,7 @@ def living(bench: Bench, meanwhile: Callable[[], Coroutine[object, object, None]
     """Have it report for ever, until this is over; gives the seconds that its end took."""
 
     async def live() -> float:
-        task = asyncio.create_task(bench.reporter.report_forever())
+        task = asyncio.create_task(bench.reporter.run())
         await meanwhile()
         assert not task.done()
         began = time.monotonic()
