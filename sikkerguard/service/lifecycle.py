@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # A boot is not held up by another program for longer; the service does it later.
 _RESTORE_PATIENCE_SECONDS = 10.0
+_UNWATCHED = "Changes of the host are not seen at once (%s); it is looked every few seconds."
 
 
 class Service:
@@ -72,11 +73,12 @@ class Service:
             log.info("%s", parts.settings.config.value.summary())
             listeners.start()
             await self._begin()
-            with unexpected.survived("Changes of the host are not seen at once (%s); it is looked every few seconds."):
-                monitor = self._adapters.observer.monitor(parts.repairs.host_changed)
-                monitor.start()
-            log.info("Monitoring blocked connections")
-            tasks |= {asyncio.create_task(parts.supervisor.keep(loop)) for loop in parts.loops()}
+            if not self._stopped.is_set():
+                with unexpected.survived(_UNWATCHED):
+                    monitor = self._adapters.observer.monitor(parts.repairs.host_changed)
+                    monitor.start()
+                log.info("Monitoring blocked connections")
+                tasks |= {asyncio.create_task(parts.supervisor.keep(loop)) for loop in parts.loops()}
             await self._until_stopped(tasks)
         finally:
             # Whatever one of these meets, the next is done, and the rules are taken away.
