@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from sikkerguard.core.reports.stats import ReportStats
     from sikkerguard.service.report_sender import ReportClients
     from tests.standin.messages import Request
+
+_Result = TypeVar("_Result")
 
 NOON = 20_000 * 86_400 + 43_200.0
 MIDNIGHT = NOON + 43_200
@@ -1317,7 +1319,12 @@ class Life:
     """A reporter in virtual time, which begins to report when this is entered."""
 
     def __init__(
-        self, directory: Path, client: ReportClients, clock: VirtualClock, outbox: Outbox | None = None
+        self,
+        directory: Path,
+        client: ReportClients,
+        clock: VirtualClock,
+        outbox: Outbox | None = None,
+        disk: DiskThread | None = None,
     ) -> None:
         self.database = Database(directory)
         self.settings = Watched(Config(api_key=DEMO_KEY, report_interval=1800.0))
@@ -1330,7 +1337,7 @@ class Life:
             Watched(HostAllowlist(())),
             Sources(),
             NoEndpoint(),
-            DiskThread("records"),
+            disk or DiskThread("records"),
             clock,
             self.healed,
             self.changes,
@@ -1529,12 +1536,14 @@ def test_the_state_is_there_at_once_and_follows_the_day_and_each_change_is_signa
         client = Accepting(clock)
         async with Life(tmp_path, client, clock, outbox) as life:
             assert await life.changes.wait(5)
-            assert life.reporter.state.quota_remaining == 999
+            first = life.reporter.state
+            assert first.quota_remaining == 999
             assert clock.monotonic() == 1
             # Nothing changes until midnight, but for the first round.
             assert not await life.changes.wait(390)
             assert await life.changes.wait(20)
-            assert life.reporter.state.quota_remaining is None
+            midnight = life.reporter.state
+            assert midnight.quota_remaining is None
             assert 400 <= clock.monotonic() <= 401
             assert client.at == []
             database.close()
@@ -1576,27 +1585,66 @@ def test_a_new_key_does_not_wait_for_what_the_old_one_brought_about(tmp_path: Pa
     run(main())
 
 
-@pytest.mark.parametrize("moment", range(40))
-def test_wherever_it_is_cancelled_no_row_is_lost_and_none_is_left_undecided(tmp_path: Path, moment: int) -> None:
-    """Cancelled after so many turns of the event loop from the beginning of a round that sends a request."""
+class SlowDisk(DiskThread):
+    """A disk on which everything takes ten milliseconds, at the end of which it is done."""
+
+    SECONDS = 0.01
+
+    def start(self, action: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        return asyncio.ensure_future(self._later(action))
+
+    async def _later(self, action: Callable[[], _Result]) -> _Result:
+        await asyncio.sleep(self.SECONDS)
+        return action()
+
+    def at_once(self, action: Callable[[], None]) -> None:
+        action()
+
+
+# A round that sends one request waits for the disk eleven times, and for the server for 20 ms.
+STEPS = 23
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_wherever_it_is_cancelled_no_row_is_lost_and_none_is_left_undecided(tmp_path: Path, step: int) -> None:
+    """Cancelled so many times 5 ms after the beginning of a round that sends a request."""
 
     async def main() -> None:
         clock = VirtualClock()
-        client = Accepting(clock, 0.001)
-        life = Life(tmp_path, client, clock)
+        client = Accepting(clock, 0.02)
+        life = Life(tmp_path, client, clock, disk=SlowDisk("records"))
+        life.block(1, 2, 3)
         async with life:
-            life.block(1, 2, 3)
-            await asyncio.sleep(60)
-            for _ in range(moment):
-                await asyncio.sleep(0)
+            await asyncio.sleep(60 + (step + 0.5) * SlowDisk.SECONDS / 2)
+            done = life.reporter.state.sent
+            assert (done == 3) is (step == STEPS - 1), "the steps are all those of a round"
             await life.stop()
             recovered = life.outbox.recover()
             stats = life.outbox.stats(day_of(clock.wall()), DEMO_KEY)
             with life.database.transaction() as connection:
                 ((left,),) = connection.execute("SELECT count(*) FROM blocked").fetchall()
-            # What the server had is sent or unanswered, and nothing else is.
-            assert recovered.unanswered == 0
-            assert stats.sent + stats.unanswered == sum(client.rows)
+            # What the server had is sent, for it answered within two seconds, and nothing else is.
+            assert recovered == Recovered(0, 0)
+            assert (stats.sent, stats.unanswered) == (sum(client.rows), 0)
             assert stats.waiting + left == 3 - sum(client.rows)
+
+    run(main())
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_wherever_it_is_cancelled_while_the_server_is_silent_rows_wait_or_are_given_up(
+    tmp_path: Path, step: int
+) -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        client = Accepting(clock, 30.0)
+        life = Life(tmp_path, client, clock, disk=SlowDisk("records"))
+        life.block(1, 2, 3)
+        async with life:
+            await asyncio.sleep(60 + (step + 0.5) * SlowDisk.SECONDS / 2)
+            assert await life.stop() < 3.1
+            assert life.outbox.recover() == Recovered(0, 0)
+            stats = life.outbox.stats(day_of(clock.wall()), DEMO_KEY)
+            assert (stats.sent, stats.unanswered) == (0, sum(client.rows))
 
     run(main())
