@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,6 @@ from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from sikkerguard.core.interfaces import Feed
 
@@ -36,6 +36,16 @@ def _path(tmp_path: Path) -> Path:
     path = tmp_path / "mine.txt"
     path.write_bytes(LIST)
     return path
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(b"192.0.2.2\n")
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    rewrite(other)
+    other.rename(path)
 
 
 async def content(feed: Feed) -> bytes:
@@ -58,14 +68,9 @@ def test_a_version_differs_once_the_file_was_changed_replaced_or_removed(path: P
         feed = LocalListFile(path, disk)
         versions = [await feed.version()]
         assert await feed.version() == versions[0]
-        path.write_bytes(b"192.0.2.2\n")
-        versions.append(await feed.version())
-        other = path.with_suffix(".new")
-        other.write_bytes(b"192.0.2.2\n")
-        other.rename(path)
-        versions.append(await feed.version())
-        path.unlink()
-        versions.append(await feed.version())
+        for change in (rewrite, replace, Path.unlink):
+            change(path)
+            versions.append(await feed.version())
         assert len(set(versions)) == 4
         assert None not in versions
 
@@ -103,7 +108,7 @@ def test_a_disk_that_hangs_holds_nobody_up_and_gets_no_further_work(path: Path, 
         before = await feed.version()
         released = threading.Event()
         disk.submit(released.wait)
-        path.write_bytes(b"192.0.2.2\n")
+        rewrite(path)
         for _ in range(3):
             # The last answer counts as long as there is no other.
             assert await feed.version() == before

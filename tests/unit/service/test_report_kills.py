@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sikkerguard.config.settings import Config
+from sikkerguard.core.host.surroundings import HostAllowlist
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.lists.sources import LOCAL_FILE, ListedSource
 from sikkerguard.core.net.family import Family
@@ -119,7 +120,7 @@ def listed(name: str, *prefixes: Prefix) -> ListedSource:
     return ListedSource(name, Blocklist(v6=Networks(Family.V6, ranges=Ranges.of(Family.V6, prefixes))), NOON)
 
 
-class Moment:
+class Moment(Watched[HostAllowlist]):
     """What is allowed and listed now, as the reporter asks for it. Everybody may be reported until rows are about to be
     sent."""
 
@@ -130,16 +131,13 @@ class Moment:
     )
 
     def __init__(self) -> None:
+        super().__init__(HostAllowlist())
         self.sending = self.late = False
 
     @property
-    def value(self) -> Moment:
-        return self
-
-    @property
-    def allowlist(self) -> Allowlist:
+    def value(self) -> HostAllowlist:
         kinds = [ALLOWED] * self.sending + [ALLOWED_LATE] * self.late
-        return Allowlist(tuple(AllowEntry(Family.V6, entry_of(each), "") for each in kinds))
+        return HostAllowlist(Allowlist(tuple(AllowEntry(Family.V6, entry_of(each), "") for each in kinds)))
 
     @property
     def sources(self) -> tuple[ListedSource, ...]:

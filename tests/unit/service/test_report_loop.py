@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from sikkerguard.config.settings import Config
+from sikkerguard.core.host.surroundings import HostAllowlist
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.lists.lookup import Listings
 from sikkerguard.core.lists.sources import LOCAL_FILE, ListedSource
@@ -83,13 +84,6 @@ LISTED = (listed_as("SikkerAPI", *range(21_000)),)
 ANYONE = Screen((), Listings(LISTED).of, custom=False)
 
 
-class HostAllowlist:
-    """What is never blocked."""
-
-    def __init__(self, entries: tuple[AllowEntry, ...]) -> None:
-        self.allowlist = Allowlist(entries)
-
-
 class Bench:
     """A reporter with its outbox and a stand-in, all of one clock, `now`. To the reporter it is the clock, the clients,
     the endpoint, the list in force, and what hears of changes."""
@@ -100,7 +94,7 @@ class Bench:
         self.settings = Watched(config)
         self.database = Database(directory)
         self.outbox = Outbox(self.database)
-        self.allowlist = Watched(HostAllowlist(()))
+        self.allowlist = Watched(HostAllowlist())
         self.sources: tuple[ListedSource, ...] | None = LISTED
         self.changes = 0
         self.sizes: list[int] = []
@@ -142,11 +136,11 @@ class Bench:
 
     @property
     def allowed(self) -> tuple[AllowEntry, ...]:
-        return self.allowlist.value.allowlist.entries
+        return self.allowlist.value.entries
 
     @allowed.setter
     def allowed(self, entries: tuple[AllowEntry, ...]) -> None:
-        self.allowlist.set(HostAllowlist(entries))
+        self.allowlist.set(HostAllowlist(Allowlist(entries)))
 
     @property
     def state(self) -> ReportStats:
@@ -1334,7 +1328,7 @@ class Life:
             self.outbox,
             client,
             self.settings,
-            Watched(HostAllowlist(())),
+            Watched(HostAllowlist()),
             Sources(),
             NoEndpoint(),
             disk or DiskThread("records"),
