@@ -195,7 +195,7 @@ class Fuzzer:
         began = time.monotonic()
         try:
             outcome = await (self._on_socket(chance) if number % _REAL == 0 else self._fed(chance))
-        except Exception:  # noqa: BLE001 - just what is looked for: it is told as a fault, with its traceback
+        except Exception:  # noqa: BLE001 - just what is looked for: it is reported as a fault, with its traceback
             outcome = "fault"
             self.findings.faults.append(f"came out: {traceback.format_exc()}")
         self.findings.outcomes[outcome] += 1

@@ -91,7 +91,7 @@ class HeldBackError(ListError):
 
 
 class KernelError(SikkerGuardError):
-    """The kernel refused, or holds something else than what it was told."""
+    """The kernel refused, or holds something else than it was given."""
 
 
 class BusyError(KernelError):

@@ -82,6 +82,11 @@ def retry_delay(error: SikkerGuardError, failures: int, chance: Callable[[], flo
     return max(pause, min(wish, _MAX_RETRY_AFTER) + _MINUTE * chance())
 
 
+def needs_a_person(error: SikkerGuardError) -> bool:
+    """Whether this is tried again as rarely as it is because only a person can put it right: a key, or a setting."""
+    return _pauses_after(type(error)) is _NEEDS_A_PERSON
+
+
 def after_unfinished(unfinished: int, chance: Callable[[], float], *, protecting: bool) -> float:
     """Seconds for which a start waits with its first pull, where so many pulls in a row were begun and not ended. While
     nothing is blocked at all it waits a minute at most: the service manager waits with it."""

@@ -26,11 +26,12 @@ from sikkerguard.service.said import Said
 
 if TYPE_CHECKING:
     from sikkerguard.config.settings import Config
+    from sikkerguard.core.host.surroundings import HostAllowlist
     from sikkerguard.core.interfaces import Clock, ReportOutbox, Signal
     from sikkerguard.core.reports.stats import Recovered
     from sikkerguard.service.disk_thread import DiskThread
-    from sikkerguard.service.report_screen import ListInForce, WatchedAllowlist
-    from sikkerguard.service.report_sender import ApiEndpoint, ReportClients
+    from sikkerguard.service.report_screen import ListedSources
+    from sikkerguard.service.report_sender import ReportClients, ReportEndpoint
     from sikkerguard.service.wakeup import Wakeup
     from sikkerguard.service.watched import Watched
 
@@ -63,20 +64,17 @@ class ReportLoop:
         outbox: ReportOutbox,
         clients: ReportClients,
         config: Watched[Config],
-        allowlist: WatchedAllowlist,
-        lists: ListInForce,
-        endpoint: ApiEndpoint,
+        allowlist: Watched[HostAllowlist],
+        lists: ListedSources,
+        endpoint: ReportEndpoint,
         disk: DiskThread,
         clock: Clock,
         healed: Wakeup,
         changes: Signal,
     ) -> None:
         self._outbox = outbox
-        self._config = config
-        self._endpoint = endpoint
-        self._disk = disk
-        self._clock = clock
-        self._changes = changes
+        self._config, self._endpoint = config, endpoint
+        self._disk, self._clock, self._changes = disk, clock, changes
         self._screening = ReportScreening(config, allowlist, lists)
         self._sender = ReportSender(outbox, clients, config, self._screening, disk, clock)
         self._wakeup = healed

@@ -12,41 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sikkerguard.config.settings import Config
-    from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
+    from sikkerguard.core.host.surroundings import HostAllowlist
+    from sikkerguard.core.lists.allowlist import AllowEntry
     from sikkerguard.core.lists.sources import ListedSource
     from sikkerguard.core.reports.rows import Row
     from sikkerguard.service.watched import Watched
 
 
-class HostAllowlist(Protocol):
-    """What this host must never be cut off from; all that is read of it here."""
-
-    @property
-    def allowlist(self) -> Allowlist:
-        """All that is never blocked."""
-
-
-class WatchedAllowlist(Protocol):
-    """A `Watched` value that is, or has in it, what a `HostAllowlist` has."""
-
-    @property
-    def value(self) -> HostAllowlist:
-        """The allowlist of now."""
-
-
-class ListInForce(Protocol):
-    """The list that the kernel blocks."""
+class ListedSources(Protocol):
+    """The list in force, source by source."""
 
     @property
     def sources(self) -> tuple[ListedSource, ...] | None:
-        """It source by source, as they were read; None where no list is known to be in force. Another tuple for
-        another list."""
+        """The sources as they were read; None where no list is known to be in force. Another tuple for another list."""
 
 
 class ReportScreening:
     """Makes screens of what is known at a moment."""
 
-    def __init__(self, config: Watched[Config], allowlist: WatchedAllowlist, lists: ListInForce) -> None:
+    def __init__(self, config: Watched[Config], allowlist: Watched[HostAllowlist], lists: ListedSources) -> None:
         self._config = config
         self._allowlist = allowlist
         self._lists = lists
@@ -70,4 +54,4 @@ class ReportScreening:
 
     def _allowed(self) -> tuple[AllowEntry, ...]:
         # The tracker follows a new whitelist only a moment later, and a report can't be taken back.
-        return (*self._allowlist.value.allowlist.entries, *self._config.value.whitelist)
+        return (*self._allowlist.value.entries, *self._config.value.whitelist)

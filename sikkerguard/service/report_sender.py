@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 _MAX_SINGLE_REJECTIONS = 3
 
 
-class ApiEndpoint(Protocol):
-    """Where requests to SikkerAPI go."""
+class ReportEndpoint(Protocol):
+    """Where reports are sent to."""
 
     async def open(self, config: Config) -> bool:
         """Find addresses of SikkerAPI that are genuine, and have them allowed. Returns whether other addresses than

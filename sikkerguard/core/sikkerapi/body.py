@@ -40,9 +40,9 @@ class Pace:
         self._received_at_rest = 0
 
     def take(self, size: int, now: float) -> float:
-        """Count a piece of `size` bytes that has come at `now`. Returns the seconds to wait before the next one is
-        asked for. (A time limit for one read alone would let a server that sends a byte now and then hold us for
-        hours.)
+        """Count a piece of `size` bytes that has come at `now`, and return the seconds to wait before the next one.
+
+        A time limit for one read alone would let a server that sends a byte now and then hold us for hours.
 
         Raises:
             Unreachable: it is too much, too slow, or too finely chopped.
@@ -73,8 +73,10 @@ class Unpacker:
     """Undoes the content coding that these headers of an answer name: none, or gzip."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        """Raises:
-        Unreachable: another coding than those that were asked for.
+        """Begin to unpack.
+
+        Raises:
+            Unreachable: it is another coding than those that were asked for.
         """
         coding = headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):

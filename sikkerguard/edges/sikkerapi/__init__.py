@@ -1,0 +1,1 @@
+"""SikkerAPI over HTTP: connections, the blacklist, reports. The only room that knows httpx."""

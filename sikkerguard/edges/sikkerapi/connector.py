@@ -252,7 +252,7 @@ def tls_context(name: str) -> ssl.SSLContext:
         ) from error
     if name:
         context.__class__ = _SingleNameContext
-        assert isinstance(context, _SingleNameContext)
+    if isinstance(context, _SingleNameContext):
         context.name = name
     return context
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.durations import duration_text, span_text
-from sikkerguard.core.schedule import jittered, retry_delay
+from sikkerguard.core.schedule import jittered, needs_a_person, retry_delay
 from sikkerguard.errors import (
     BodyRefused,
     FetchError,
@@ -99,6 +99,12 @@ def test_each_type_of_error_has_its_own_pauses(kind: type[SikkerGuardError]) -> 
     error.__dict__.update(retry_after=None)
     first, longest = FIGURES.get(kind, (5 * MINUTE, 6 * HOUR))
     assert (retry_delay(error, 1, lambda: 0.5), retry_delay(error, 1000, lambda: 0.5)) == (first, longest)
+
+
+@pytest.mark.parametrize("kind", every_kind(SikkerGuardError), ids=lambda kind: kind.__name__)
+def test_a_person_is_needed_where_the_key_the_settings_or_the_request_is_refused(kind: type[SikkerGuardError]) -> None:
+    error = kind.__new__(kind)
+    assert needs_a_person(error) is (kind in (KeyRefused, SettingsRefused, BodyRefused))
 
 
 def test_every_failure_of_a_request_is_in_the_table() -> None:

@@ -29,29 +29,36 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sikkerguard.config.settings import Config
-from sikkerguard.core.lists.allowlist import AllowEntry
+from sikkerguard.core.host.surroundings import HostAllowlist
+from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.lists.sources import LOCAL_FILE, ListedSource
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Prefix, Ranges
+from sikkerguard.core.reports.outcomes import QuotaNoted
 from sikkerguard.core.reports.rows import Row, row_of
 from sikkerguard.core.traffic.pending import PendingTraffic
 from sikkerguard.core.traffic.sample import PacketCount
-from sikkerguard.edges.sikkerapi.client import SikkerApi
-from sikkerguard.edges.sikkerapi.reports import ReportApi
+from sikkerguard.edges.sikkerapi.client import ApiClient
+from sikkerguard.edges.sikkerapi.reports import BulkReportClient
 from sikkerguard.edges.storage.database import FILE, Database
 from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
+from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.report_loop import ReportLoop
+from sikkerguard.service.wakeup import Wakeup
+from sikkerguard.service.watched import Watched
 from tests.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from tests.standin.server import DEMO_KEY, Standin
 from tests.standin.tiers import FREE, Key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Iterator
 
     import pytest
 
+    from sikkerguard.core.interfaces import ReportClient
+    from sikkerguard.core.reports.outcomes import Outcome
     from sikkerguard.core.reports.rows import ReportAnswer, ReportBatch
     from sikkerguard.core.reports.screen import Screen
     from tests.standin.messages import Request
@@ -113,8 +120,9 @@ def listed(name: str, *prefixes: Prefix) -> ListedSource:
     return ListedSource(name, Blocklist(v6=Networks(Family.V6, ranges=Ranges.of(Family.V6, prefixes))), NOON)
 
 
-class Moment:
-    """What is allowed and listed now. Everybody may be reported until rows are about to be sent."""
+class Moment(Watched[HostAllowlist]):
+    """What is allowed and listed now, as the reporter asks for it. Everybody may be reported until rows are about to be
+    sent."""
 
     BEFORE = (listed("SikkerAPI", Prefix(0x20010DB8 << 96, 32)),)
     SENDING = (
@@ -123,14 +131,20 @@ class Moment:
     )
 
     def __init__(self) -> None:
+        super().__init__(HostAllowlist())
         self.sending = self.late = False
 
-    def allowed(self) -> list[AllowEntry]:
+    @property
+    def value(self) -> HostAllowlist:
         kinds = [ALLOWED] * self.sending + [ALLOWED_LATE] * self.late
-        return [AllowEntry(Family.V6, entry_of(each), "") for each in kinds]
+        return HostAllowlist(Allowlist(tuple(AllowEntry(Family.V6, entry_of(each), "") for each in kinds)))
 
-    def lists(self) -> tuple[ListedSource, ...]:
+    @property
+    def sources(self) -> tuple[ListedSource, ...]:
         return self.SENDING if self.sending else self.BEFORE
+
+    async def open(self, config: Config) -> bool:
+        return False
 
 
 def block(counts: TrafficStore, dice: random.Random) -> None:
@@ -160,24 +174,17 @@ class Momentary(Outbox):
         return super().quota(day, key)
 
     def take(self, most: int, screen: Screen) -> ReportBatch | None:
-        parcel = super().take(most, screen)
-        self._moment.sending = parcel is not None
-        return parcel
+        batch = super().take(most, screen)
+        self._moment.sending = batch is not None
+        return batch
 
-    def settle(self, request: int, rejected: Container[bytes], postponed: Container[bytes], now: float) -> None:
-        super().settle(request, rejected, postponed, now)
-        self._moment.sending = self._moment.late = False
-
-    def release(self, request: int) -> None:
-        super().release(request)
-        self._moment.sending = self._moment.late = False
-
-    def unanswered(self, request: int) -> None:
-        super().unanswered(request)
-        self._moment.sending = self._moment.late = False
+    def apply(self, outcome: Outcome) -> None:
+        super().apply(outcome)
+        if not isinstance(outcome, QuotaNoted):
+            self._moment.sending = self._moment.late = False
 
 
-class Watched(Momentary):
+class Visible(Momentary):
     """An outbox that shows, to whoever looks from outside, when a mark was made."""
 
     def __init__(self, database: Database, moment: Moment, shown: mmap.mmap) -> None:
@@ -190,13 +197,16 @@ class Watched(Momentary):
 
 
 class Hesitant:
-    """A client with a line that takes its time to be there, so that rows are found before their request, too, and some
+    """Clients with a line that takes its time to be there, so that rows are found before their request, too, and some
     may not go any more."""
 
-    def __init__(self, api: ReportApi, moment: Moment, dice: random.Random) -> None:
-        self._api = api
+    def __init__(self, moment: Moment, dice: random.Random) -> None:
         self._moment = moment
         self._dice = dice
+
+    def reports(self, config: Config) -> ReportClient:
+        self._api = BulkReportClient(ApiClient(config.api_url, config.api_key))
+        return self
 
     async def report(self, body: bytes, before_last_byte: Callable[[], None]) -> ReportAnswer:
         await asyncio.sleep(self._dice.uniform(0, 0.05))
@@ -204,23 +214,48 @@ class Hesitant:
         return await self._api.report(body, before_last_byte)
 
 
-def clock_since(begun: float) -> Callable[[], float]:
+class OtherDay:
     """A clock that goes, and that is none of this machine's days; `begun` is on the monotonic clock."""
-    return lambda: NOON + time.monotonic() - begun
+
+    def __init__(self, begun: float) -> None:
+        self._begun = begun
+
+    def wall(self) -> float:
+        return NOON + time.monotonic() - self._begun
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def random(self) -> float:
+        return random.random()
 
 
-def reporter_of(outbox: Momentary, moment: Moment, url: str, dice: random.Random, begun: float) -> ReportLoop:
-    config = Config(api_key=DEMO_KEY, api_url=url, report_interval=0.03)
-    return ReportLoop(
-        outbox,
-        lambda config: Hesitant(ReportApi(SikkerApi(config.api_url, config.api_key)), moment, dice),
-        lambda: config,
-        moment.allowed,
-        moment.lists,
-        lambda numbers: None,
-        clock=clock_since(begun),
-        retry=lambda *_: 0.005,
-    )
+class Reporter:
+    """The real reporter. Each round has settings of its own, so that none waits for what an earlier one failed by."""
+
+    def __init__(self, outbox: Momentary, moment: Moment, url: str, dice: random.Random, begun: float) -> None:
+        self._settings = Watched(Config(api_key=DEMO_KEY, api_url=url))
+        self.loop = ReportLoop(
+            outbox,
+            Hesitant(moment, dice),
+            self._settings,
+            moment,
+            moment,
+            moment,
+            DiskThread("records"),
+            OtherDay(begun),
+            Wakeup(),
+            Wakeup(),
+        )
+
+    async def report_once(self) -> None:
+        self._settings.set(replace(self._settings.value))
+        await self.loop.report_once()
+
+    async def report_forever(self) -> None:
+        while True:
+            await self.report_once()
+            await asyncio.sleep(0.02)
 
 
 async def live(directory: Path, url: str, begun: float, shown: mmap.mmap, dice: random.Random) -> None:
@@ -228,8 +263,8 @@ async def live(directory: Path, url: str, begun: float, shown: mmap.mmap, dice: 
     database.open()
     counts = TrafficStore(database)
     moment = Moment()
-    reporter = reporter_of(Watched(database, moment, shown), moment, url, dice, begun)
-    reporting = asyncio.create_task(reporter.run())
+    reporter = Reporter(Visible(database, moment, shown), moment, url, dice, begun)
+    reporting = asyncio.create_task(reporter.report_forever())
     while not reporting.done():
         await asyncio.to_thread(block, counts, dice)
         await asyncio.sleep(0.01)
@@ -364,16 +399,16 @@ def enough(standin: Standin, lives: list[Found]) -> bool:
 def drain(database: Database, url: str, begun: float) -> None:
     """One more life, undisturbed, until nothing waits."""
     moment = Moment()
-    reporter = reporter_of(Momentary(database, moment), moment, url, random.Random(0), begun)
+    reporter = Reporter(Momentary(database, moment), moment, url, random.Random(0), begun)
 
     async def until_empty() -> None:
         deadline = time.monotonic() + 20
         await reporter.report_once()
-        while reporter.numbers.waiting and time.monotonic() < deadline:
+        while reporter.loop.state.waiting and time.monotonic() < deadline:
             await reporter.report_once()
 
     asyncio.run(until_empty())
-    assert reporter.numbers.waiting == 0
+    assert reporter.loop.state.waiting == 0
 
 
 def kill_often(directory: Path, standin: Standin, dice: random.Random, begun: float) -> list[Found]:
@@ -434,7 +469,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     # None twice, none that was to be withheld, none that must not go when it was about to, none that was not blocked.
     assert not {each: times for each, times in accepted.items() if times > 1}
     assert accepted.keys() <= expected
-    assert Outbox(database).numbers(20_000, DEMO_KEY).withheld >= sources - len(rows) + len(stopped)
+    assert Outbox(database).stats(20_000, DEMO_KEY).withheld >= sources - len(rows) + len(stopped)
     # None lost: each was accepted, or went under after the stand-in had it whole and had not refused it. What was
     # refused came again, unless a kill came before the refusal was heard; and where one met the moment between the mark
     # and the last byte, its rows are given up: no other moment, and hardly ever that one.

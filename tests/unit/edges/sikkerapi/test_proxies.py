@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.lists.allowlist import API, PROXY
 from sikkerguard.core.sikkerapi.endpoint import Endpoint
-from sikkerguard.edges.sikkerapi.proxies import Proxy, proxy_of, endpoint_of
+from sikkerguard.edges.sikkerapi.proxies import Proxy, endpoint_of, proxy_of
 from sikkerguard.errors import SettingsRefused
 
 URL = "https://api.example.net"
