@@ -1,17 +1,17 @@
 #!/bin/bash
-# With Debian 12's httpx a request that is not in time ends asyncio.timeout around it in CancelledError, as if the task had
-# been cancelled from outside, and no TimeoutError is raised at all. With Debian 12's Python so does every later timeout
-# in that task, whatever is in it.
+# With Debian 12's httpx a request that is not in time ends asyncio.timeout around it in CancelledError, as if the
+# task had been cancelled from outside, and no TimeoutError is raised at all. With Debian 12's Python so does every
+# later timeout in that task, whatever is in it.
 #
-# anyio 3.6.2 lets whoever connects wait in a cancel scope, ends that scope by task.cancel() once there is a connection,
-# and swallows the CancelledError without task.uncancel(). So each new connection adds one to task.cancelling() of the task
-# that asked, for good. By that number asyncio.timeout tells its own cancellation from another's: it compares it with what
-# it was when the timeout began, before Python 3.11.3 with zero, and lets the CancelledError out where it is higher.
-# Nothing of it is in the documentation of asyncio.timeout, of httpx and of anyio's connect_tcp; anyio's history has for
-# 3.7.0 that uncancellation on Python 3.11 is handled.
+# anyio 3.6.2 lets whoever connects wait in a cancel scope, ends that scope by task.cancel() once there is a
+# connection, and swallows the CancelledError without task.uncancel(). So each new connection adds one to
+# task.cancelling() of the task that asked, for good. By that number asyncio.timeout tells its own cancellation from
+# another's: it compares it with what it was when the timeout began, before Python 3.11.3 with zero, and lets the
+# CancelledError out where it is higher. Nothing of it is in the documentation of asyncio.timeout, of httpx and of
+# anyio's connect_tcp; anyio's history has for 3.7.0 that uncancellation on Python 3.11 is handled.
 #
-# Guessed before it was run: only a name with several addresses adds to the number, since those are raced, and a literal
-# address does not; 3.7 is like 3.6, and 4.0 the first that is not.
+# Guessed before it was run: only a name with several addresses adds to the number, since those are raced, and a
+# literal address does not; 3.7 is like 3.6, and 4.0 the first that is not.
 #
 # Seen with httpx 0.23.3 and httpcore 0.16.3, requests to 127.0.0.1 and Python 3.11.7:
 #   anyio 3.6.2: cancelling() after each request: 1 2 3; timeout around a late one: CancelledError; a later timeout:
@@ -78,7 +78,8 @@ async def main():
     numbers = await asyncio.create_task(count(url))
     around = await asyncio.create_task(too_late(url + "late"))
     afterwards = await asyncio.create_task(later(url))
-    print(f"cancelling() after each request: {numbers}; timeout around a late one: {around}; a later timeout: {afterwards}")
+    timeouts = f"timeout around a late one: {around}; a later timeout: {afterwards}"
+    print(f"cancelling() after each request: {numbers}; {timeouts}")
 
 
 asyncio.run(main())

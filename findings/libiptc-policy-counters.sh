@@ -1,13 +1,13 @@
 #!/bin/bash
-# With iptables 1.8.9 a rule added to any chain of a table sets the policy counters of all its built-in chains to zero;
-# with 1.8.11 it does not.
+# With iptables 1.8.9 a rule added to any chain of a table sets the policy counters of all its built-in chains to
+# zero; with 1.8.11 it does not.
 #
-# libiptc, by which iptables-legacy, iptables-legacy-restore --noflush and python-iptables write, replaces a whole table
-# at each commit and then adds up the counters again. It does so for rules: each goes on from where it stood. 1.8.9 does
-# not for the policies of built-in chains, whatever was changed, be it a rule in a chain that no packet meets. So on
-# Debian 12 a policy's counters (iptables -L -v, the head lines of iptables-save -c) tell how many packets came since
-# anyone last changed anything in that table, and go back without a reset; on Debian 13 they go on. iptables(8) of both
-# releases names -Z as what zeroes counters.
+# libiptc, by which iptables-legacy, iptables-legacy-restore --noflush and python-iptables write, replaces a whole
+# table at each commit and then adds up the counters again. It does so for rules: each goes on from where it stood.
+# 1.8.9 does not for the policies of built-in chains, whatever was changed, be it a rule in a chain that no packet
+# meets. So on Debian 12 a policy's counters (iptables -L -v, the head lines of iptables-save -c) tell how many
+# packets came since anyone last changed anything in that table, and go back without a reset; on Debian 13 they go on.
+# iptables(8) of both releases names -Z as what zeroes counters.
 #
 # Guessed before it was run: in both releases the policies' counters are carried over, as those of rules are.
 #
@@ -19,7 +19,8 @@
 #   before: PREROUTING [10:440] OUTPUT [10:440], its rule for UDP [5:150]
 #   after:  PREROUTING [10:440] OUTPUT [10:440], its rule for UDP [5:150]
 #
-# Needs root, for a network namespace of its own, and Debian: packages come from where this machine's apt gets its own.
+# Needs root, for a network namespace of its own, and Debian: packages come from where this machine's apt gets its
+# own.
 set -euo pipefail
 
 if [ "${1:-}" = --inside ]; then
@@ -62,7 +63,8 @@ apt-get "${options[@]}" update
 while read -r version zeroed; do
     (
         cd "$folder"
-        apt-get "${options[@]}" download "iptables=$version" "libip4tc2=$version" "libip6tc2=$version" "libxtables12=$version"
+        apt-get "${options[@]}" download "iptables=$version" "libip4tc2=$version" "libip6tc2=$version" \
+            "libxtables12=$version"
         for package in ./*_"$version"_*.deb; do dpkg -x "$package" "$folder/$version"; done
     )
     unshare --net bash "$0" --inside "$folder/$version" "$zeroed" </dev/null

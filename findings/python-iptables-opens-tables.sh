@@ -1,14 +1,16 @@
 #!/bin/bash
-# python-iptables opens all five tables where one was asked for: 1.0.1 as soon as a rule is read, 1.2.0 when a rule that
-# jumps to a chain of one's own is built.
+# python-iptables opens all five tables where one was asked for: 1.0.1 as soon as a rule is read, 1.2.0 when a rule
+# that jumps to a chain of one's own is built.
 #
-# To find out what a rule's target is, it asks each table there is whether it has a chain of that name, and to be asked, a
-# table is opened. The kernel makes a legacy table when it is first opened, and from then on leads every packet of the
-# network namespace through it, nat included, until its module is unloaded. So a program that reads one rule of raw leaves
-# filter, nat, mangle and security behind, for iptables-legacy-save to list and for iptables-nft to warn of. 1.0.1 does it
-# for a plain DROP too. Neither readme nor docstrings say that another table is touched than the one that was named.
+# To find out what a rule's target is, it asks each table there is whether it has a chain of that name, and to be
+# asked, a table is opened. The kernel makes a legacy table when it is first opened, and from then on leads every
+# packet of the network namespace through it, nat included, until its module is unloaded. So a program that reads one
+# rule of raw leaves filter, nat, mangle and security behind, for iptables-legacy-save to list and for iptables-nft to
+# warn of. 1.0.1 does it for a plain DROP too. Neither readme nor docstrings say that another table is touched than
+# the one that was named.
 #
-# Guessed before it was run: reading a jump opens them, reading or building a DROP does not, and both versions are alike.
+# Guessed before it was run: reading a jump opens them, reading or building a DROP does not, and both versions are
+# alike.
 #
 # Seen with python-iptables 1.0.1 (Debian 12 and 13) and 1.2.0, Python 3.11, iptables 1.8.9, Linux 6.18; what
 # /proc/net/ip_tables_names has:
@@ -16,7 +18,8 @@
 #          built filter mangle nat raw security
 #   1.2.0: table opened raw; DROP read raw; jump read raw; jump built filter mangle nat raw security
 #
-# Needs root, for a network namespace of its own; iptables; and a C compiler with Python's headers, to build the package.
+# Needs root, for a network namespace of its own; iptables; and a C compiler with Python's headers, to build the
+# package.
 set -euo pipefail
 
 folder=$(mktemp -d)

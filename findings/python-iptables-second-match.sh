@@ -1,12 +1,12 @@
 #!/bin/bash
-# With python-iptables an option that is set on a match after a second match of the same kind was made is lost without a
-# word, and the rule is committed with the extension's default in its place.
+# With python-iptables an option that is set on a match after a second match of the same kind was made is lost
+# silently, and the rule is committed with the extension's default in its place.
 #
-# All matches of a kind, in whatever rule, share one structure of libxtables, which points at the data of the one that was
-# made last. The parsers that libxtables calls by the table of options (limit, comment and most others) write to where
-# that structure points. So `first.limit = "1/sec"` on a match with a younger brother changes the brother, raises nothing,
-# and the first keeps what an unset match has, 3/hour. Extensions with a parser of the older form, as set and tcp are in
-# iptables 1.8.9, are handed their data and are not hit: the same lines are right with them. One rule or two makes no
+# All matches of a kind, in whatever rule, share one structure of libxtables, which points at the data of the one that
+# was made last. Extensions whose options are described in a table (limit, comment and most others) are told to write
+# to where that structure points. So `first.limit = "1/sec"`, once a second match exists, changes the second, raises
+# nothing, and the first keeps what an unset match has, 3/hour. Extensions with a parser of the older form, as set and
+# tcp have in iptables 1.8.9, are handed their data: the same lines are right with them. One rule or two makes no
 # difference. The readme shows matches that are filled as they are made, and does not say that they have to be.
 #
 # Guessed before it was run, of two matches set in one rule: the second gets both options, or the commit is refused.
@@ -18,7 +18,8 @@
 #   limit, both made first:            -m limit --limit 3/hour | -m limit --limit 2/sec
 #   tcp, both made first:              -p tcp -m tcp --dport 80 | -p tcp -m tcp --dport 90
 #
-# Needs root, for a network namespace of its own; iptables; and a C compiler with Python's headers, to build the package.
+# Needs root, for a network namespace of its own; iptables; and a C compiler with Python's headers, to build the
+# package.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,27 +1,28 @@
 #!/bin/bash
-# Starts that ExecCondition= skips count to the start limit, and once it is hit systemctl start does nothing, says nothing
-# and exits with 0, also when the condition has come true.
+# Starts that ExecCondition= skips count to the start limit, and once it is hit systemctl start does nothing, says
+# nothing and exits with 0, also when the condition has come true.
 #
 # A unit that has been skipped StartLimitBurst= times (5) within StartLimitIntervalSec= (10 s) is not asked again: its
 # condition does not run, nor does its main process. It shows no sign of it: the unit stays inactive, with
-# Result=exec-condition and not start-limit-hit, and only ConditionResult= turns from no to yes. So a unit that a path unit
-# or a script starts whenever something changed can miss the change that it was waiting for. systemd.unit(5) has starts
-# with failing conditions not count to the limit, which holds for Condition...= only; systemd.service(5) calls
-# ExecCondition= a hybrid of ExecStartPre= and a condition. It takes a unit that something keeps loaded, as the same page
-# says of the limit: one that nothing refers to is forgotten after each skip, and then shows Result=success.
+# Result=exec-condition and not start-limit-hit, and only ConditionResult= turns from no to yes. So a unit that a path
+# unit or a script starts whenever something changed can miss the change that it was waiting for. systemd.unit(5) has
+# starts with failing conditions not count to the limit, which holds for Condition...= only; systemd.service(5) calls
+# ExecCondition= a hybrid of ExecStartPre= and a condition. It takes a unit that something keeps loaded, as the same
+# page says of the limit: one that nothing refers to is forgotten after each skip, and then shows Result=success.
 #
-# Guessed before it was run: skips count, and the sixth start fails as any other that comes too often does, with exit code
-# 1, state failed and Result=start-limit-hit; and ConditionResult=yes throughout, since no Condition...= is there to fail.
+# Guessed before it was run: skips count, and the sixth start fails as any other that comes too often does, with exit
+# code 1, state failed and Result=start-limit-hit; and ConditionResult=yes throughout, since no Condition...= is there
+# to fail.
 #
-# Seen with systemd 252.39-1~deb12u2 (Debian 12) and 257.13-1~deb13u1 (Debian 13), both alike; of six starts and one more
-# when there is what the unit waits for, exit code, state and how often the condition was asked:
+# Seen with systemd 252.39-1~deb12u2 (Debian 12) and 257.13-1~deb13u1 (Debian 13), both alike; of six starts and one
+# more when there is what the unit waits for, exit code, state and how often the condition was asked:
 #   1 to 5:  0 Result=exec-condition ActiveState=inactive ConditionResult=no, asked 1 (to 5)
 #   6:       0 Result=exec-condition ActiveState=inactive ConditionResult=yes, asked 5
 #   now it is there: 0 Result=exec-condition ActiveState=inactive ConditionResult=yes, asked 5, ran 0
 #   with ConditionPathExists= instead: 0, ran 1
 #
-# Needs root, Linux with control groups of version 2, and Debian: packages come from where this machine's apt gets its own.
-# systemd runs as the first process of namespaces of its own, and ends with them.
+# Needs root, Linux with control groups of version 2, and Debian: packages come from where this machine's apt gets its
+# own. systemd runs as the first process of namespaces of its own, and ends with them.
 set -euo pipefail
 
 if [ "${1:-}" = --boot ]; then
@@ -37,7 +38,8 @@ if [ "${1:-}" = --boot ]; then
         : >"$root/dev/$each"
         mount --bind "/dev/$each" "$root/dev/$each"
     done
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=finding chroot "$root" /usr/lib/systemd/systemd --unit=basic.target --show-status=no
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=finding \
+        chroot "$root" /usr/lib/systemd/systemd --unit=basic.target --show-status=no
 fi
 
 folder=$(mktemp -d)
@@ -125,9 +127,10 @@ lines() {
 }
 
 start() { # suite, what to call it
-    local code=0
+    local code=0 shown
     inside systemctl start asks || code=$?
-    echo "$2: $code $(inside systemctl show --property=ActiveState,Result,ConditionResult asks | xargs), asked $(lines "$1/asked")"
+    shown=$(inside systemctl show --property=ActiveState,Result,ConditionResult asks | xargs)
+    echo "$2: $code $shown, asked $(lines "$1/asked")"
 }
 
 cat >"$folder/expected" <<'EXPECTED'
