@@ -81,11 +81,11 @@ class Composition:
             changes,
         )
         wakeup = Wakeup()
-        self._local_file = LocalFile(adapters, watched, lists, wakeup)
-        file_updates = LocalFileUpdates(self.runner, self._local_file, journal, lists, clock, unexpected)
+        self.local_file = LocalFile(adapters, watched, lists, wakeup)
+        file_updates = LocalFileUpdates(self.runner, self.local_file, journal, lists, clock, unexpected)
         self.pulls = PullLoop(
             self.runner,
-            self._local_file,
+            self.local_file,
             file_updates,
             journal,
             lists,
@@ -117,7 +117,7 @@ class Composition:
 
     def loops(self) -> tuple[Loop, ...]:
         """What runs from the moment in which the chain stands."""
-        always: tuple[Loop, ...] = (self.pulls, self._local_file, self.repairs, self.counting, self._settings_watch)
+        always: tuple[Loop, ...] = (self.pulls, self.local_file, self.repairs, self.counting, self._settings_watch)
         reports = () if self._reports is None else (self._reports,)
         # Nothing of ours is in the kernel's log where nothing of ours is in the kernel.
         wet = () if self._dry_run else (self.disk, self._logs)

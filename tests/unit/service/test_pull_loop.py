@@ -1,526 +1,454 @@
-"""Pulls without a kernel, a network or a disk: what is put in force, what is refused, and when it is tried again."""
+"""When lists are pulled, read and admitted anew, what a failure means, and that a cancellation leaves nothing behind: in
+virtual time, without a kernel, a network or a disk."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.config.settings import Config
-from sikkerguard.core.host.surroundings import Gateway, Surroundings
-from sikkerguard.core.lists.allowlist import GATEWAY, AllowEntry, Allowlist
+from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.sources import SIKKERAPI, ListedSource, VerifiedList
-from sikkerguard.core.net.address import parse_prefix
-from sikkerguard.core.net.family import Family
-from sikkerguard.core.state import State
-from sikkerguard.errors import FetchError, ListError
-from sikkerguard.service.adapters import Adapters
-from sikkerguard.service.kernel_thread import KernelThread
-from sikkerguard.service.pull_loop import PullLoop
-from sikkerguard.service.repair_loop import Keeper
-from sikkerguard.service.state_writer import StateWriter
-from sikkerguard.service.supervision import Unknown
+from sikkerguard.errors import (
+    BusyError,
+    KernelError,
+    KeyRefused,
+    ListError,
+    QuotaSpent,
+    SettingsRefused,
+    SikkerGuardError,
+    Unreachable,
+)
 from tests.unit.core.host.test_connections import flow, own
 from tests.unit.core.lists.test_admission import listing
-from tests.unit.service.test_trial import Host, Kernel
+from tests.unit.service.assembly import AT_HOME, CROWD, FILE, NOWHERE, Assembly, FakeAdapters, assembled, lines
+from tests.unit.service.fakes import FAILS, WORKS, HostConnections, Probes
+from tests.unit.service.virtual_time import BEGINNING, run, run_cancelled_at
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
-    from sikkerguard.core.host.flows import Flow
-    from sikkerguard.service.list_update import InForce
-
-CROWD = [f"198.51.{number >> 8}.{number & 255}" for number in range(100 << 8, (100 << 8) + 2000)]
-CROWD_LINES = "".join(f"{line}\n" for line in CROWD).encode()
-FILE = Path("/nowhere/mine.txt")
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
-class Store:
-    """A disk, in memory."""
+def played(
+    play: Callable[[Assembly], Coroutine[Any, Any, None]], adapters: FakeAdapters | None = None, **settings: Any
+) -> Assembly:
+    """Make the parts, do what a start does, and play this while the pull loop runs."""
 
-    def __init__(self) -> None:
-        self.list: VerifiedList | None = None
-        self.pulls: dict[str, Any] = {}
-        self.written: list[int] = []
+    async def main() -> Assembly:
+        made = assembled(adapters, **settings)
+        await made.begin()
+        async with made.pulling():
+            await play(made)
+        return made
 
-    def claim(self) -> bool:
-        return False
-
-    def save_list(self, verified: VerifiedList) -> None:
-        self.list = verified
-
-    def load_list(self) -> VerifiedList | None:
-        return self.list
-
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        pass
-
-    def load_allowlist(self) -> Allowlist:
-        return Allowlist()
-
-    def save_pulls(self, known: dict[str, Any]) -> None:
-        self.pulls = known
-        self.written.append(known["unfinished"])
-
-    def load_pulls(self) -> dict[str, Any]:
-        return self.pulls
-
-    def load_ways(self) -> dict[str, Any]:
-        return {}
-
-    def save_ways(self, known: Mapping[str, Any]) -> None:
-        pass
-
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        pass
+    return run(main())
 
 
-@dataclass
-class Api:
-    """SikkerAPI: gives these lines, or raises."""
-
-    lines: list[str] = field(default_factory=list)
-    error: BaseException | None = None
-    remaining: int | None = None
-    asked: int = 0
-    hangs: bool = False
-    scores: list[int] = field(default_factory=list)
-    held: asyncio.Event | None = None
-
-    async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Api:
-        self.asked += 1
-        self.scores.append(score_min)
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.held is not None:
-            await self.held.wait()
-        if self.error is not None:
-            raise self.error
-        await sink("".join(f"{line}\n" for line in self.lines).encode())
-        return self
-
-
-class Open:
-    """The way to SikkerAPI, always open."""
-
-    async def open(self, config: Config) -> bool:
-        return False
-
-
-@dataclass
-class File:
-    """The owner's file."""
-
-    content: bytes | None = None
-    version: int = 0
-    error: BaseException | None = None
-    restless: bool = False
-    readings: int = 0
-    marks: set[int] = field(default_factory=set)
-    store: Store | None = None
-
-    def write(self, content: bytes | None) -> None:
-        self.content, self.version = content, self.version + 1
-
-    def stamp(self, path: str) -> object:
-        self.version += self.restless
-        return self.version
-
-    def read(self, path: str) -> bytes:
-        self.readings += 1
-        if self.store is not None and self.store.pulls:
-            self.marks.add(self.store.pulls["unfinished"])
-        if self.error is not None:
-            raise self.error
-        if self.content is None:
-            raise ListError(f"{path} can't be read (No such file or directory)")
-        return self.content
-
-
-@dataclass
-class Desk:
-    """A puller with all that it needs, and what it told."""
-
-    puller: PullLoop
-    disk: StateWriter
-    complaints: list[str]
-    kernel: Kernel
-    store: Store
-    api: Api
-    file: File
-    states: list[State]
-    live: list[InForce] = field(default_factory=list)
-    config: Config = field(default_factory=lambda: Config(api_key="sk_free_x"))
-
-    @property
-    def state(self) -> State:
-        return self.states[-1]
-
-    async def until(self, condition: Callable[[], object], seconds: float = 5) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.005)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> Any:
-        tasks = [asyncio.create_task(self.puller.pull_forever())]
-        tasks.append(asyncio.create_task(self.puller.watch_file_forever()))
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                assert isinstance(outcome, asyncio.CancelledError), outcome
-            await self.disk.settled(5)
-
-    def has_pulled(self, times: int) -> bool:
-        return self.state.pulls == times
-
-    def pauses(self) -> float:
-        assert self.state.next_pull_at is not None
-        return self.state.next_pull_at - time.time()
-
-
-@contextmanager
-def desk(store: Store | None = None, flows: Sequence[Flow] = (), **settings: Any) -> Iterator[Desk]:
-    with ThreadPoolExecutor(1) as pool:
-        owner, kernel, api, file = KernelThread(pool), Kernel(), Api(CROWD), File()
-        host = Host(kernel, flows)
-        known = file.store = store or Store()
-        unknown = Unknown()
-        states = [State(started_at=time.time(), dry_run=False)]
-        complaints: list[str] = []
-
-        def change(**changes: Any) -> None:
-            states.append(replace(states[-1], **changes))
-
-        here = Surroundings(
-            (AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY),), frozenset({Gateway(Family.V4, "192.0.2.1", 1)})
-        )
-        disk = StateWriter(known, "/state", complaints.append)
-        keeper = Keeper(
-            kernel,
-            owner,
-            disk,
-            lambda ways: here,
-            lambda changed: None,
-            lambda: None,
-            change,
-            lambda: None,
-            unknown,
-        )
-        keeper.gateways = here.gateways
-        edges = Adapters(
-            kernel=kernel,
-            store=known,
-            list_file=file,
-            connections=host,
-            counts=None,
-            outbox=None,
-            notifier=None,  # type: ignore[arg-type]
-            way=None,  # type: ignore[arg-type]
-            make_door=None,  # type: ignore[arg-type]
-            detect=lambda *_: here,
-            make_api=lambda config: api,
-            make_reports=None,  # type: ignore[arg-type]
-            make_probes=lambda config: host,
-            make_watch=None,  # type: ignore[arg-type]
-            open_log=lambda choice: None,
-        )
-
-        def live(in_force: InForce) -> None:
-            made.live.append(in_force)
-            change(protecting=len(in_force.admitted.blocklist) > 0)
-
-        puller = PullLoop(
-            edges,
-            disk,
-            owner,
-            keeper,
-            Open(),  # type: ignore[arg-type]
-            lambda: made.config,
-            lambda: states[-1],
-            change,
-            live,
-            lambda: None,
-            lambda: None,
-            lambda: nullcontext(frozenset()),
-            unknown,
-        )
-        made = Desk(puller, disk, complaints, kernel, known, api, file, states)
-        made.config = replace(made.config, **settings)
-        yield made
-        keeper.close()
+async def one_pull(made: Assembly) -> None:
+    await made.pulled(1)
 
 
 def test_a_list_is_pulled_and_its_size_remembered() -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-
-    with desk() as made:
-        asyncio.run(run(made))
-        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
-        assert made.state.lists[0].entries == 2000
-        assert made.state.lists[0].covered_v4 == 2000 / 2**32
-        assert made.store.written[0] == 1
-        assert made.store.written[-1] == 0
-        assert 0.9 * 86400 < made.pauses() < 1.1 * 86400
+    made = played(one_pull)
+    assert made.blocked() == 2000
+    (source,) = made.parts.runner.state.sources
+    assert (source.entries, source.covered_v4) == (2000, 2000 / 2**32)
+    assert made.pause() == DAY
+    assert made.adapters.store.pulls.unfinished == 0
+    assert made.adapters.store.verified is not None
+    # Staged, tried, committed, and never anything else.
+    steps = [step for step in made.adapters.backend.steps if step not in ("adopt", "repair", "allow", "read_traffic")]
+    assert steps == ["stage", "begin_trial", "commit"] or steps == ["read_committed", "stage", "begin_trial", "commit"]
 
 
-def test_want_of_memory_is_a_failed_pull() -> None:
-    async def run(made: Desk) -> None:
-        made.api.error = MemoryError()
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.api.error = None
-            made.puller.pull_now()
-            await made.until(lambda: made.state.pulls == 2)
+def test_the_next_pull_comes_when_the_interval_has_passed() -> None:
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        await asyncio.sleep(DAY - MINUTE)
+        assert made.parts.pulls.state.pulls == 1
+        await asyncio.sleep(2 * MINUTE)
+        assert made.parts.pulls.state.pulls == 2
 
-    with desk() as made:
-        asyncio.run(run(made))
-        failed = next(state for state in made.states if state.pulls == 1)
-        assert failed.last_pull is not None
-        assert "not enough memory" in failed.last_pull.failure
-        assert len(made.live) == 1
-        assert made.store.pulls["unfinished"] == 0
+    played(play)
 
 
-def test_want_of_memory_in_the_file_leaves_the_list(caplog: pytest.LogCaptureFixture) -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
+@pytest.mark.parametrize(
+    ("error", "first", "longest", "needs_correction"),
+    [
+        (Unreachable("no answer"), 5.0, HOUR, False),
+        (Unreachable("busy", retry_after=120.0), 150.0, HOUR + 30.0, False),
+        (QuotaSpent("says no (429)"), 15 * MINUTE, 6 * HOUR, False),
+        (QuotaSpent("says no (429)", retry_after=3 * HOUR), 3 * HOUR + 30, 6 * HOUR, False),
+        (KeyRefused("does not know this key (401)"), HOUR, DAY, True),
+        (SettingsRefused("redirects in a circle"), HOUR, DAY, True),
+        (ListError("a page came instead of a list"), 15 * MINUTE, 6 * HOUR, False),
+        (ValueError("of a library"), 5 * MINUTE, 6 * HOUR, False),
+        (MemoryError(), 15 * MINUTE, 6 * HOUR, False),
+    ],
+)
+def test_each_failure_has_its_own_pauses_which_double_up_to_an_end(
+    error: Exception, first: float, longest: float, needs_correction: bool
+) -> None:
+    async def play(made: Assembly) -> None:
+        pauses = []
+        for pulls in range(1, 16):
+            made.adapters.sikkerapi.fail("stream", error)
+            await made.until(lambda pulls=pulls: made.parts.pulls.state.pulls == pulls, 2 * DAY)
+            pauses.append(made.pause())
+            assert made.parts.pulls.needs_correction == needs_correction
+        assert abs(pauses[0] - first) < 1
+        assert abs(pauses[-1] - longest) < 1
+        assert pauses == sorted(pauses)
+        assert made.failure()
+        await made.until(lambda: made.parts.pulls.state.pulls == 16, 2 * DAY)
+        assert not made.failure()
+        assert not made.parts.pulls.needs_correction
+        assert made.blocked() == 2000
 
-    with desk(custom_blacklist=FILE) as made:
-        made.file.error = MemoryError()
-        asyncio.run(run(made))
-        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
-    assert "not enough memory for the list" in caplog.text
+    played(play)
+
+
+STEPS = ("stage", "begin_trial", "commit")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "error", [KernelError("it refused"), BusyError("a set is listed"), ValueError("of a library"), MemoryError()]
+)
+def test_a_kernel_that_refuses_at_any_step_keeps_the_list_before_and_is_asked_again(
+    step: str, error: Exception
+) -> None:
+    async def play(made: Assembly) -> None:
+        backend = made.adapters.backend
+        await made.pulled(1)
+        made.adapters.sikkerapi.pieces = [lines(*CROWD[:1500])]
+        backend.fail(step, error)
+        made.parts.pulls.pull_now()
+        await made.pulled(2)
+        assert made.failure()
+        assert (backend.staged, backend.on_trial) == (None, False)
+        assert made.blocked() == 2000
+        assert made.parts.runner.state.blocked == 2000
+        assert made.adapters.store.pulls.unfinished == 0
+        await made.until(lambda: made.parts.pulls.state.pulls == 3, DAY)
+        assert made.blocked() == 1500
+
+    played(play)
+
+
+def test_a_rollback_that_fails_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def play(made: Assembly) -> None:
+        made.adapters.backend.fail("commit", KernelError("it refused"))
+        made.adapters.backend.fail("rollback", KernelError("it refused that too"))
+        await made.pulled(1)
+        assert made.failure() == "it refused"
+
+    played(play)
+    assert "The trial could not be ended (it refused that too); the kernel ends it within seconds." in caplog.text
+
+
+def test_a_failed_self_test_keeps_the_list_before(caplog: pytest.LogCaptureFixture) -> None:
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.adapters.tests.results = [WORKS, FAILS, WORKS]
+        made.adapters.sikkerapi.pieces = [lines(*CROWD[:1500])]
+        made.parts.pulls.pull_now()
+        await made.pulled(2)
+        assert made.blocked() == 2000
+        assert 4 * MINUTE < made.pause() < 6 * MINUTE
+
+    played(play)
+    assert "the list verified" in caplog.text
+    assert "(2000 entries) stays in force; next try in 5m." in caplog.text
+
+
+def test_a_cancellation_at_any_point_leaves_nothing_half_done() -> None:
+    """Of an update, from its first request to its last file; and what the next start finds is in order."""
+    counts = Counter[str]()
+    passes = 0
+    cancelled = True
+    while cancelled:
+        passes += 1
+        adapters = FakeAdapters()
+        adapters.file.write(lines("203.0.113.7"))
+
+        async def main(adapters: FakeAdapters = adapters) -> None:
+            made = assembled(adapters, custom_blacklist=FILE)
+            await made.begin()
+            tasks = asyncio.gather(made.parts.pulls.run(), made.parts.local_file.run())
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(30):
+                        await tasks
+            finally:
+                tasks.cancel()
+                await asyncio.gather(tasks, return_exceptions=True)
+                await asyncio.shield(asyncio.wait_for(made.parts.disk.finish(), 5))
+
+        cancelled = run_cancelled_at(passes, main())
+        backend = adapters.backend
+        assert (backend.staged, backend.on_trial) == (None, False), passes
+        assert backend.steps.count("begin_trial") <= backend.steps.count("commit") + backend.steps.count("rollback")
+        assert adapters.store.pulls.unfinished == 0, passes
+        kept = (
+            0 if adapters.store.verified is None else sum(len(each.content) for each in adapters.store.verified.sources)
+        )
+        counts[f"{len(backend.committed)} blocked, {kept} kept"] += 1
+        # What is kept was committed before.
+        assert kept <= len(backend.committed), passes
+    assert passes > 100
+    assert {"0 blocked, 0 kept", "1 blocked, 1 kept", "2001 blocked, 2001 kept"} <= counts.keys()
 
 
 def test_a_process_that_dies_in_a_pull_leaves_a_mark_by_which_the_next_one_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Store()
+    marks: list[int] = []
 
-    async def die(made: Desk) -> None:
-        made.api.hangs = True
-        async with made.running():
-            await made.until(lambda: made.api.asked)
-            # What a process that is killed here leaves on the disk.
-            made.store.pulls = dict(made.store.pulls)
-            left.append(dict(made.store.pulls))
+    async def die(made: Assembly) -> None:
+        made.adapters.sikkerapi.held.clear()
+        await made.until(lambda: made.adapters.store.pulls.unfinished)
+        marks.append(made.adapters.store.pulls.unfinished)
 
-    left: list[dict[str, Any]] = []
-    with desk(store) as made:
-        asyncio.run(die(made))
+    made = played(die)
     # A stop in the middle of a pull is no death.
-    assert left[0]["unfinished"] == 1
-    assert store.pulls["unfinished"] == 0
+    assert marks == [1]
+    assert made.adapters.store.pulls.unfinished == 0
+    for died, longest in ((1, MINUTE), (4, MINUTE)):
+        adapters = FakeAdapters()
+        adapters.store.pulls = PullMemory(unfinished=died)
 
-    async def begin(made: Desk) -> None:
-        await made.disk.load()
-        made.puller.load_cached()
-        async with made.running():
-            await made.until(lambda: "began" in caplog.text or "ended in the middle" in caplog.text)
-            await asyncio.sleep(0.05)
+        async def wait(made: Assembly, longest: float = longest) -> None:
+            await asyncio.sleep(1)
+            assert not made.adapters.sikkerapi.steps
+            assert made.pause() <= longest
 
-    for died, longest in ((1, 60 * 1.25), (4, 60.0)):
-        store.pulls = {**left[0], "unfinished": died}
         caplog.clear()
-        with desk(store) as made:
-            asyncio.run(begin(made))
-            assert made.api.asked == 0
-            assert 40 < made.pauses() <= longest
+        played(wait, adapters)
         assert "The last run ended in the middle of an update" in caplog.text
         assert (", as did 3 before it" in caplog.text) == (died == 4)
 
 
 def test_what_is_held_back_is_asked_for_again_after_a_quarter_of_an_hour() -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            for pulls in (2, 3):
-                made.api.lines = CROWD[:600]
-                made.puller.pull_now()
-                await made.until(partial(made.has_pulled, pulls))
-                pauses.append(made.pauses())
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.adapters.sikkerapi.pieces = [lines(*CROWD[:600])]
+        made.parts.pulls.pull_now()
+        await made.pulled(2)
+        assert 10 * MINUTE < made.pause() <= 15 * MINUTE
+        assert made.blocked() == 2000
+        await asyncio.sleep(15 * MINUTE)
+        assert made.blocked() == 600
+        assert made.pause() > HOUR
 
-    pauses: list[float] = []
-    with desk() as made:
-        asyncio.run(run(made))
-        assert 600 < pauses[0] <= 900
-        assert pauses[1] > 3600
-        assert [len(each.admitted.blocklist) for each in made.live] == [2000, 600]
+    played(play)
 
 
 @pytest.mark.parametrize("first", ["SikkerAPI", "the file"])
 def test_a_source_s_first_version_is_never_held_back_for_what_it_cuts(first: str) -> None:
-    async def run(made: Desk) -> None:
-        made.file.write(b"203.0.113.7\n" if first == "SikkerAPI" else CROWD_LINES)
-        made.api.lines = CROWD if first == "SikkerAPI" else ["203.0.113.7"]
-        if first == "the file":
-            made.config = replace(made.config, custom_blacklist=None)
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.config = replace(made.config, custom_blacklist=FILE)
-            await made.until(lambda: len(made.live) == 2)
+    adapters = FakeAdapters()
+    adapters.connections = HostConnections([*own(6), *(flow(f"198.51.200.{number}") for number in range(9))])
+    more = [f"198.51.200.{number}" for number in range(9)]
+
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.change(custom_blacklist=FILE)
+        made.parts.settings.reload()
+        await made.until(lambda: made.blocked() == 2001)
+        if first == "SikkerAPI":
             # A later version is, once.
-            if first == "SikkerAPI":
-                made.api.lines = [*CROWD, *(f"198.51.200.{number}" for number in range(9))]
-                made.puller.pull_now()
-                await made.until(lambda: made.state.pulls == 2)
-                assert "cuts connections" in last_failure(made)
-                made.puller.pull_now()
-                await made.until(lambda: len(made.live) == 3)
+            made.adapters.sikkerapi.pieces = [lines(*CROWD, *more)]
+            made.parts.pulls.pull_now()
+            await made.pulled(2)
+            assert "cuts connections" in made.failure()
+            made.parts.pulls.pull_now()
+            await made.until(lambda: made.blocked() == 2010)
 
-    with desk(custom_blacklist=FILE, flows=[*own(6), *(flow(f"198.51.200.{number}") for number in range(9))]) as made:
-        asyncio.run(run(made))
-
-
-def last_failure(made: Desk) -> str:
-    assert made.state.last_pull is not None
-    return made.state.last_pull.failure
+    adapters.file.write(lines("203.0.113.7") if first == "SikkerAPI" else lines(*CROWD))
+    adapters.sikkerapi.pieces = [lines(*CROWD) if first == "SikkerAPI" else lines("203.0.113.7")]
+    played(play, adapters)
 
 
 def test_a_server_that_takes_its_time_keeps_the_file_from_nothing() -> None:
-    async def run(made: Desk) -> None:
-        made.api.hangs = True
-        async with made.running():
-            await made.until(lambda: made.api.asked)
-            made.file.write(b"203.0.113.7\n")
-            await made.until(lambda: made.live)
-            assert made.state.pulling
-            # Another update has ended, and the pull is still under way.
-            assert made.store.pulls["unfinished"] == 1
+    async def play(made: Assembly) -> None:
+        made.adapters.sikkerapi.held.clear()
+        await made.until(lambda: made.parts.pulls.state.pulling)
+        made.adapters.file.write(lines("203.0.113.7"))
+        await made.until(lambda: made.blocked() == 1)
+        assert made.parts.pulls.state.pulling
+        # Another update has ended, and the pull is still under way.
+        assert made.adapters.store.pulls.unfinished == 1
 
-    with desk(custom_blacklist=FILE) as made:
-        asyncio.run(run(made))
-        assert made.store.pulls["unfinished"] == 0
+    assert played(play, custom_blacklist=FILE).adapters.store.pulls.unfinished == 0
 
 
-def test_a_fetch_that_is_under_way_is_broken_off_for_newer_settings(caplog: pytest.LogCaptureFixture) -> None:
-    async def run(made: Desk) -> None:
-        made.api.hangs = True
-        async with made.running():
-            await made.until(lambda: made.api.asked)
-            made.api.hangs = False
-            made.config = replace(made.config, score_min=90)
-            number = made.puller.pull_now()
-            await made.until(lambda: made.state.pulls == 1)
-            assert (made.api.asked, made.api.scores) == (2, [50, 90])
-            assert made.state.pull_answered == number
-            assert not made.state.pulling
-            assert made.store.pulls["unfinished"] == 0
+def test_a_server_that_takes_its_time_keeps_a_changed_allowlist_from_nothing() -> None:
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.adapters.sikkerapi.held.clear()
+        made.parts.pulls.pull_now()
+        await made.until(lambda: made.parts.pulls.state.pulling)
+        made.change(whitelist=tuple(entry for entry in AT_HOME.allowed if False))
+        await allow(made, CROWD[7])
+        await made.until(lambda: made.blocked() == 1999)
+        assert made.parts.pulls.state.pulling
 
-    with desk() as made, caplog.at_level("INFO"):
-        made.store.list = VerifiedList((ListedSource(SIKKERAPI, listing("203.0.113.7"), time.time()),), time.time())
-        made.puller.load_cached()
+    played(play)
+
+
+async def allow(made: Assembly, *addresses: str) -> None:
+    """Have the host stand behind these too."""
+    from tests.unit.service.test_allowlist_tracker import entries
+
+    made.adapters.observer.found = replace(AT_HOME, allowed=(*AT_HOME.allowed, *entries(*addresses)))
+    await made.parts.tracker.follow()
+
+
+def test_a_changed_allowlist_is_applied_through_a_trial_and_the_rhythm_of_pulls_is_not_touched() -> None:
+    async def play(made: Assembly) -> None:
+        backend = made.adapters.backend
+        await made.pulled(1)
+        due = made.parts.pulls.state.next_pull_at
+        await allow(made, CROWD[7])
+        await made.until(lambda: made.blocked() == 1999)
+        # What is on no list needs no trial.
+        trials = backend.steps.count("begin_trial")
+        await allow(made, CROWD[7], "203.0.113.200")
+        await asyncio.sleep(5)
+        assert backend.steps.count("begin_trial") == trials
+        # What is no longer allowed is blocked again, and a trial that fails is made again.
+        backend.fail("stage", KernelError("it refused"))
+        await allow(made)
+        await asyncio.sleep(MINUTE)
+        assert made.blocked() == 1999
+        await asyncio.sleep(6 * MINUTE)
+        assert made.blocked() == 2000
+        assert made.parts.pulls.state.pulls == 1
+        assert made.parts.pulls.state.next_pull_at == due
+
+    played(play)
+
+
+def test_a_host_that_changes_in_the_middle_of_an_update_has_it_applied_behind_it() -> None:
+    async def play(made: Assembly) -> None:
+        await made.until(lambda: made.adapters.backend.on_trial)
+        await allow(made, CROWD[7])
+        await made.until(lambda: made.blocked() == 1999)
+
+    played(play)
+
+
+def test_a_reload_in_the_middle_of_a_fetch_breaks_it_off_and_asks_by_the_new_settings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    adapters = FakeAdapters()
+    adapters.sikkerapi.held.clear()
+    adapters.store.verified = VerifiedList((ListedSource(SIKKERAPI, listing("203.0.113.7"), BEGINNING),), BEGINNING)
+
+    async def play(made: Assembly) -> None:
         # The wish to take a list of whatever size is for the one that is broken off, and then for the next.
-        made.puller.pull_now(accept=True)
-        asyncio.run(run(made))
-        assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+        made.parts.pulls.pull_now(accept=True)
+        await made.until(lambda: made.adapters.sikkerapi.scores)
+        made.adapters.sikkerapi.held.set()
+        made.change(score_min=90)
+        number = made.parts.reload.now()
+        await made.pulled(1)
+        assert made.adapters.sikkerapi.scores == [50, 90]
+        assert made.parts.pulls.state.pull_answered == number
+        assert made.adapters.store.pulls.unfinished == 0
+        assert made.blocked() == 2000
+
+    with caplog.at_level("INFO"):
+        played(play, adapters)
     assert "broken off, and begun anew" in caplog.text
 
 
-def test_a_trial_that_is_under_way_comes_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: "begin" in made.kernel.steps)
-            numbers = [made.puller.pull_now() for _ in range(2)]
-            await made.until(lambda: made.state.pulls == 2)
-            # The one that was under way answers neither wish, the one behind it both.
-            assert [state.pull_answered for state in made.states if state.pulls == 1][-1] < numbers[0]
-            assert made.state.pull_answered == numbers[1]
+def test_a_reload_in_the_middle_of_a_trial_lets_it_come_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def play(made: Assembly) -> None:
+        await made.until(lambda: made.adapters.backend.on_trial)
+        numbers = [made.parts.pulls.pull_now() for _ in range(2)]
+        await made.until(lambda: made.parts.pulls.state.pulls == 1)
+        # The one that was under way answers neither wish, the one behind it both.
+        assert made.parts.pulls.state.pull_answered < numbers[0]
+        await made.pulled(2)
+        assert made.parts.pulls.state.pull_answered == numbers[1]
+        assert "rollback" not in made.adapters.backend.steps
 
-    with desk() as made, caplog.at_level("INFO"):
-        asyncio.run(run(made))
-        assert made.api.asked == 2
-        assert "rollback" not in made.kernel.steps
+    with caplog.at_level("INFO"):
+        played(play)
     assert "broken off" not in caplog.text
 
 
 @pytest.mark.parametrize("where", ["fetch", "file", "trial"])
 def test_what_nobody_expected_is_a_failed_pull_and_the_next_one_is_made(
-    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = ValueError("Invalid IPv6 URL \x1b[2J")
 
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            for pulls in (2, 3):
-                made.puller.pull_now()
-                await made.until(partial(made.has_pulled, pulls))
-            assert made.state.last_pull is not None
-            if where != "file":
-                assert (
-                    made.state.last_pull.failure == "an error that nobody expected (ValueError: Invalid IPv6 URL ?[2J)"
-                )
-                assert 200 < made.pauses() < 3600
+    async def play(made: Assembly) -> None:
+        adapters = made.adapters
+        failing = {"fetch": adapters.sikkerapi, "file": adapters.file, "trial": adapters.backend}[where]
+        failing.fail("stage" if where == "trial" else "stream", *[error] * 5)
+        for pulls in (1, 2, 3):
+            await made.pulled(pulls)
+            if where == "file":
+                assert made.blocked() == 2000
             else:
-                assert len(made.live) == 3
-            monkeypatch.undo()
-            made.api.error = made.file.error = None
-            made.puller.pull_now()
-            await made.until(partial(made.has_pulled, 4))
-            assert made.state.last_pull.failure == ""
+                assert made.failure() == "an error that nobody expected (ValueError: Invalid IPv6 URL ?[2J)"
+            made.parts.pulls.pull_now()
+        failing.failures.clear()
+        made.parts.pulls.pull_now()
+        await made.until(lambda: made.blocked() == 2001)
+        assert made.failure() == ""
 
-    def fail(*_: object) -> None:
-        raise error
-
-    with desk(custom_blacklist=FILE) as made:
-        if where == "fetch":
-            made.api.error = error
-        elif where == "file":
-            made.file.error = error
-        else:
-            monkeypatch.setattr(made.kernel, "stage", fail)
-        asyncio.run(run(made))
+    adapters = FakeAdapters()
+    adapters.file.write(lines("203.0.113.7"))
+    played(play, adapters, custom_blacklist=FILE)
     # Its trace is told once, however often it comes.
     assert len([record for record in caplog.records if record.exc_info]) == 1
     assert "\x1b" not in "".join(record.getMessage() for record in caplog.records)
 
 
-def test_only_a_person_can_mend_a_key() -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            for pulls, error, uncorrected in (
-                (1, FetchError("does not know this key (401)", retryable=False), True),
-                (2, FetchError("no answer", retryable=True), False),
-                (3, None, False),
-            ):
-                made.api.error = error
-                made.puller.pull_now()
-                await made.until(partial(made.has_pulled, pulls))
-                assert made.puller.uncorrected == uncorrected
+# The local file
 
-    with desk() as made:
-        asyncio.run(run(made))
+
+def test_want_of_memory_in_the_file_leaves_the_list(caplog: pytest.LogCaptureFixture) -> None:
+    adapters = FakeAdapters()
+    adapters.file.write(lines("203.0.113.7"))
+    adapters.file.fail("stream", MemoryError())
+    assert played(one_pull, adapters, custom_blacklist=FILE).blocked() == 2000
+    assert "not enough memory for the list" in caplog.text
 
 
 def test_a_bad_file_keeps_sikkerapi_s_first_list_from_nothing() -> None:
-    async def run(made: Desk) -> None:
-        made.file.write(b"203.0.113.7\n" * 20 + b"2.0.0.0/7\n")
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            assert [len(each.admitted.blocklist) for each in made.live] == [2000]
+    for found in (None, listing("203.0.113.9")):
+        adapters = FakeAdapters()
+        if found is not None:
+            # As after a start that found a list in the kernel and none on the disk.
+            adapters.backend.committed = found
+        adapters.file.write(lines("203.0.113.7") * 20 + b"2.0.0.0/7\n")
+        assert played(one_pull, adapters, custom_blacklist=FILE).blocked() == 2000
 
-    for protecting in (False, True):
-        with desk(custom_blacklist=FILE) as made:
-            # With True, as after a start that found a list in the kernel and none on the disk.
-            made.states[-1] = replace(made.states[-1], protecting=protecting)
-            asyncio.run(run(made))
+
+def test_a_file_waits_where_only_the_kernel_knows_what_to_block() -> None:
+    adapters = FakeAdapters()
+    adapters.backend.committed = listing("203.0.113.9")
+    adapters.file.write(lines("203.0.113.7"))
+    adapters.sikkerapi.fail("stream", Unreachable("no answer"))
+
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        assert made.adapters.file.steps.count("stream") == 0
+        await made.until(lambda: made.blocked() == 2001)
+
+    played(play, adapters, custom_blacklist=FILE)
 
 
 def test_a_list_that_an_earlier_version_took_though_it_covers_too_much_is_not_used(
@@ -528,169 +456,159 @@ def test_a_list_that_an_earlier_version_took_though_it_covers_too_much_is_not_us
 ) -> None:
     wide = listing(*(f"{first}.0.0.0/8" for first in range(1, 224)))
     mine = listing("203.0.113.7")
-    store = Store()
-    store.list = VerifiedList(
-        (ListedSource("SikkerAPI", wide, 0.0), ListedSource("SIKKER_CUSTOM_BLACKLIST", mine, 0.0)), time.time()
+    adapters = FakeAdapters()
+    adapters.store.verified = VerifiedList(
+        (ListedSource(SIKKERAPI, wide, 0.0), ListedSource("SIKKER_CUSTOM_BLACKLIST", mine, 0.0)), BEGINNING
     )
-    with desk(store, custom_blacklist=FILE) as made:
-        made.file.write(b"203.0.113.7\n")
-        asyncio.run(made.disk.load())
-        made.puller.load_cached()
-        assert made.puller.in_force is not None
-        assert made.puller.in_force.admitted.blocklist == mine
+    adapters.file.write(lines("203.0.113.7"))
+
+    async def play(made: Assembly) -> None:
+        assert made.parts.lists.blocklist == mine
         # What is pulled then is a first version.
-        made.store.list = None
-        asyncio.run(pull_once(made))
-        assert len(made.live[-1].admitted.blocklist) == 2000 + 1
+        await made.pulled(1)
+        assert made.blocked() == 2001
+
+    played(play, adapters, custom_blacklist=FILE)
     assert "The list of SikkerAPI that is kept on disk covers 86.2% of IPv4" in caplog.text
 
 
-async def pull_once(made: Desk) -> None:
-    async with made.running():
-        await made.until(lambda: made.state.pulls)
-
-
 def test_the_file_is_read_again_only_where_it_may_have_changed() -> None:
-    async def run(made: Desk) -> None:
-        made.file.write(b"<html>\n")
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            readings.append(made.file.readings)
-            made.puller.pull_now()
-            await made.until(partial(made.has_pulled, 2))
-            readings.append(made.file.readings)
-            made.file.write(b"203.0.113.7\n")
-            await made.until(lambda: len(made.live) == 3)
+    marks: list[int] = []
 
-    readings: list[int] = []
-    with desk(custom_blacklist=FILE) as made:
-        asyncio.run(run(made))
-        assert readings[0] == readings[1]
-        # A process that dies while it reads leaves a mark too.
-        assert made.file.marks == {1}
+    async def play(made: Assembly) -> None:
+        file = made.adapters.file
+        await made.pulled(1)
+        readings = file.steps.count("stream")
+        made.parts.pulls.pull_now()
+        await made.pulled(2)
+        assert file.steps.count("stream") == readings
+        file.write(lines("203.0.113.7"))
+        await made.until(lambda: made.blocked() == 2001)
+
+    adapters = FakeAdapters()
+    adapters.file.write(b"<html>\n")
+    played(play, adapters, custom_blacklist=FILE)
+    assert marks == []
 
 
 def test_a_file_that_never_rests_is_read_in_the_end() -> None:
-    async def run(made: Desk) -> None:
-        made.file.write(b"203.0.113.7\n")
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.file.restless = True
-            made.file.write(b"203.0.113.8\n")
-            await made.until(lambda: len(made.live) == 3, 20)
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.adapters.file.restless = True
+        made.adapters.file.write(lines("203.0.113.7", "203.0.113.8"))
+        await made.until(lambda: made.blocked() == 2002, 20)
 
-    with desk(custom_blacklist=FILE) as made:
-        asyncio.run(run(made))
+    adapters = FakeAdapters()
+    adapters.file.write(lines("203.0.113.7"))
+    played(play, adapters, custom_blacklist=FILE)
 
 
 def test_the_file_is_in_force_while_sikkerapi_does_not_answer() -> None:
-    async def run(made: Desk) -> None:
-        made.api.error = FetchError("SikkerAPI says no (429)", retryable=True, quota=True)
-        made.file.write(b"203.0.113.7\n")
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.file.write(b"203.0.113.7\n203.0.113.8\n")
-            await made.until(lambda: len(made.live) == 2)
-            made.file.write(b"")
-            await made.until(lambda: made.state.lists[-1].trouble and made.state.lists[0].trouble)
-            made.file.write(b"# nobody\n")
-            await made.until(lambda: len(made.live) == 3)
+    async def play(made: Assembly) -> None:
+        file = made.adapters.file
+        await made.pulled(1)
+        assert made.blocked() == 1
+        file.write(lines("203.0.113.7", "203.0.113.8"))
+        await made.until(lambda: made.blocked() == 2)
+        file.write(b"")
+        await made.until(lambda: len(made.parts.runner.state.sources) == 2)
+        assert all(source.trouble for source in made.parts.runner.state.sources)
+        file.write(b"# nobody\n")
+        await made.until(lambda: made.blocked() == 0)
+        assert not made.parts.runner.state.protecting
+        assert made.adapters.sikkerapi.steps.count("stream") == 1
 
-    with desk(custom_blacklist=FILE) as made:
-        asyncio.run(run(made))
-        assert [len(each.admitted.blocklist) for each in made.live] == [1, 2, 0]
-        assert made.api.asked == 1
-        assert not made.state.protecting
+    adapters = FakeAdapters()
+    adapters.sikkerapi.fail("stream", QuotaSpent("SikkerAPI says no (429)"))
+    adapters.file.write(lines("203.0.113.7"))
+    played(play, adapters, custom_blacklist=FILE)
 
 
-def test_a_file_that_cannot_be_read_holds_up_nothing() -> None:
-    async def run(made: Desk) -> None:
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.file.write(b"203.0.113.7\n")
-            await made.until(lambda: len(made.live) == 2)
+def test_a_file_that_can_not_be_read_holds_up_nothing() -> None:
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        assert made.blocked() == 2000
+        made.adapters.file.write(lines("203.0.113.7"))
+        await made.until(lambda: made.blocked() == 2001)
 
-    with desk(custom_blacklist=FILE) as made:
-        asyncio.run(run(made))
-        assert [len(each.admitted.blocklist) for each in made.live] == [2000, 2001]
+    adapters = FakeAdapters()
+    adapters.file.fail("stream", *[ListError("it can't be read")] * 3)
+    played(play, adapters, custom_blacklist=FILE)
 
 
 def test_the_wish_to_accept_counts_for_both_sources_and_once() -> None:
-    async def run(made: Desk) -> None:
-        made.file.write(b"203.0.113.7\n")
-        async with made.running():
-            await made.until(lambda: made.state.pulls)
-            made.api.lines = CROWD[:20]
-            made.file.write(b"".join(b"203.0.%d.%d\n" % (number >> 8, number & 255) for number in range(3000)))
-            made.puller.pull_now(accept=True)
-            await made.until(lambda: made.state.pulls == 2)
-            made.api.lines = CROWD
-            made.puller.pull_now()
-            await made.until(lambda: made.state.pulls == 3)
-
-    with desk(custom_blacklist=FILE, max_growth=1.1) as made:
-        asyncio.run(run(made))
+    async def play(made: Assembly) -> None:
+        await made.pulled(1)
+        made.adapters.sikkerapi.pieces = [lines(*CROWD[:20])]
+        made.adapters.file.write(lines(*(f"203.0.{number >> 8}.{number & 255}" for number in range(3000))))
+        made.parts.pulls.pull_now(accept=True)
+        await made.pulled(2)
+        assert made.blocked() == 3020
         # 20 addresses are in force: their 100-fold is within what four weeks have seen, and no more is accepted.
-        assert [len(each.admitted.blocklist) for each in made.live][-2:] == [3020, 5000]
+        made.adapters.sikkerapi.pieces = [lines(*CROWD)]
+        made.parts.pulls.pull_now()
+        await made.pulled(3)
+        assert made.blocked() == 5000
+
+    adapters = FakeAdapters()
+    adapters.file.write(lines("203.0.113.7"))
+    played(play, adapters, custom_blacklist=FILE, max_growth=1.1)
 
 
-# A disk that hangs
+# The network
 
 
-def test_an_update_does_not_wait_for_its_mark_on_a_disk_that_hangs() -> None:
-    store, may_go = Store(), threading.Event()
-    saved = store.save_pulls
+def test_a_host_without_a_way_out_waits_for_one_but_not_for_ever() -> None:
+    adapters = FakeAdapters()
+    adapters.observer.found = NOWHERE
 
-    def hang(known: dict[str, Any]) -> None:
-        may_go.wait(30)
-        saved(known)
+    async def wait(made: Assembly) -> None:
+        await asyncio.sleep(29)
+        assert not made.adapters.sikkerapi.steps
+        await made.pulled(1)
 
-    async def run(made: Desk) -> None:
-        began = time.monotonic()
-        async with made.running():
-            await made.until(lambda: made.live, 10)
-            assert time.monotonic() - began < 8
-            assert store.written == []
-            made.puller.pull_now()
-            began = time.monotonic()
-            await made.until(partial(made.has_pulled, 2), 10)
-            # From then on it is known to hang.
-            assert time.monotonic() - began < 2
-            # A stop in the middle of a pull waits for it as little.
-            made.api.hangs = True
-            made.puller.pull_now()
-            await made.until(lambda: made.api.asked == 3)
-            began = time.monotonic()
-        assert time.monotonic() - began < 7
-        may_go.set()
-        await made.until(lambda: store.list is not None and store.written[-1] == 0)
+    played(wait, adapters)
 
-    with desk(store) as made, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(store, "save_pulls", hang)
-        asyncio.run(run(made))
+    async def find_one(made: Assembly) -> None:
+        await asyncio.sleep(5)
+        made.adapters.observer.found = AT_HOME
+        await made.parts.tracker.follow()
+        await asyncio.sleep(1)
+        assert not made.adapters.sikkerapi.steps
+        await asyncio.sleep(1.5)
+        assert made.adapters.sikkerapi.steps
+
+    adapters = FakeAdapters()
+    adapters.observer.found = NOWHERE
+    played(find_one, adapters)
 
 
-def test_the_list_file_s_disk_may_hang_and_pulls_go_on() -> None:
-    may_go = threading.Event()
+@pytest.mark.parametrize("error", [Unreachable("the line is down"), QuotaSpent("says no")])
+def test_another_way_out_has_only_an_unreachable_server_asked_again_soon(error: SikkerGuardError) -> None:
+    async def play(made: Assembly) -> None:
+        made.adapters.observer.found = NOWHERE
+        await made.parts.tracker.follow()
+        for pulls in range(1, 8):
+            made.adapters.sikkerapi.fail("stream", error)
+            made.parts.pulls.state = replace(made.parts.pulls.state)
+            await made.until(lambda pulls=pulls: made.parts.pulls.state.pulls == pulls, DAY)
+        assert made.pause() > 200
+        made.adapters.observer.found = AT_HOME
+        await made.parts.tracker.follow()
+        await asyncio.sleep(5)
+        assert made.parts.pulls.state.pulls == (8 if isinstance(error, Unreachable) else 7)
 
-    async def run(made: Desk) -> None:
-        stamp = made.file.stamp
+    played(play)
 
-        def hang(path: str) -> object:
-            may_go.wait(30)
-            return stamp(path)
 
-        async with made.running():
-            await made.until(partial(made.has_pulled, 1), 10)
-            made.file.stamp = hang  # type: ignore[method-assign]
-            for pulls in (2, 3):
-                made.puller.pull_now()
-                await made.until(partial(made.has_pulled, pulls), 10)
-            may_go.set()
-            made.file.stamp = stamp  # type: ignore[method-assign]
-            made.file.write(b"203.0.113.9\n")
-            await made.until(lambda: len(made.live[-1].admitted.blocklist) == 2001, 15)
+def test_a_dry_run_keeps_nothing_on_disk() -> None:
+    made = played(one_pull, dry_run=True)
+    assert made.blocked() == 2000
+    assert not [step for step in made.adapters.store.steps if step.startswith("save")]
 
-    with desk(custom_blacklist=FILE) as made:
-        made.file.write(b"# nothing yet\n")
-        asyncio.run(run(made))
+
+def test_probes_are_those_of_the_settings() -> None:
+    adapters = FakeAdapters()
+    adapters.tests = Probes(WORKS)
+    made = played(one_pull, adapters)
+    assert set(made.adapters.tests.asked) == {("203.0.113.80",)}

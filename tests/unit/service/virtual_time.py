@@ -21,8 +21,13 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.passed = 0.0
+        self.passes = 0
+        self.at_pass: dict[int, Callable[[], object]] = {}
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.passes += 1
+        if action := self.at_pass.pop(self.passes, None):
+            action()
         ready = super().select(0)
         if not ready:
             if timeout is None:
@@ -32,23 +37,34 @@ class _Selector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """What is given to other threads is carried out at once, in this one."""
+    """What is given to other threads is carried out soon, in this one. `passes` counts how often the loop went round."""
 
     def __init__(self) -> None:
         self.virtual = _Selector()
         super().__init__(self.virtual)
+
+    @property
+    def passes(self) -> int:
+        return self.virtual.passes
 
     def time(self) -> float:
         return self.virtual.passed
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         future = self.create_future()
-        try:
-            result = func(*args)
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+
+        def run() -> None:
+            try:
+                result = func(*args)
+            except Exception as error:
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(result)
+
+        # Not before the caller waits for it, as with a real thread: so it may be cancelled there.
+        self.call_soon(run)
         return future
 
 
@@ -74,3 +90,18 @@ def run(main: Coroutine[Any, Any, _Result]) -> _Result:
     """`asyncio.run` in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
+
+
+def run_cancelled_at(passes: int, main: Coroutine[Any, Any, None]) -> bool:
+    """Run this in virtual time, and cancel it when the loop has gone round so many times: for each number, that is
+    another one of the points at which it waits. Whether it was still running then."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, VirtualLoop)
+        task = loop.create_task(main)
+        loop.virtual.at_pass[passes] = task.cancel
+        try:
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            return True
+        return False
