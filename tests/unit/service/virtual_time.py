@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 # 2026-01-01 00:00 UTC.
 BEGINNING = 1_767_225_600.0
 
@@ -32,7 +33,8 @@ class _Selector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """What is given to other threads is carried out at once, in this one."""
+    """What is given to other threads is carried out at once, in this one. As with threads, whoever waits for it hears
+    of it in a later turn of the loop, and may be cancelled before that."""
 
     def __init__(self) -> None:
         self.virtual = _Selector()
@@ -41,15 +43,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.virtual.passed
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: object, func: Callable[[*_Arguments], _Result], *args: *_Arguments
+    ) -> asyncio.Future[_Result]:
         future = self.create_future()
         try:
-            result = func(*args)
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+            self.call_soon(_settle, future.set_result, func(*args), future)
+        except Exception as error:  # noqa: BLE001 - it is raised where the outcome is waited for
+            self.call_soon(_settle, future.set_exception, error, future)
         return future
+
+
+def _settle(settle: Callable[[Any], None], outcome: object, future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        settle(outcome)
 
 
 class VirtualClock:

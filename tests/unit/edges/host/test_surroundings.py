@@ -163,5 +163,5 @@ def test_what_can_not_be_read_is_said_as_one_error(tmp_path: Path) -> None:
         def _observed(self, ssh_ports: Iterable[int], listed: Blocklist) -> Surroundings:
             raise OSError(24, "Too many open files")
 
-    with pytest.raises(KernelError, match="where this host stands can't be found out: .*Too many open files"):
+    with pytest.raises(KernelError, match=r"where this host stands can't be found out: .*Too many open files"):
         Broken(tmp_path).observe((), Blocklist())
