@@ -309,8 +309,8 @@ def test_nothing_on_disk_keeps_a_start_from_protecting(caplog: pytest.LogCapture
 def test_what_could_not_be_read_is_not_written_over() -> None:
     async def work(bench: Bench) -> None:
         bench.store.is_damaged = True
+        await bench.writer.load()
         bench.store.lose()
-        bench.store.is_lost = True
         bench.writer.claim()
         await bench.writer.settled(5)
         assert bench.written() == ["save_pull_memory", "save_endpoint"]
