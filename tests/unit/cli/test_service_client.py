@@ -55,6 +55,7 @@ def test_the_commands_say_what_the_page_says(tmp_path: Path, capsys: pytest.Capt
     with_control(tmp_path, ask)
 
 
+@pytest.mark.usefixtures("root")
 def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
     with_control(tmp_path, ask)
 
 
+@pytest.mark.usefixtures("root")
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = replace(
         STATE,
