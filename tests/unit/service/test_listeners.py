@@ -139,3 +139,20 @@ def test_a_defect_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
     # With its trace, once.
     (record,) = caplog.records
     assert record.exc_info
+
+
+def test_that_nobody_looks_after_them_any_more_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Changes):
+        def set(self) -> None:
+            raise ZeroDivisionError("a defect")
+
+    async def work() -> None:
+        listeners = Listeners([Page("page")], Broken())
+        listeners.start()
+        await asyncio.sleep(1)
+        await listeners.stop()
+
+    run(work())
+    (record,) = caplog.records
+    assert record.getMessage() == "Nobody looks after the page and the control socket any more."
+    assert record.exc_info

@@ -314,3 +314,19 @@ def test_it_says_that_it_goes_on_and_when_it_is_on_trial() -> None:
     running, changes = zip(*run(work()), strict=True)
     assert running == (False, True, False)
     assert 0 < changes[0] < changes[1] < changes[2]
+
+
+def test_what_fails_already_before_the_trial_is_said_and_says_nothing_of_the_list(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Ill(Host):
+        async def run(self, api_addresses: Iterable[str]) -> tuple[ProbeResult, ...]:
+            ill = ProbeResult("API", Outcome.FAILED, "did not answer")
+            return (*await super().run(api_addresses), ill)
+
+    host = Ill()
+    assert run(host.tries(INNOCENT)) is None
+    assert host.kernel.steps == STEPS
+    assert caplog.messages == [
+        "Self-test: API did not answer already before the trial; the list is not to blame for it."
+    ]
