@@ -68,10 +68,10 @@ class Settings:
 
     def reload(self) -> None:
         """Read the settings again, and use them where they are good."""
-        self._read_stamps = self.stamps()
         config = self.config.value
         try:
             # A disk that does not answer is waited for by nobody, and so not by the loop.
+            self._read_stamps = within(_READ_SECONDS, self.stamps)
             fresh = within(_READ_SECONDS, self._reader.load)
         except TimeoutError:
             self._note(f"The settings can't be read within {_READ_SECONDS:g} s; those before stay.")

@@ -64,12 +64,14 @@ class StateWriter:
 
     work = "looking after the disk"
 
-    def __init__(self, store: StateStore, place: Path, clock: Clock, changes: Signal) -> None:
+    def __init__(
+        self, store: StateStore, place: Path, clock: Clock, changes: Signal, thread: DiskThread | None = None
+    ) -> None:
         self._store = store
         self._place = place
         self._clock = clock
         self._changes = changes
-        self._thread = DiskThread("disk")
+        self._thread = thread or DiskThread("disk")
         # What was to be written last, by kind, for a directory that is made again; what waits; and what was refused.
         self._newest: dict[str, PendingWrite] = {}
         self._waiting: dict[str, PendingWrite] = {}

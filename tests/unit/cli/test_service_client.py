@@ -16,7 +16,7 @@ from sikkerguard.cli.health import print_health
 from sikkerguard.cli.pull import pull
 from sikkerguard.cli.service_client import ServiceClient, find_directories
 from sikkerguard.cli.status import print_status
-from sikkerguard.core.state import PullResult
+from sikkerguard.core.state import LogState, PullResult, PullState, RepairState
 from sikkerguard.edges.http import control, control_socket
 from sikkerguard.edges.http.control_socket import NAME, Peer
 from sikkerguard.errors import SikkerGuardError
@@ -55,6 +55,7 @@ def test_the_commands_say_what_the_page_says(tmp_path: Path, capsys: pytest.Capt
     with_control(tmp_path, ask)
 
 
+@pytest.mark.usefixtures("root")
 def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,11 +69,17 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
         assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
         assert err.removesuffix("\n").isprintable()
 
-    with_control(tmp_path, ask, state=replace(STATE, pull_answered=9))
+    with_control(tmp_path, ask)
 
 
+@pytest.mark.usefixtures("root")
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = replace(STATE, last_pull=PullResult(NOW, ESCAPES), last_repair=ESCAPES, log_source=ESCAPES, pull_answered=9)
+    state = replace(
+        STATE,
+        pull=replace(STATE.pull, last_pull=PullResult(NOW, ESCAPES)),
+        repair=RepairState(last_repair=ESCAPES),
+        log=LogState(ESCAPES),
+    )
     printed = []
 
     async def ask(made: Guarded) -> None:
@@ -110,23 +117,24 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accept: bool
 ) -> None:
     async def ask(made: Guarded) -> None:
-        made.state = replace(STATE, pull_answered=0, last_pull=PullResult(NOW, "an earlier failure"))
+        pull_state = PullState(PullResult(NOW, "an earlier failure"), pulling=True)
+        made.state = replace(STATE, pull=pull_state)
         asked = asyncio.create_task(made.command(pull, accept=accept, step_seconds=0.3))
         said = ""
         async with asyncio.timeout(SECONDS):
-            for changes, line in (
-                ({"pulling": True}, "waiting for SikkerAPI's list ..."),
-                ({"on_trial": True}, "waiting for the trial of the list ..."),
+            for pulls, on_trial, line in (
+                (0, False, "waiting for SikkerAPI's list ..."),
+                (0, True, "waiting for the trial of the list ..."),
                 # A fetch that a reload has cancelled and begun anew is no end.
-                ({"on_trial": False, "pulls": 7}, "waiting for SikkerAPI's list ..."),
+                (7, False, "waiting for SikkerAPI's list ..."),
             ):
-                made.state = replace(made.state, **changes)
+                made.state = replace(STATE, pull=replace(pull_state, pulls=pulls), on_trial=on_trial)
                 said += f"sikkerguard: {line}\n"
                 shown = ""
                 while shown != f"sikkerguard: {line}\n":
                     shown += capsys.readouterr().err
                     await asyncio.sleep(0.01)
-            made.state = replace(made.state, pulling=False, pull_answered=1, last_pull=PullResult(NOW, ""))
+            made.state = replace(STATE, pull=PullState(PullResult(NOW, ""), pull_answered=1))
             assert await asked is Outcome.FINE
         assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
         assert made.pulls == [accept]
@@ -137,9 +145,8 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
 @pytest.mark.usefixtures("root")
 def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
     async def ask(made: Guarded) -> None:
-        made.state = replace(
-            STATE, pull_answered=1, last_pull=PullResult(NOW, "SikkerAPI does not know this key (401)")
-        )
+        failed = PullResult(NOW, "SikkerAPI does not know this key (401)")
+        made.state = replace(STATE, pull=PullState(failed, pull_answered=1))
         with pytest.raises(SikkerGuardError, match=r"^the pull failed: SikkerAPI does not know this key \(401\)$"):
             await made.command(pull, accept=False)
 
@@ -155,7 +162,6 @@ def test_a_pull_of_a_service_that_was_started_anew_is_no_success(
     monkeypatch.setattr(control_socket, "peer_of", lambda found: replace(peer_of(found), process=next(processes)))
 
     async def ask(made: Guarded) -> None:
-        made.state = replace(STATE, pull_answered=5)
         with pytest.raises(SikkerGuardError, match="was started again"):
             await made.command(pull, accept=False)
 

@@ -158,17 +158,25 @@ class Backend(Failing):
 
 
 class Store(Failing):
-    """A state directory. `is_lost` says that it was deleted, which the next `claim` finds out."""
+    """A state directory, which may be lost: the next `claim` finds that out."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._empty()
+        self.is_damaged = False
+        self.is_lost = False
+
+    def _empty(self) -> None:
         self.verified: VerifiedList | None = None
         self.allowlist = Allowlist()
         self.pulls = PullMemory()
         self.endpoint = EndpointMemory()
         self.settings: Mapping[str, str] | None = None
-        self.is_damaged = False
-        self.is_lost = False
+
+    def lose(self) -> None:
+        """Somebody deletes it."""
+        self._empty()
+        self.is_lost = True
 
     def claim(self) -> bool:
         self.step("claim")

@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sikkerguard.config.settings import Config
 from sikkerguard.core.net.family import Family
+from sikkerguard.core.state import LogState
 from sikkerguard.core.traffic.sample import DropEvent
-from sikkerguard.service.log_follower import follow, watch_forever
+from sikkerguard.service.log_follower import LogFollower
+from sikkerguard.service.watched import Watched
+from tests.unit.service.fakes import Changes
+from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 HEAD = "SIKKERGUARD IN=eth0 OUT= MAC= SRC=198.51.100.7 DST=198.51.100.10 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=1 "
 GONE = OSError(errno.ENODEV, "No such device")
+CONFIG = Config(log_source="kmsg")
 
 
 def line(port: int) -> str:
@@ -40,7 +46,7 @@ class Source:
         self.lost = 0
         self.closed = 0
         self.reads = 0
-        self.threads = {threading.get_ident()}
+        self.threads = set[int]()
         self.waiting: list[str] = []
         self.failure: Exception | None = None
         self.endless: list[str] = []
@@ -75,96 +81,104 @@ class Source:
         os.close(self._writing)
 
 
-class Watcher:
-    """What a follower was told."""
+class Bench:
+    """A follower that finds these sources, one after the other, or meets these errors; and then nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *found: Source | Exception | None) -> None:
+        self.left = list(found)
+        self.configs: list[Config] = []
         self.events: list[DropEvent] = []
-        self.lost: list[int] = []
-        self.told: list[tuple[str, int]] = []
+        self.changes = Changes()
+        self.states: list[LogState] = []
+        self.config = Watched(CONFIG)
+        self.follower = LogFollower(self, self, self.config, VirtualClock(), self)
 
-    def tell(self, name: str, lost: int) -> None:
-        self.told.append((name, lost))
+    def kernel_log(self, config: Config) -> Source | None:
+        self.configs.append(config)
+        found = self.left.pop(0) if self.left else None
+        if isinstance(found, Exception):
+            raise found
+        if found is not None:
+            found.threads.add(threading.get_ident())
+        return found
 
-    async def sees(self, number: int, seconds: float = 10.0) -> None:
-        """Wait for so many drops."""
-        await until("the drop", lambda: len(self.events) == number, seconds)
+    def notice(self, event: DropEvent) -> None:
+        self.events.append(event)
 
-    def ends(self) -> list[int]:
-        """How much was lost each time when there was no source any more."""
-        return [lost for name, lost in self.told if name == "counters"]
+    def set(self) -> None:
+        self.states.append(self.follower.state)
 
-
-async def until(what: str, condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        await asyncio.sleep(0.005)
-
-
-async def cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    @property
+    def ports(self) -> list[int]:
+        return [event.port for event in self.events]
 
 
 def following(
-    work: Callable[[Source, Watcher, asyncio.Task[None]], Coroutine[None, None, None]], source: Source
-) -> None:
-    """Run this beside a follower of the source, end the follower, and see that nothing of it is left in the loop."""
-    watcher = Watcher()
+    work: Callable[[Bench], Coroutine[None, None, None]],
+    *found: Source | Exception | None,
+    run: Callable[[Coroutine[None, None, None]], None] = run,
+) -> Bench:
+    """Run this beside a follower, end that, and see that nothing of it is left."""
+    bench = Bench(*found)
 
-    async def run() -> None:
-        task = asyncio.create_task(follow(source, watcher.events.append, watcher.lost.append))
+    async def whole() -> None:
+        task = asyncio.create_task(bench.follower.run())
         try:
-            await work(source, watcher, task)
+            await work(bench)
         finally:
-            if not task.done():
-                await cancelled(task)
-        assert not asyncio.get_running_loop().remove_reader(source.fileno())
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for source in found:
+            if isinstance(source, Source):
+                assert source.closed == 1
+                assert not asyncio.get_running_loop().remove_reader(source.fileno())
 
-    asyncio.run(run())
-    source.close()
+    run(whole())
+    return bench
+
+
+# One source
 
 
 def test_drops_are_given_at_once_and_other_messages_are_not() -> None:
-    async def work(source: Source, watcher: Watcher, task: asyncio.Task[None]) -> None:
-        for port in range(1, 6):
-            await asyncio.sleep(0.05)
-            source.put("usb 1-1: new device", line(port), "SIKKERGUARD", "")
-            await watcher.sees(port, 0.9)
-        assert watcher.events == [event(port) for port in range(1, 6)]
-        assert watcher.lost == []
-        assert not source.closed
+    source = Source()
 
-    following(work, Source())
+    async def work(bench: Bench) -> None:
+        for port in range(1, 6):
+            await asyncio.sleep(5.1)
+            source.put("usb 1-1: new device", line(port), "SIKKERGUARD", "")
+            await asyncio.sleep(0.1)
+            assert bench.events == [event(each) for each in range(1, port + 1)]
+
+    bench = following(work, source)
+    assert bench.states == [LogState("kmsg", 0)]
+    assert bench.configs == [CONFIG]
 
 
 def test_a_source_that_wakes_nobody_is_looked_at_every_second() -> None:
-    async def work(source: Source, watcher: Watcher, task: asyncio.Task[None]) -> None:
-        await until("the first look", lambda: source.reads)
+    source = Source(deaf=True)
+
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(10)
+        assert 9 <= source.reads <= 11
         source.put(line(1))
-        await watcher.sees(1)
-        # About one look a second, no more.
-        before = source.reads
-        await asyncio.sleep(1.5)
-        assert source.reads - before <= 2
+        await asyncio.sleep(1.1)
+        assert bench.ports == [1]
 
-    following(work, Source(deaf=True))
+    following(work, source)
 
 
-def test_what_was_lost_is_told_when_it_grew() -> None:
-    async def work(source: Source, watcher: Watcher, task: asyncio.Task[None]) -> None:
-        await until("the first look", lambda: source.reads)
-        assert watcher.lost == []
-        source.put(line(1), lost=5)
-        await until("the number", lambda: watcher.lost == [5])
-        source.put(line(2))
-        await watcher.sees(2)
-        source.put(lost=2)
-        await until("the number", lambda: watcher.lost == [5, 7])
+def test_what_was_lost_is_shown_when_it_grew() -> None:
+    source = Source()
 
-    following(work, Source())
+    async def work(bench: Bench) -> None:
+        for lost in (5, 0, 2):
+            await asyncio.sleep(1)
+            source.put(line(1), lost=lost)
+        await asyncio.sleep(1)
+
+    assert following(work, source).states == [LogState("kmsg", 0), LogState("kmsg", 5), LogState("kmsg", 7)]
 
 
 @pytest.mark.parametrize("size", [1, 256])
@@ -172,27 +186,66 @@ def test_a_flood_costs_little(size: int) -> None:
     source = Source()
     source.endless = [line(7), *["usb 1-1: new device"] * (size - 1)]
 
-    async def work(source: Source, watcher: Watcher, task: asyncio.Task[None]) -> None:
-        await until("the first drops", lambda: len(watcher.events) > 3)
-        began, spent, before = time.monotonic(), time.process_time(), len(watcher.events)
-        await asyncio.sleep(2)
-        share = (time.process_time() - spent) / (time.monotonic() - began)
-        assert share < 0.04
-        assert len(watcher.events) - before > 5
+    async def work(bench: Bench) -> None:
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(1)
+        # What the processor really does against the time that is taken for it.
+        began, spent, before = clock(), time.process_time(), len(bench.events)
+        await asyncio.sleep(10)
+        assert (time.process_time() - spent) / (clock() - began) < 0.04
+        assert len(bench.events) - before > 5
 
     following(work, source)
 
 
+def test_a_source_is_opened_followed_and_closed_by_one_thread() -> None:
+    source = Source()
+
+    async def work(bench: Bench) -> None:
+        source.put(line(1), line(2), lost=3)
+        async with asyncio.timeout(10):
+            while bench.states != [LogState("kmsg", 0), LogState("kmsg", 3)] and bench.ports != [1, 2]:
+                await asyncio.sleep(0.005)
+
+    # In real time: threads are what this is about.
+    following(work, source, run=asyncio.run)
+    assert len(source.threads) == 1
+    assert source.threads != {threading.get_ident()}
+
+
+# Without a source, and when it ends
+
+
+def test_without_a_source_it_is_tried_again_every_minute_by_the_settings_of_then() -> None:
+    source = Source("journald")
+    source.put(line(1))
+    other = Config(log_source="journald")
+
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(70)
+        bench.config.set(other)
+        await asyncio.sleep(45)
+        assert bench.ports == []
+        await asyncio.sleep(10)
+        assert bench.ports == [1]
+
+    bench = following(work, None, None, source)
+    assert bench.configs == [CONFIG, CONFIG, other]
+    # Nobody is woken to hear that there is none still.
+    assert bench.states == [LogState("journald", 0)]
+
+
 def test_one_sentence_says_that_a_source_ended(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "sikkerguard")
+    source = Source()
 
-    async def work(source: Source, watcher: Watcher, task: asyncio.Task[None]) -> None:
+    async def work(bench: Bench) -> None:
         source.put(line(1))
-        await watcher.sees(1)
+        await asyncio.sleep(1)
         source.put(failure=GONE)
-        await asyncio.wait_for(task, 10)
+        await asyncio.sleep(1)
+        assert bench.follower.state == LogState("counters", 0)
 
-    following(work, Source())
+    following(work, source)
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [
         (
             logging.WARNING,
@@ -202,140 +255,74 @@ def test_one_sentence_says_that_a_source_ended(caplog: pytest.LogCaptureFixture)
     ]
 
 
-def watching(
-    work: Callable[[Watcher, asyncio.Task[None]], Coroutine[None, None, None]],
-    *found: Source | None,
-    retry_seconds: float = 0.05,
-) -> Watcher:
-    """Run this beside a watcher who finds these sources, one after the other, and then none."""
-    watcher = Watcher()
-    left = list(found)
-
-    def open_source() -> Source | None:
-        source = left.pop(0) if left else None
-        if source is not None:
-            source.threads = {threading.get_ident()}
-        return source
-
-    async def run() -> None:
-        task = asyncio.create_task(watch_forever(open_source, watcher.events.append, watcher.tell, retry_seconds))
-        try:
-            await work(watcher, task)
-        finally:
-            await cancelled(task)
-
-    asyncio.run(run())
-    return watcher
-
-
-def test_a_source_is_opened_followed_and_closed_by_one_thread() -> None:
-    source = Source()
-
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        source.put(line(1), line(2))
-        await watcher.sees(2)
-        source.put(lost=3)
-        await until("the number", lambda: len(watcher.told) == 2)
-
-    watcher = watching(work, source)
-    assert watcher.events == [event(1), event(2)]
-    assert watcher.told == [("kmsg", 0), ("kmsg", 3)]
-    assert source.closed == 1
-    assert len(source.threads) == 1
-    assert source.threads != {threading.get_ident()}
-
-
-def test_without_a_source_it_is_tried_again() -> None:
-    source = Source("journald")
-
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        source.put(line(1))
-        await watcher.sees(1)
-
-    watcher = watching(work, None, None, source)
-    assert watcher.told == [("counters", 0), ("counters", 0), ("journald", 0)]
-    assert source.closed == 1
-
-
-def test_a_source_that_ended_is_followed_by_the_next_and_losses_add_up(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "sikkerguard")
+def test_a_source_that_ended_is_followed_by_the_next_and_losses_add_up() -> None:
     sources = [Source("journald"), Source("kmsg"), Source("kmsg"), Source("kmsg")]
 
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
+    async def work(bench: Bench) -> None:
         for port, source in enumerate(sources, 1):
             source.put(line(port), lost=port)
-            await watcher.sees(port)
-            if source is sources[-1]:
-                break
-            source.put(failure=GONE)
-            await until("the end", lambda: len(watcher.ends()) == watcher.events[-1].port)
+            await asyncio.sleep(1)
+            if source is not sources[-1]:
+                source.put(failure=GONE)
+                await asyncio.sleep(60)
 
-    watcher = watching(work, *sources)
-    assert [source.closed for source in sources] == [1, 1, 1, 1]
-    assert watcher.ends() == [1, 3, 6]
-    assert watcher.told[-1] == ("kmsg", 10)
-    sentences = [each.getMessage().partition(" can't")[0] for each in caplog.records]
-    assert sentences == [f"The kernel's log in {name}" for name in ("journald", "kmsg", "kmsg")]
-    assert [each.levelno for each in caplog.records[:2]] == [logging.WARNING] * 2
+    bench = following(work, *sources)
+    assert bench.ports == [1, 2, 3, 4]
+    assert [state.lost for state in bench.states if state.source == "counters"] == [1, 3, 6]
+    assert bench.states[-1] == LogState("kmsg", 10)
 
 
 def test_a_source_that_ends_again_and_again_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "sikkerguard")
-    sources = [Source() for _ in range(5)]
-    for source in sources:
-        source.put(failure=GONE)
+    sources = [Source() for _ in range(6)]
 
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        await until("the end of all", lambda: all(source.closed for source in sources))
-        await until("word of it", lambda: len(watcher.told) >= 10)
+    async def work(bench: Bench) -> None:
+        for source in sources[:5]:
+            source.put(failure=GONE)
+        await asyncio.sleep(5 * 60 + 1)
+        assert len(caplog.records) == 1
+        # One that works for a while, and ends in the same way, is told of.
+        await asyncio.sleep(100)
+        sources[-1].put(failure=GONE)
+        await asyncio.sleep(1)
 
-    # Each lives for less than this.
-    watching(work, *sources, retry_seconds=0.5)
-    assert [each.levelno for each in caplog.records] == [logging.WARNING, *[logging.DEBUG] * 4]
+    following(work, *sources)
+    assert [each.levelno for each in caplog.records] == [logging.WARNING] * 2
 
 
 def test_whatever_goes_wrong_in_a_source_ends_the_source_alone(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "sikkerguard")
     sources = [Source(), Source(), Source(), Source()]
     for source in sources[:3]:
         source.put(failure=AttributeError("no such thing"))
+    sources[-1].put(line(1))
 
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        sources[-1].put(line(1))
-        await watcher.sees(1)
-        assert not task.done()
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(181)
+        assert bench.ports == [1]
 
-    watcher = watching(work, *sources, retry_seconds=0.2)
-    assert [source.closed for source in sources] == [1, 1, 1, 1]
-    assert [name for name, _ in watcher.told] == ["kmsg", "counters"] * 3 + ["kmsg"]
-    assert [each.levelno for each in caplog.records] == [logging.ERROR, logging.DEBUG, logging.DEBUG]
-    assert caplog.records[0].getMessage() == (
-        "The kernel's log can't be read any more (AttributeError: no such thing); blocked connections are counted all "
-        "the same, by the kernel's counters; tried again every 60 s."
-    )
-    # Where it went wrong, once.
-    assert [bool(each.exc_info) for each in caplog.records] == [True, False, False]
+    bench = following(work, *sources)
+    assert [state.source for state in bench.states] == ["kmsg", "counters"] * 3 + ["kmsg"]
+    # Once, and where it went wrong.
+    assert [(each.levelno, each.getMessage(), bool(each.exc_info)) for each in caplog.records] == [
+        (
+            logging.ERROR,
+            "The kernel's log can't be read any more (AttributeError: no such thing); blocked connections are counted "
+            "all the same, by the kernel's counters; tried again every 60 s.",
+            True,
+        )
+    ]
 
 
 def test_whatever_goes_wrong_in_opening_a_source_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     source = Source()
-    outcomes: list[Exception | Source] = [KeyError("opened"), KeyError("opened"), source]
+    source.put(line(1))
 
-    def open_source() -> Source:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(121)
+        assert bench.ports == [1]
 
-    async def run() -> None:
-        watcher = Watcher()
-        task = asyncio.create_task(watch_forever(open_source, watcher.events.append, watcher.tell, 0.05))
-        source.put(line(1))
-        await watcher.sees(1)
-        await cancelled(task)
-        assert [name for name, _ in watcher.told] == ["counters", "counters", "kmsg"]
-
-    asyncio.run(run())
+    bench = following(work, KeyError("opened"), KeyError("opened"), source)
+    assert bench.states == [LogState("kmsg", 0)]
     assert [(each.levelno, bool(each.exc_info)) for each in caplog.records] == [(logging.ERROR, True)]
 
 
@@ -347,28 +334,31 @@ def test_whatever_goes_wrong_in_closing_a_source_ends_nothing(caplog: pytest.Log
 
     sticky, source = Sticky(), Source()
     sticky.put(failure=GONE)
+    source.put(line(1))
 
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        source.put(line(1))
-        await watcher.sees(1)
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(61)
+        assert bench.ports == [1]
 
-    watching(work, sticky, source)
+    following(work, sticky, source)
     assert "RuntimeError: it sticks" in caplog.text
-    assert (sticky.closed, source.closed) == (1, 1)
+
+
+# A stop
 
 
 def test_it_can_be_cancelled_while_a_source_is_being_opened() -> None:
-    source = Source()
-    opening, go_on = threading.Event(), threading.Event()
+    source, opening, go_on = Source(), threading.Event(), threading.Event()
 
-    def open_source() -> Source:
-        opening.set()
-        go_on.wait(10)
-        return source
+    class Slow(Bench):
+        def kernel_log(self, config: Config) -> Source | None:
+            opening.set()
+            assert go_on.wait(10)
+            return super().kernel_log(config)
 
-    async def run() -> None:
-        task = asyncio.create_task(watch_forever(open_source, print, print))
-        await until("the opening", opening.is_set)
+    async def work() -> None:
+        task = asyncio.create_task(Slow(source).follower.run())
+        assert await asyncio.to_thread(opening.wait, 10)
         task.cancel()
         await asyncio.sleep(0)
         go_on.set()
@@ -377,11 +367,18 @@ def test_it_can_be_cancelled_while_a_source_is_being_opened() -> None:
         assert source.closed == 1
         assert source.reads == 0
 
-    asyncio.run(run())
+    asyncio.run(work())
 
 
-def test_it_can_be_cancelled_while_it_waits_for_the_next_try() -> None:
-    async def work(watcher: Watcher, task: asyncio.Task[None]) -> None:
-        await until("word", lambda: watcher.told)
+def test_it_can_be_cancelled_at_any_moment() -> None:
+    for turn in range(1, 40):
+        source = Source()
+        source.put(line(1), line(2))
 
-    assert watching(work, retry_seconds=60).told == [("counters", 0)]
+        async def work(bench: Bench, turn: int = turn, source: Source = source) -> None:
+            for each in range(turn):
+                await asyncio.sleep(0)
+                if each == 20:
+                    source.put(failure=GONE)
+
+        following(work, source)

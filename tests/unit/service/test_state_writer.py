@@ -4,270 +4,315 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-import pytest
-
-from sikkerguard.core.lists.allowlist import Allowlist
-from sikkerguard.errors import ListError, RecordError
-from sikkerguard.service import disk_thread, state_writer
-from sikkerguard.service.disk_thread import DiskThread, within
-from sikkerguard.service.state_writer import StateWriter
-from tests.unit.edges.storage.test_store import NEW, OLD
-from tests.unit.service.test_pull_loop import Store as InMemory
+from sikkerguard.core.lists.allowlist import API, AllowEntry, Allowlist
+from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.net.address import parse_prefix
+from sikkerguard.service.disk_thread import HUNG_SECONDS, LAST_SECONDS, DiskThread
+from sikkerguard.service.state_writer import SavedState, StateWriter
+from tests.unit.edges.storage.test_store import ENDPOINT, NEW, OLD, PULLS
+from tests.unit.service.fakes import Changes, Store
+from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
-    from sikkerguard.core.lists.sources import VerifiedList
+    import pytest
+
+_Result = TypeVar("_Result")
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+ALLOWED = Allowlist((AllowEntry(*parse_prefix("192.0.2.1"), API),))
 
 
-class Store(InMemory):
-    """A disk that can be full, hang, and lose its directory."""
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Disk(DiskThread):
+    """Does one job after the other in the loop's time, each once it `may_go` on."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.error: OSError | None = None
-        self.may_go = threading.Event()
+        super().__init__("disk", now)
+        self.may_go = asyncio.Event()
         self.may_go.set()
-        self.saved: list[Any] = []
-        self.lost = False
+        self._turn = asyncio.Lock()
+        self.is_shut = False
+        self._tasks = set[asyncio.Task[None]]()
 
-    def claim(self) -> bool:
-        self._write("claim")
-        lost, self.lost = self.lost, False
-        return lost
+    def start(self, action: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        job: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        job.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._tasks.add(asyncio.create_task(self._do(action, job)))
+        return job
 
-    def save_list(self, verified: VerifiedList) -> None:
-        self._write(verified)
-        self.list = verified
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
+        self.is_shut = True
 
-    def save_pulls(self, known: dict[str, Any]) -> None:
-        self._write(known)
-        self.pulls = known
-
-    def _write(self, what: Any) -> None:
-        assert self.may_go.wait(20)
-        if self.error is not None:
-            raise self.error
-        self.saved.append(what)
+    async def _do(self, action: Callable[[], _Result], job: asyncio.Future[_Result]) -> None:
+        async with self._turn:
+            self._began = now()
+            await self.may_go.wait()
+            self._began = None
+            try:
+                job.set_result(action())
+            except Exception as error:  # noqa: BLE001 - it is raised where the outcome is asked for
+                job.set_exception(error)
 
 
 class Bench:
+    """A writer that looks after its disk from `look` on."""
+
     def __init__(self) -> None:
         self.store = Store()
-        self.said: list[str] = []
-        self.disk = StateWriter(self.store, "/state", self.said.append)
+        self.disk = Disk()
+        self.changes = Changes()
+        self.writer = StateWriter(self.store, Path("/state"), VirtualClock(), self.changes, self.disk)
+        self.looking: asyncio.Task[None] | None = None
 
-    async def until_said(self, count: int) -> None:
-        async with asyncio.timeout(10):
-            while len(self.said) < count:
-                await asyncio.sleep(0.01)
+    def look(self) -> None:
+        self.looking = asyncio.create_task(self.writer.run())
 
-
-@pytest.fixture(name="bench")
-def _bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """With time limits that suit a test."""
-    for name, seconds in (
-        ("HUNG", 0.2),
-        ("_SAID", 0.4),
-        ("_LOAD", 0.3),
-        ("_AGAIN", 0.1),
-        ("_LOOK", 0.05),
-    ):
-        monkeypatch.setattr(disk_thread if name == "HUNG" else state_writer, f"{name}_SECONDS", seconds)
-    bench = Bench()
-    yield bench
-    bench.store.may_go.set()
+    def written(self) -> list[str]:
+        return [step for step in self.store.steps if step.startswith("save")]
 
 
-def test_what_is_kept_is_written_by_another_thread_and_the_newest_only(bench: Bench) -> None:
-    async def work() -> None:
-        bench.disk.save_pulls({"n": 0})
-        bench.store.may_go.clear()
+def with_bench(work: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        bench = Bench()
+        try:
+            await work(bench)
+        finally:
+            if bench.looking is not None:
+                bench.looking.cancel()
+
+    run(whole())
+
+
+def memory(number: int) -> PullMemory:
+    return PullMemory(unfinished=number)
+
+
+# What is kept
+
+
+def test_what_is_kept_is_written_by_another_thread_and_the_newest_only() -> None:
+    async def work(bench: Bench) -> None:
+        bench.writer.save_pull_memory(memory(0))
+        bench.disk.may_go.clear()
         for number in range(1, 50):
-            bench.disk.save_pulls({"n": number})
+            bench.writer.save_pull_memory(memory(number))
             await asyncio.sleep(0)
-        bench.disk.save_list(NEW)
-        bench.store.may_go.set()
-        await bench.disk.settled(5)
-        assert bench.store.pulls == {"n": 49}
-        assert bench.store.list == NEW
-        assert len(bench.store.saved) <= 3
+        bench.writer.save_list(NEW)
+        assert bench.written() == []
+        bench.disk.may_go.set()
+        await bench.writer.settled(5)
+        assert bench.store.pulls == memory(49)
+        assert bench.store.verified == NEW
+        assert bench.written() == ["save_pull_memory", "save_pull_memory", "save_list"]
+        assert bench.writer.trouble == ""
 
-    asyncio.run(work())
+    with_bench(work)
 
 
-def test_what_is_refused_is_said_once_and_written_when_there_is_room(bench: Bench) -> None:
-    async def work() -> None:
-        watch = asyncio.create_task(bench.disk.watch_forever())
-        bench.store.error = FULL
-        bench.disk.save_pulls({"n": 1})
-        await bench.until_said(1)
-        assert "/state can't be written (No space left on device): blocking goes on" in bench.said[0]
-        assert "not kept for the next start" in bench.said[0]
-        bench.disk.save_list(OLD)
-        bench.disk.save_list(NEW)
-        await bench.until_said(2)
-        assert "after a reboot an older one blocks until the next pull" in bench.said[1]
+def test_each_kind_is_kept_and_comes_back() -> None:
+    async def work(bench: Bench) -> None:
+        bench.writer.save_list(NEW)
+        bench.writer.save_allowlist(ALLOWED)
+        bench.writer.save_pull_memory(PULLS)
+        bench.writer.save_endpoint(ENDPOINT)
+        bench.writer.save_settings({"SIKKER_SCORE_MIN": "70"})
+        await bench.writer.settled(5)
+        assert bench.store.settings == {"SIKKER_SCORE_MIN": "70"}
+        assert await bench.writer.load() == SavedState(NEW, ALLOWED, PULLS, ENDPOINT)
+
+    with_bench(work)
+
+
+def test_a_directory_that_was_made_again_gets_all_that_was_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(bench: Bench) -> None:
+        bench.store.verified, bench.store.pulls, bench.store.endpoint = OLD, memory(1), ENDPOINT
+        assert await bench.writer.load() == SavedState(OLD, Allowlist(), memory(1), ENDPOINT)
+        bench.writer.claim()
+        await bench.writer.settled(5)
+        assert bench.written() == []
+        bench.store.lose()
+        bench.writer.save_pull_memory(memory(2))
+        bench.writer.claim()
+        await bench.writer.settled(5)
+        assert (bench.store.verified, bench.store.pulls, bench.store.endpoint) == (OLD, memory(2), ENDPOINT)
+
+    with_bench(work)
+    assert caplog.messages == ["/state was deleted; it is there again, with what this service knows."]
+
+
+def test_that_it_is_gone_is_seen_within_seconds() -> None:
+    async def work(bench: Bench) -> None:
+        bench.look()
+        bench.writer.save_list(NEW)
+        await asyncio.sleep(10)
+        bench.store.lose()
+        await asyncio.sleep(6)
+        assert bench.store.verified == NEW
+
+    with_bench(work)
+
+
+# What is refused
+
+
+def test_what_is_refused_is_said_once_and_written_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(bench: Bench) -> None:
+        bench.look()
+        bench.store.fail("save_pull_memory", FULL, FULL, FULL)
+        bench.writer.save_pull_memory(memory(1))
         await asyncio.sleep(0.5)
-        assert len(bench.said) == 2
-        bench.store.error = None
-        await bench.until_said(3)
-        assert bench.said[2] == ""
-        assert (bench.store.list, bench.store.pulls) == (NEW, {"n": 1})
-        watch.cancel()
-
-    asyncio.run(work())
-
-
-def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_said_with_the_time(bench: Bench) -> None:
-    async def work() -> None:
-        watch = asyncio.create_task(bench.disk.watch_forever())
-        bench.store.may_go.clear()
-        bench.disk.save_pulls({"n": 1})
-        for longest in (0.9, 0.1, 0.1):
-            began = time.monotonic()
-            bench.disk.save_list(NEW)
-            await bench.disk.settled(10)
-            assert time.monotonic() - began < longest
-        await bench.until_said(1)
-        assert "/state has not answered since " in bench.said[0]
+        trouble = bench.writer.trouble
+        assert trouble.startswith("/state can't be written (No space left on device): blocking goes on")
+        assert "not kept for the next start" in trouble
+        assert bench.changes.times == 1
+        bench.store.fail("save_list", FULL, FULL)
+        bench.writer.save_list(OLD)
+        bench.writer.save_list(NEW)
         await asyncio.sleep(0.5)
-        assert len(bench.said) == 1
-        bench.store.may_go.set()
-        await bench.until_said(2)
-        assert bench.said[1] == ""
-        await bench.disk.settled(5)
-        assert bench.store.list == NEW
-        watch.cancel()
+        assert "after a reboot an older one blocks until the next pull" in bench.writer.trouble
+        assert bench.changes.times == 2
+        await asyncio.sleep(10)
+        # The list was taken, the memory was not yet.
+        assert (bench.writer.trouble, bench.changes.times) == (trouble, 3)
+        assert bench.store.verified == NEW
+        await asyncio.sleep(10)
+        assert (bench.writer.trouble, bench.changes.times) == ("", 4)
+        assert bench.store.pulls == memory(1)
 
-    asyncio.run(work())
-
-
-def test_a_directory_that_was_made_again_gets_all_that_was_in_it(bench: Bench) -> None:
-    async def work() -> None:
-        bench.store.list, bench.store.pulls = OLD, {"n": 1}
-        await bench.disk.load()
-        assert (bench.disk.kept.verified, bench.disk.kept.pulls) == (OLD, {"n": 1})
-        bench.disk.claim()
-        await bench.disk.settled(5)
-        assert bench.store.saved == ["claim"]
-        bench.store.lost = True
-        bench.disk.save_pulls({"n": 2})
-        bench.disk.claim()
-        await bench.disk.settled(5)
-        assert bench.store.list == OLD
-        assert bench.store.pulls == {"n": 2}
-        assert OLD in bench.store.saved
-
-    asyncio.run(work())
+    with_bench(work)
+    assert caplog.messages == ["/state can be written again, and has all that was to be kept."]
 
 
-def test_a_start_does_not_wait_for_a_list_that_can_not_be_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang() -> None:
-        bench.store.may_go.wait(20)
+def test_a_directory_that_can_not_be_had_is_trouble_too() -> None:
+    async def work(bench: Bench) -> None:
+        bench.store.fail("claim", OSError(errno.EROFS, "Read-only file system"))
+        bench.look()
+        await asyncio.sleep(2)
+        assert "can't be written (Read-only file system)" in bench.writer.trouble
+        await asyncio.sleep(5)
+        assert bench.writer.trouble == ""
 
-    def refuse() -> None:
-        raise ListError("the cached list is damaged")
-
-    async def work() -> None:
-        monkeypatch.setattr(bench.store, "load_list", refuse)
-        await bench.disk.load()
-        assert bench.disk.kept.complaint == "The cached list is damaged"
-        monkeypatch.setattr(bench.store, "load_list", hang)
-        bench.store.may_go.clear()
-        began = time.monotonic()
-        await bench.disk.load()
-        assert time.monotonic() - began < 2
-        assert bench.disk.kept.allowlist == Allowlist()
-        assert "has not answered" in bench.disk.kept.complaint
-
-    asyncio.run(work())
+    with_bench(work)
 
 
-def test_a_stop_waits_a_second_and_no_longer(bench: Bench) -> None:
-    async def work() -> None:
-        bench.store.may_go.clear()
-        bench.disk.save_list(NEW)
-        await bench.disk.finish()
+def test_a_defect_is_logged_with_its_trace_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(bench: Bench) -> None:
+        bench.look()
+        bench.store.fail("save_endpoint", ZeroDivisionError("a defect"), ZeroDivisionError("a defect"))
+        bench.writer.save_endpoint(ENDPOINT)
+        await asyncio.sleep(0.5)
+        assert "can't be written (ZeroDivisionError: a defect)" in bench.writer.trouble
+        await asyncio.sleep(20)
+        assert bench.writer.trouble == ""
+        assert bench.store.endpoint == ENDPOINT
 
-    began = time.monotonic()
-    asyncio.run(work())
-    assert time.monotonic() - began < 2
-
-
-def test_what_is_done_is_done_to_its_end_unless_the_disk_hangs() -> None:
-    thread, may_go, done = DiskThread("test"), threading.Event(), list[int]()
-
-    def act() -> None:
-        may_go.wait(20)
-        done.append(1)
-
-    async def work(seconds: float) -> None:
-        task = asyncio.create_task(thread.run(act))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        asyncio.get_running_loop().call_later(seconds, may_go.set)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(work(0.2))
-    assert done == [1]
-    may_go.clear()
-    began = time.monotonic()
-    asyncio.run(work(60))
-    assert 0.9 < time.monotonic() - began < 2
-    assert done == [1]
-    may_go.set()
-    thread.shutdown()
+    with_bench(work)
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "addresses of SikkerAPI of /state is not kept."
+    ]
 
 
-def test_who_can_not_await_is_told_that_it_is_not_done() -> None:
-    thread, may_go = DiskThread("test"), threading.Event()
-    thread.at_once(lambda: None)
-
-    def hang() -> None:
-        may_go.wait(20)
-
-    def refuse() -> None:
-        raise RecordError("no room")
-
-    with pytest.raises(RecordError, match="has not answered"):
-        thread.at_once(hang)
-    may_go.set()
-    with pytest.raises(RecordError, match="no room"):
-        thread.at_once(refuse)
-    thread.shutdown()
+# What hangs
 
 
-def test_before_there_is_a_loop_it_is_waited_for_as_little() -> None:
-    assert within(5, lambda: 7) == 7
-    may_go = threading.Event()
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        within(0.1, may_go.wait)
-    assert time.monotonic() - began < 2
-    may_go.set()
+def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_said_with_the_time() -> None:
+    async def work(bench: Bench) -> None:
+        bench.look()
+        bench.disk.may_go.clear()
+        bench.writer.save_pull_memory(memory(1))
+        for longest in (HUNG_SECONDS + 0.3, 0.0, 0.0):
+            began = now()
+            bench.writer.save_list(NEW)
+            await bench.writer.settled(10)
+            assert now() - began <= longest
+        assert bench.writer.trouble == ""
+        await asyncio.sleep(10)
+        trouble = bench.writer.trouble
+        # Virtual time begins at midnight.
+        assert trouble.startswith("/state has not answered since 00:00:00 UTC: blocking goes on")
+        await asyncio.sleep(3600)
+        assert (bench.writer.trouble, bench.changes.times) == (trouble, 1)
+        bench.disk.may_go.set()
+        await asyncio.sleep(2)
+        assert (bench.writer.trouble, bench.changes.times) == ("", 2)
+        assert bench.store.verified == NEW
+
+    with_bench(work)
 
 
-HANGING = """
-import asyncio, os, sys, threading
-from sikkerguard.service.disk_thread import DiskThread
-async def work():
-    DiskThread("test").start(threading.Event().wait)
-    await asyncio.sleep(0.1)
-asyncio.run(work())
-"""
+def test_a_stop_waits_a_second_and_no_longer() -> None:
+    async def work(bench: Bench) -> None:
+        bench.disk.may_go.clear()
+        bench.writer.save_list(NEW)
+        began = now()
+        await bench.writer.finish()
+        assert now() - began == LAST_SECONDS
+        assert bench.disk.is_shut
+
+    with_bench(work)
 
 
-def test_the_process_ends_though_a_thread_hangs() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGING], cwd=Path(__file__).parents[3], timeout=20, check=False)
-    assert done.returncode == 0
+def test_a_stop_has_written_what_was_to_be_kept() -> None:
+    async def work(bench: Bench) -> None:
+        bench.writer.save_list(NEW)
+        await bench.writer.finish()
+        assert bench.store.verified == NEW
+        assert bench.disk.is_shut
+        assert now() == 0
+
+    with_bench(work)
+
+
+# A start
+
+
+def test_a_start_does_not_wait_for_a_list_that_can_not_be_read() -> None:
+    async def work(bench: Bench) -> None:
+        bench.store.allowlist = ALLOWED
+        bench.store.is_damaged = True
+        assert await bench.writer.load() == SavedState(allowlist=ALLOWED, complaint="The cached list is damaged")
+        bench.disk.may_go.clear()
+        began = now()
+        saved = await bench.writer.load()
+        assert now() - began == 10
+        assert saved == SavedState(complaint="/state has not answered for 10 s: no list is read")
+
+    with_bench(work)
+
+
+def test_nothing_on_disk_keeps_a_start_from_protecting(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(bench: Bench) -> None:
+        bench.store.endpoint = ENDPOINT
+        for load in ("load_list", "load_allowlist", "load_pull_memory"):
+            bench.store.fail(load, RecursionError("too deep"))
+        saved = await bench.writer.load()
+        complaint = "The list that was kept can't be read (RecursionError); a new one is pulled"
+        assert saved == SavedState(endpoint=ENDPOINT, complaint=complaint)
+
+    with_bench(work)
+    assert [record.getMessage().partition(" can't")[0] for record in caplog.records if record.exc_info] == [
+        "The list that was kept",
+        "What an earlier run knew",
+        "What an earlier run knew",
+    ]
+
+
+def test_what_could_not_be_read_is_not_written_over() -> None:
+    async def work(bench: Bench) -> None:
+        bench.store.is_damaged = True
+        await bench.writer.load()
+        bench.store.lose()
+        bench.writer.claim()
+        await bench.writer.settled(5)
+        assert bench.written() == ["save_pull_memory", "save_endpoint"]
+
+    with_bench(work)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 # 2026-01-01 00:00 UTC.
 BEGINNING = 1_767_225_600.0
 
@@ -21,12 +22,12 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.passed = 0.0
-        self.passes = 0
-        self.at_pass: dict[int, Callable[[], object]] = {}
+        self.turns = 0
+        self.at_turn: dict[int, Callable[[], object]] = {}
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.passes += 1
-        if action := self.at_pass.pop(self.passes, None):
+        self.turns += 1
+        if action := self.at_turn.pop(self.turns, None):
             action()
         ready = super().select(0)
         if not ready:
@@ -37,35 +38,30 @@ class _Selector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """What is given to other threads is carried out soon, in this one. `passes` counts how often the loop went round."""
+    """What is given to other threads is carried out at once, in this one. As with threads, whoever waits for it hears
+    of it in a later turn of the loop, and may be cancelled before that."""
 
     def __init__(self) -> None:
         self.virtual = _Selector()
         super().__init__(self.virtual)
 
-    @property
-    def passes(self) -> int:
-        return self.virtual.passes
-
     def time(self) -> float:
         return self.virtual.passed
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: object, func: Callable[[*_Arguments], _Result], *args: *_Arguments
+    ) -> asyncio.Future[_Result]:
         future = self.create_future()
-
-        def run() -> None:
-            try:
-                result = func(*args)
-            except Exception as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                if not future.done():
-                    future.set_result(result)
-
-        # Not before the caller waits for it, as with a real thread: so it may be cancelled there.
-        self.call_soon(run)
+        try:
+            self.call_soon(_settle, future.set_result, func(*args), future)
+        except Exception as error:  # noqa: BLE001 - it is raised where the outcome is waited for
+            self.call_soon(_settle, future.set_exception, error, future)
         return future
+
+
+def _settle(settle: Callable[[Any], None], outcome: object, future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        settle(outcome)
 
 
 class VirtualClock:
@@ -92,14 +88,14 @@ def run(main: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(main)
 
 
-def run_cancelled_at(passes: int, main: Coroutine[Any, Any, None]) -> bool:
-    """Run this in virtual time, and cancel it when the loop has gone round so many times: for each number, that is
-    another one of the points at which it waits. Whether it was still running then."""
+def run_cancelled_at(turn: int, main: Coroutine[Any, Any, None]) -> bool:
+    """Run this in virtual time, and cancel it in this turn of the loop: over all numbers, at each point at which it
+    waits. Returns whether it was still running then."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, VirtualLoop)
         task = loop.create_task(main)
-        loop.virtual.at_pass[passes] = task.cancel
+        loop.virtual.at_turn[turn] = task.cancel
         try:
             loop.run_until_complete(task)
         except asyncio.CancelledError:

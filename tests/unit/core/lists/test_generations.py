@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.lists.generations import MOST_GENERATIONS, split_generations
-from sikkerguard.core.lists.sources import ListedSource
+from sikkerguard.core.lists.generations import MAX_GENERATIONS, Change, sources_after, split_generations
+from sikkerguard.core.lists.sources import ListedSource, VerifiedList
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.intervals import Sorter, canonical
 from sikkerguard.core.net.networks import Blocklist
@@ -58,11 +58,36 @@ def test_generations_of_another_list_say_nothing_about_this_one() -> None:
 
 def test_the_oldest_generations_become_one() -> None:
     sources: tuple[ListedSource, ...] = ()
-    for moment in range(MOST_GENERATIONS + 10):
+    for moment in range(MAX_GENERATIONS + 10):
         content = _blocklist(set(range(moment + 1)), set(), set())
         sources = split_generations(sources, ListedSource("list", content, float(moment)))
-    assert len(sources) == MOST_GENERATIONS + 1
+    assert len(sources) == MAX_GENERATIONS + 1
     moments = _moments(sources)
-    assert len(moments) == MOST_GENERATIONS + 10
+    assert len(moments) == MAX_GENERATIONS + 10
     assert min(moments.values()) == 9.0
     assert moments["11.0.0.41"] == 41.0
+
+
+# One pull: for each of two sources its new singles, None where it is no longer wanted, or nothing.
+_CHANGES = st.dictionaries(st.sampled_from(["a", "b"]), st.none() | st.sets(st.integers(0, 9)))
+
+
+@given(st.lists(_CHANGES, max_size=6))
+def test_a_change_of_one_source_leaves_the_others_as_they_were(
+    pulls: list[dict[str, set[int] | None]],
+) -> None:
+    verified: VerifiedList | None = None
+    expected: dict[str, tuple[ListedSource, ...]] = {}
+    for moment, pull in enumerate(pulls):
+        changes = [
+            Change(name, None if found is None else _blocklist(found, set(), set())) for name, found in pull.items()
+        ]
+        sources = sources_after(verified, changes, float(moment))
+        for change in changes:
+            earlier = expected.pop(change.name, ())
+            if change.content is not None:
+                fresh = ListedSource(change.name, change.content, float(moment))
+                expected[change.name] = split_generations(earlier, fresh)
+        assert [source.name for source in sources] == sorted((source.name for source in sources), reverse=True)
+        verified = VerifiedList(sources, float(moment))
+        assert {name: verified.content_of(name) for name in {source.name for source in sources}} == expected

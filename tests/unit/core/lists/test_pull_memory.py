@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sikkerguard.core.lists.coverage import Extent
-from sikkerguard.core.lists.pull_memory import PullMemory, from_json
-from sikkerguard.core.lists.size_guard import SourceHistory, Version
+from sikkerguard.core.lists.pull_memory import PullMemory, believable, from_json
+from sikkerguard.core.lists.size_guard import Limits, SourceHistory, Version
+from sikkerguard.core.lists.sources import ListedSource, VerifiedList
+from tests.unit.core.lists.test_admission import listing
 
 counts = st.integers(0, 2**61)
 versions = st.builds(Version, st.floats(0, 4e9), st.builds(Extent, counts, counts, counts))
@@ -42,7 +44,9 @@ def test_nothing_in_the_file_is_too_strange(known: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"versions": [[1, 2, 3]]}, {"versions": [], "query": ""}, [], None, 7])
 def test_a_source_that_cannot_be_read_is_left_out(fields: object) -> None:
-    good = PullMemory({"SikkerAPI": SourceHistory((Version(1.0, Extent(1, 2, 3)),), "q", True)}).as_json()
+    good: dict[str, Any] = PullMemory(
+        {"SikkerAPI": SourceHistory((Version(1.0, Extent(1, 2, 3)),), "q", True)}
+    ).as_json()
     good["sources"]["other"] = fields
     assert from_json(good).sources.keys() == {"SikkerAPI"}
 
@@ -56,3 +60,33 @@ def test_a_source_is_forgotten_when_it_is_no_longer_wanted() -> None:
     assert memory.of("mine").query == "q"
     assert memory.of("other") == SourceHistory()
     assert memory.with_source("mine", None) == PullMemory()
+
+
+LIMITS = Limits(max_growth=2.0, max_coverage=0.02)
+# 1/16 of IPv4, in two generations of which each alone would be believed.
+WIDE = (
+    ListedSource("SikkerAPI", listing("8.0.0.0/6"), 1.0),
+    ListedSource("SikkerAPI", listing("12.0.0.0/6", "16.0.0.0/5"), 2.0),
+)
+MINE = ListedSource("SIKKER_CUSTOM_BLACKLIST", listing("198.51.100.7", "10.1.2.3"), 3.0)
+
+
+def test_what_is_kept_and_has_no_history_is_measured_as_a_first_version() -> None:
+    verified = VerifiedList((*WIDE, MINE), 4.0)
+    kept, memory, complaints = believable(verified, PullMemory(unfinished=2), LIMITS)
+    assert kept == VerifiedList((MINE,), 4.0)
+    assert memory.unfinished == 2
+    # What no list can block says nothing of its size.
+    assert memory.sources == {MINE.name: SourceHistory((Version(4.0, Extent(1, 1, 0)),))}
+    (complaint,) = complaints
+    assert complaint.startswith("The list of SikkerAPI that is kept on disk covers ")
+    assert complaint.endswith(". It is not used, and the next one is measured as a first one")
+
+
+def test_what_is_kept_and_has_a_history_was_believed_once() -> None:
+    verified = VerifiedList((*WIDE, MINE), 4.0)
+    known = PullMemory({"SikkerAPI": SourceHistory(query="q"), MINE.name: SourceHistory(query="p")})
+    assert believable(verified, known, LIMITS) == (verified, known, ())
+    assert believable(VerifiedList((), 4.0), known, LIMITS) == (VerifiedList((), 4.0), known, ())
+    wider = Limits(max_growth=2.0, max_coverage=0.1)
+    assert believable(verified, PullMemory(), wider)[0] == verified

@@ -14,20 +14,20 @@ from sikkerguard.core.lists.allowlist import API, PROXY
 from sikkerguard.core.sikkerapi.endpoint import (
     FRESH_SECONDS,
     KEPT_SECONDS,
-    MOST,
+    MAX_ADDRESSES,
+    Endpoint,
+    EndpointMemory,
     Known,
     Proof,
-    Way,
     candidates,
-    from_record,
     is_due,
+    memory_from_json,
     settled,
-    to_record,
     usable,
 )
 
 NOW = 1_700_000_000.0
-WAY = Way(API, "https", "api.example.net", 443)
+HERE = Endpoint(API, "https", "api.example.net", 443)
 
 addresses = st.integers(0, 40).map(lambda number: f"192.0.2.{number}") | st.integers(0, 40).map(
     lambda number: f"2001:db8::{number:x}"
@@ -38,7 +38,7 @@ resolutions = st.lists(addresses, max_size=60)
 
 @st.composite
 def knowledge(draw: st.DrawFn) -> Known:
-    found = draw(st.dictionaries(addresses, ages, max_size=MOST))
+    found = draw(st.dictionaries(addresses, ages, max_size=MAX_ADDRESSES))
     proofs = sorted((Proof(address, NOW - age) for address, age in found.items()), key=lambda proof: -proof.at)
     refused = {address: NOW - age for address, age in draw(st.dictionaries(addresses, ages, max_size=30)).items()}
     return Known(tuple(proofs), refused, NOW - draw(ages))
@@ -49,10 +49,10 @@ def test_few_are_tried_and_both_old_and_new_have_their_places(known: Known, reso
     tried = candidates(known, resolved)
     old = {proof.address for proof in known.proofs}
     new = set(resolved) - old
-    assert len(tried) == len(set(tried)) == min(MOST, len(old | new))
+    assert len(tried) == len(set(tried)) == min(MAX_ADDRESSES, len(old | new))
     assert set(tried) <= old | new
-    assert len(set(tried) & old) >= min(len(old), MOST // 2)
-    assert len(set(tried) & new) >= min(len(new), MOST // 2)
+    assert len(set(tried) & old) >= min(len(old), MAX_ADDRESSES // 2)
+    assert len(set(tried) & new) >= min(len(new), MAX_ADDRESSES // 2)
 
 
 @given(knowledge(), resolutions, st.data())
@@ -64,7 +64,7 @@ def test_only_what_proved_itself_is_known_and_never_more_than_a_few(
     after = settled(known, tried, NOW)
     found = {proof.address: proof.at for proof in after.proofs}
     before = {proof.address: proof.at for proof in known.proofs}
-    assert len(after.proofs) == len(found) <= MOST
+    assert len(after.proofs) == len(found) <= MAX_ADDRESSES
     assert found.keys() <= before.keys() | proved
     assert proved <= found.keys()
     assert all(found[address] == NOW for address in proved)
@@ -91,9 +91,9 @@ def test_a_name_with_many_addresses_is_walked_through(number: int, families: int
     six = [f"2001:db8::{each:x}" for each in range(number)]
     resolved = [six[each] if each & families else four[each] for each in range(number)]
     known, seen = Known(), set()
-    for turn in range(math.ceil(number / MOST)):
+    for turn in range(math.ceil(number / MAX_ADDRESSES)):
         tried = candidates(known, resolved)
-        assert len(tried) <= MOST
+        assert len(tried) <= MAX_ADDRESSES
         seen |= set(tried)
         known = settled(known, dict.fromkeys(tried, False), NOW + turn)
     assert len(seen) == number
@@ -136,13 +136,15 @@ def test_proof_is_asked_for_at_once_where_the_way_moved_and_else_once_an_hour(
 
 @given(knowledge())
 def test_what_outlives_a_restart_is_what_is_young_enough(known: Known) -> None:
-    record = json.loads(json.dumps(to_record(WAY, known)))
-    found = from_record(record, WAY, NOW)
+    memory = EndpointMemory(str(HERE), known.proofs)
+    assert memory_from_json(json.loads(json.dumps(memory.as_json()))) == memory
+    found = memory.recall(HERE, NOW)
     expected = {proof.address: min(proof.at, NOW) for proof in known.proofs if NOW - proof.at < KEPT_SECONDS}
     assert dict(found.proofs) == expected
     assert found.doubted
-    assert not from_record(record, Way(API, "https", "other.example.net", 443), NOW).proofs
-    assert not from_record(record, Way(PROXY, "https", "api.example.net", 443), NOW).proofs
+    assert list(found.proofs) == sorted(found.proofs, key=lambda proof: -proof.at)
+    assert memory.recall(Endpoint(API, "https", "other.example.net", 443), NOW) == Known()
+    assert memory.recall(Endpoint(PROXY, "https", "api.example.net", 443), NOW) == Known()
 
 
 values = st.recursive(
@@ -155,10 +157,11 @@ values = st.recursive(
 @given(values)
 def test_a_damaged_record_is_as_if_it_was_not_there(value: Any) -> None:
     for proofs in (value, [value], [[A, value]], [[value, NOW]]):
-        found = from_record({"way": str(WAY), "proofs": proofs}, WAY, NOW)
+        found = memory_from_json({"way": str(HERE), "proofs": proofs}).recall(HERE, NOW)
         assert all(proof.at <= NOW for proof in found.proofs)
-        assert len(found.proofs) <= MOST
-    assert from_record({"way": value}, WAY, NOW).proofs == ()
+        assert len(found.proofs) <= MAX_ADDRESSES
+    assert memory_from_json({"way": value}).recall(HERE, NOW).proofs == ()
+    assert memory_from_json({}) == EndpointMemory()
 
 
 @pytest.mark.parametrize(
@@ -173,4 +176,4 @@ def test_a_damaged_record_is_as_if_it_was_not_there(value: Any) -> None:
     ],
 )
 def test_an_address_that_was_written_needs_no_proof(host: str, literal: str) -> None:
-    assert Way(API, "http", host, 80).literal == literal
+    assert Endpoint(API, "http", host, 80).literal == literal

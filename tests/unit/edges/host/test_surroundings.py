@@ -8,15 +8,21 @@ import pytest
 
 from sikkerguard.core.host.netlink import attribute
 from sikkerguard.core.host.surroundings import Gateway
+from sikkerguard.core.lists.allowlist import GATEWAY
+from sikkerguard.core.net.address import to_text
 from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.edges.host.addresses import ADDRESS, ends
 from sikkerguard.edges.host.resolvers import resolvers
 from sikkerguard.edges.host.routes import DefaultRoutes, Routes
+from sikkerguard.edges.host.surroundings import Observer
 from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    from sikkerguard.core.host.surroundings import Surroundings
 
 
 @pytest.mark.parametrize(
@@ -137,3 +143,25 @@ def test_where_they_could_not_be_read_they_are_asked_for_again() -> None:
             table.routes.look()
     table.during = None
     assert table.routes.look().gateways[0].address == "192.0.2.3"
+
+
+# All of it
+
+
+def test_what_is_found_is_allowed_for_its_reason_and_each_only_once(tmp_path: Path) -> None:
+    found = Observer(tmp_path).observe((2222,), Blocklist())
+    assert len(set(found.allowed)) == len(found.allowed)
+    by_reason = {(to_text(entry.family, entry.prefix), entry.reason) for entry in found.allowed}
+    # Whoever runs this has a loopback interface, and what gateways it has.
+    assert ("127.0.0.1", "own address") in by_reason
+    gateways = {gateway.address for gateway in found.gateways if gateway.address}
+    assert {address for address, reason in by_reason if reason == GATEWAY} == gateways
+
+
+def test_what_can_not_be_read_is_said_as_one_error(tmp_path: Path) -> None:
+    class Broken(Observer):
+        def _observed(self, ssh_ports: Iterable[int], listed: Blocklist) -> Surroundings:
+            raise OSError(24, "Too many open files")
+
+    with pytest.raises(KernelError, match=r"where this host stands can't be found out: .*Too many open files"):
+        Broken(tmp_path).observe((), Blocklist())

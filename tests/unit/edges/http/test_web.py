@@ -20,7 +20,12 @@ from sikkerguard.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-STATUS = {"status": "active", "blockedIps": 8774, "lastReport": None, "allowlist": "8 IPs + 8 CIDR ranges"}
+STATUS: dict[str, object] = {
+    "status": "active",
+    "blockedIps": 8774,
+    "lastReport": None,
+    "allowlist": "8 IPs + 8 CIDR ranges",
+}
 LOCAL = ("127.0.0.1", "::1")
 SECONDS = 5.0
 """Within which whatever is answered at once must be answered, on a machine that is busy too."""
@@ -48,7 +53,16 @@ class Pages:
         self.host = host
         self.port = free_port(host)
         self.reasons: tuple[str, ...] = ()
-        self.web = Web(host, self.port, lambda: self.reasons, lambda: STATUS)
+        self.web = Web(host, self.port, self)
+
+    def failures(self) -> tuple[str, ...]:
+        return self.reasons
+
+    def status(self) -> dict[str, object]:
+        return STATUS
+
+    def reload(self, *, accept: bool) -> dict[str, object]:
+        raise AssertionError("nobody may change anything here")
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port)
@@ -457,7 +471,7 @@ def test_a_taken_port_is_said_and_had_once_it_is_free(host: str) -> None:
 
 def test_an_address_that_this_host_does_not_have_is_said() -> None:
     with pytest.raises(ListenError, match="SIKKER_HEALTH_ADDRESS"):
-        asyncio.run(Web("192.0.2.254", 1, tuple, dict).open())
+        asyncio.run(Web("192.0.2.254", 1, Pages(LOCAL[0])).open())
 
 
 def test_to_open_what_is_open_is_nothing() -> None:
@@ -481,7 +495,7 @@ def test_close_ends_open_connections_and_gives_the_port_back() -> None:
             assert time.monotonic() - began < 1
             with pytest.raises(ConnectionRefusedError):
                 await pages.connect()
-            again = Web(pages.host, pages.port, tuple, lambda: STATUS)
+            again = Web(pages.host, pages.port, pages)
             await again.open()
             await again.close()
 

@@ -52,9 +52,9 @@ def test_each_word_arrives_in_the_form_of_sd_notify(manager: socket.socket, make
     assert heard(manager) == ["STATUS=Blocking 2 addresses"]
     notifier.status("Blocking 3 addresses")
     assert heard(manager) == ["STATUS=Blocking 3 addresses"]
-    notifier.alive()
+    notifier.ping_watchdog()
     assert heard(manager) == ["WATCHDOG=1"]
-    notifier.extend(1.5)
+    notifier.extend_timeout(1.5)
     assert heard(manager) == ["EXTEND_TIMEOUT_USEC=1500000"]
     notifier.stopping()
     assert heard(manager) == ["STOPPING=1"]
@@ -87,7 +87,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up_and_misses_nothing_that_i
     began = time.monotonic()
     for number in range(2000):  # more than the kernel queues for a socket (net.unix.max_dgram_qlen)
         notifier.status(f"{number}")
-        notifier.alive()
+        notifier.ping_watchdog()
     notifier.ready("ready")
     assert time.monotonic() - began < 2
     manager.setblocking(False)
@@ -99,7 +99,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up_and_misses_nothing_that_i
             break
     assert "READY=1" not in said
     # The next word takes along what was left unsaid, each in its newest form.
-    notifier.alive()
+    notifier.ping_watchdog()
     assert sorted(heard(manager)[0] for _ in range(3)) == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
 
 
@@ -113,8 +113,8 @@ def test_a_manager_that_is_away_for_a_moment_hears_it_later(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
         again.bind(str(tmp_path / "notify"))
         again.settimeout(5)
-        notifier.alive()  # finds that the one it knew has gone
-        notifier.alive()
+        notifier.ping_watchdog()  # finds that the one it knew has gone
+        notifier.ping_watchdog()
         assert [heard(again)[0] for _ in range(3)] == ["READY=1", "STATUS=ready", "WATCHDOG=1"]
 
 
@@ -131,9 +131,9 @@ def test_a_reload_has_its_moment_by_systemds_clock(manager: socket.socket, make:
 
 def test_where_nobody_listens_nothing_is_said_or_asked(tmp_path: Path) -> None:
     notifier = Notifier({}, jobs=("touch", str(tmp_path / "asked")))
-    for tell in (notifier.alive, notifier.reloading, notifier.stopping):
+    for tell in (notifier.ping_watchdog, notifier.reloading, notifier.stopping):
         tell()
-    assert notifier.job() == ""
+    assert notifier.pending_job() == ""
     assert not (tmp_path / "asked").exists()
 
 
@@ -154,7 +154,7 @@ def test_the_job_of_our_own_unit_is_told(groups: str, job: str, make: Callable[.
     lines = (
         f" 4711 sikkerguard.service {job} running\n 4712 sikkerguard.path stop waiting\n 4713 b.service start running"
     )
-    assert make(groups=tmp_path / "cgroup", jobs=("printf", "%s\n", lines)).job() == job
+    assert make(groups=tmp_path / "cgroup", jobs=("printf", "%s\n", lines)).pending_job() == job
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_a_machine_that_goes_down_is_told_from_a_stop(
     (tmp_path / "cgroup").write_text(GROUPS["version 2"])
     ours = " 4711 sikkerguard.service stop running\n"
     down = make(groups=tmp_path / "cgroup", jobs=("printf", "%s", f"{ours} 4712 {target} start waiting\n"))
-    assert down.job() == "shutdown"
+    assert down.pending_job() == "shutdown"
     other = make(groups=tmp_path / "cgroup", jobs=("printf", "%s", f"{ours} 4712 {target} stop waiting\n"))
-    assert other.job() == "stop"
+    assert other.pending_job() == "stop"
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,5 @@ def test_what_can_not_be_found_out_is_no_job(
     groups: str, program: str, make: Callable[..., Notifier], tmp_path: Path
 ) -> None:
     (tmp_path / "cgroup").write_text(groups)
-    assert make(groups=tmp_path / "cgroup", jobs=("sh", "-c", program, "sh")).job() == ""
-    assert make(groups=tmp_path / "nothing").job() == ""
+    assert make(groups=tmp_path / "cgroup", jobs=("sh", "-c", program, "sh")).pending_job() == ""
+    assert make(groups=tmp_path / "nothing").pending_job() == ""

@@ -1,0 +1,51 @@
+"""What the service says of itself, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sikkerguard.cli.command import Outcome
+from sikkerguard.cli.service_client import ServiceClient
+from sikkerguard.cli.status import print_status
+from sikkerguard.core.health import status
+from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.traffic.sample import UNATTRIBUTED
+from tests.unit.core.test_health import BLOCKING, NOW
+
+if TYPE_CHECKING:
+    from sikkerguard.core.state import State
+
+
+class Client(ServiceClient):
+    """Of a service whose state this is."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(())
+        self._found = status(state, NOW, (), {443: "ssh"})
+
+    def status(self) -> dict[str, Any]:
+        return self._found
+
+
+@pytest.mark.parametrize("trouble", ["", "SikkerAPI can't be reached; 9 rows wait."])
+def test_how_reporting_stands_is_said_in_words(trouble: str, capsys: pytest.CaptureFixture[str]) -> None:
+    troubled = replace(BLOCKING, reports=replace(BLOCKING.reports, trouble=trouble))
+    assert print_status(Client(troubled), as_json=False) is Outcome.FINE
+    shown = capsys.readouterr().out.splitlines()
+    numbers = "sent 247, withheld 31, rejected 2, unanswered 1, waiting 9, quota remaining 4,750, dropped 5"
+    assert f"Reports:          {numbers}" in shown
+    assert [line for line in shown if line.startswith("Reports wait:")] == (
+        [f"Reports wait:     {trouble}"] if trouble else []
+    )
+
+
+def test_replies_are_shown_with_the_port_they_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    ports = (((REPLY, 443), 5), ((REPLY, UNATTRIBUTED), 4))
+    replied = replace(BLOCKING, traffic=replace(BLOCKING.traffic, top_ports=ports))
+    assert print_status(Client(replied), as_json=False) is Outcome.FINE
+    lines = capsys.readouterr().out.splitlines()
+    assert "Replies dropped:  67" in lines
+    assert "Ports today:      443/TCP (reply): 5, any (further replies): 4" in lines
