@@ -75,7 +75,7 @@ def test_all_name_the_version() -> None:
     assert f'org.opencontainers.image.version="{VERSION}"' in (PROJECT / "Dockerfile").read_text()
     assert f"app.kubernetes.io/version: {VERSION}\n" in MANIFEST.read_text()
     assert (PROJECT / "packaging/debian/changelog").read_text().startswith(f"sikkerguard ({VERSION}) ")
-    assert f"\n## {VERSION}\n" in (PROJECT / "CHANGELOG.md").read_text()
+    assert f"\n## {VERSION} (" in (PROJECT / "CHANGELOG.md").read_text()
 
 
 def test_a_key_is_neither_committed_nor_copied_into_an_image() -> None:

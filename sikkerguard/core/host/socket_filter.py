@@ -40,11 +40,11 @@ _Instruction = tuple[int, int, int, int]
 
 
 def first_packets(own: Iterable[bytes], bound: Iterable[int]) -> bytes:
-    """The program. It lets through, on any interface but loopback:
+    """The program, by what it lets through on any interface but loopback.
 
-    - from an `own` address: TCP's first packet (SYN alone), echo requests, tunnels, and UDP from a port that is not in
-      `bound`;
-    - to us: UDP to a port that is not in `bound`.
+    - From an `own` address: TCP's first packet (SYN alone), echo requests, tunnels, and UDP from a port that is not in
+      `bound`.
+    - To us: UDP to a port that is not in `bound`.
 
     Of many own addresses or ports not all are known to it; then it lets through more.
     """

@@ -73,7 +73,7 @@ class Pages:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         # Those that have no answer yet, the oldest first.
-        self._waiting: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._waiting: dict[socket.socket, asyncio.StreamWriter] = {}
 
     def serve(self, listening: socket.socket) -> None:
         """Answer from now on at this socket, which is ours from here on."""
@@ -120,21 +120,19 @@ class Pages:
         task.add_done_callback(self._tasks.discard)
 
     async def _connected(self, connection: socket.socket) -> None:
-        task = asyncio.current_task()
-        assert task is not None
         reader, writer = await asyncio.open_connection(sock=connection)
         try:
             if self._closed:
                 return
             if len(self._waiting) >= _MOST_CONNECTIONS:
                 self._waiting.pop(next(iter(self._waiting))).transport.abort()
-            self._waiting[task] = writer
+            self._waiting[connection] = writer
             async with asyncio.timeout(_REQUEST_SECONDS):
                 await self._serve(reader, writer, connection)
         except (TimeoutError, OSError) as error:
             log.debug("a request broke off: %r", error)
         finally:
-            self._waiting.pop(task, None)
+            self._waiting.pop(connection, None)
             writer.close()
 
     async def _serve(
