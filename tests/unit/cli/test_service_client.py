@@ -16,7 +16,7 @@ from sikkerguard.cli.health import print_health
 from sikkerguard.cli.pull import pull
 from sikkerguard.cli.service_client import ServiceClient, find_directories
 from sikkerguard.cli.status import print_status
-from sikkerguard.core.state import PullResult
+from sikkerguard.core.state import LogState, PullResult, PullState, RepairState
 from sikkerguard.edges.http import control, control_socket
 from sikkerguard.edges.http.control_socket import NAME, Peer
 from sikkerguard.errors import SikkerGuardError
@@ -26,7 +26,13 @@ from tests.unit.edges.http.test_control import ESCAPES, NOW, SECONDS, STATE, wit
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sikkerguard.core.state import State
     from tests.unit.edges.http.test_control import Guarded
+
+
+def pulled(*, answered: int, failure: str = "") -> State:
+    """The service after a pull that ended so, and has answered this request."""
+    return replace(STATE, pull=PullState(last_pull=PullResult(NOW, failure), pull_answered=answered))
 
 
 @pytest.fixture
@@ -68,11 +74,12 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
         assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
         assert err.removesuffix("\n").isprintable()
 
-    with_control(tmp_path, ask, state=replace(STATE, pull_answered=9))
+    with_control(tmp_path, ask, state=pulled(answered=9))
 
 
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = replace(STATE, last_pull=PullResult(NOW, ESCAPES), last_repair=ESCAPES, log_source=ESCAPES, pull_answered=9)
+    state = pulled(answered=9, failure=ESCAPES)
+    state = replace(state, repair=RepairState(last_repair=ESCAPES), log=LogState(source=ESCAPES))
     printed = []
 
     async def ask(made: Guarded) -> None:
@@ -110,23 +117,23 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accept: bool
 ) -> None:
     async def ask(made: Guarded) -> None:
-        made.state = replace(STATE, pull_answered=0, last_pull=PullResult(NOW, "an earlier failure"))
+        made.state = pulled(answered=0, failure="an earlier failure")
         asked = asyncio.create_task(made.command(pull, accept=accept, step_seconds=0.3))
         said = ""
         async with asyncio.timeout(SECONDS):
-            for changes, line in (
-                ({"pulling": True}, "waiting for SikkerAPI's list ..."),
-                ({"on_trial": True}, "waiting for the trial of the list ..."),
+            for on_trial, line in (
+                (False, "waiting for SikkerAPI's list ..."),
+                (True, "waiting for the trial of the list ..."),
                 # A fetch that a reload has cancelled and begun anew is no end.
-                ({"on_trial": False, "pulls": 7}, "waiting for SikkerAPI's list ..."),
+                (False, "waiting for SikkerAPI's list ..."),
             ):
-                made.state = replace(made.state, **changes)
+                made.state = replace(made.state, on_trial=on_trial, pull=replace(made.state.pull, pulling=True))
                 said += f"sikkerguard: {line}\n"
                 shown = ""
                 while shown != f"sikkerguard: {line}\n":
                     shown += capsys.readouterr().err
                     await asyncio.sleep(0.01)
-            made.state = replace(made.state, pulling=False, pull_answered=1, last_pull=PullResult(NOW, ""))
+            made.state = pulled(answered=1)
             assert await asked is Outcome.FINE
         assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
         assert made.pulls == [accept]
@@ -137,9 +144,7 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
 @pytest.mark.usefixtures("root")
 def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
     async def ask(made: Guarded) -> None:
-        made.state = replace(
-            STATE, pull_answered=1, last_pull=PullResult(NOW, "SikkerAPI does not know this key (401)")
-        )
+        made.state = pulled(answered=1, failure="SikkerAPI does not know this key (401)")
         with pytest.raises(SikkerGuardError, match=r"^the pull failed: SikkerAPI does not know this key \(401\)$"):
             await made.command(pull, accept=False)
 
@@ -155,7 +160,7 @@ def test_a_pull_of_a_service_that_was_started_anew_is_no_success(
     monkeypatch.setattr(control_socket, "peer_of", lambda found: replace(peer_of(found), process=next(processes)))
 
     async def ask(made: Guarded) -> None:
-        made.state = replace(STATE, pull_answered=5)
+        made.state = pulled(answered=5)
         with pytest.raises(SikkerGuardError, match="was started again"):
             await made.command(pull, accept=False)
 

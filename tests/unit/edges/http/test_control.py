@@ -19,7 +19,7 @@ from sikkerguard.cli.command import Outcome
 from sikkerguard.cli.health import print_health
 from sikkerguard.cli.service_client import ServiceClient
 from sikkerguard.core.health import status
-from sikkerguard.core.state import PullResult, State
+from sikkerguard.core.state import ListState, PullResult, PullState, State
 from sikkerguard.edges.http import control, control_socket
 from sikkerguard.edges.http.control import Control
 from sikkerguard.edges.http.control_socket import NAME, Peer, UntrustedError
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0
 NOW = 1_800_000_000.0
-STATE = State(NOW - 8130, dry_run=False, blocked_v4=8774, protecting=True, last_pull=PullResult(NOW, ""))
+STATE = State(
+    NOW - 8130, dry_run=False, lists=ListState(blocked_v4=8774), pull=PullState(last_pull=PullResult(NOW, ""))
+)
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\r\nbell"
 
 
@@ -46,7 +48,7 @@ class Guarded:
     complaint: str = ""
 
     def __post_init__(self) -> None:
-        self.control = Control(self.directories, lambda: self.reasons, self.status, self.pull)
+        self.control = Control(self.directories, self)
 
     @property
     def path(self) -> Path:
@@ -55,7 +57,10 @@ class Guarded:
     def status(self) -> dict[str, Any]:
         return status(self.state, NOW, self.reasons)
 
-    def pull(self, accept: bool) -> dict[str, Any]:
+    def failures(self) -> tuple[str, ...]:
+        return self.reasons
+
+    def reload(self, *, accept: bool) -> dict[str, Any]:
         self.pulls.append(accept)
         return {"pull": len(self.pulls), "complaint": self.complaint}
 
