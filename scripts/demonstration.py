@@ -100,6 +100,7 @@ def demonstrate(lab: Laboratory, api: LaboratoryApi, state: str, stack: ExitStac
     service = Shown(lab.host, [*sikkerguard, "run"], environment)
     stack.callback(service.kill)
     service.wait_for("Blocking")
+    print("  (One entry is wider than SikkerAPI's may be, and two lie inside listed ranges.)", flush=True)
 
     attackers = [entry.text for entry in api.entries if ":" not in entry.text and "/" not in entry.text][: len(_PORTS)]
     say(f"2. Attack: {len(attackers)} listed sources knock at the host's ports, and one that is not listed.")

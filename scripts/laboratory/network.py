@@ -189,9 +189,11 @@ class Laboratory:
         """Every rule of the host that any tool shows, without counters and the moments of printing."""
         texts = []
         for tool in ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-save", "ip6tables-save"):
-            for line in self.host.run(tool).splitlines():
-                if not line.startswith("#"):
-                    texts.append(f"{tool}: {line.partition(' [')[0] if line.startswith(':') else line}")
+            texts += [
+                f"{tool}: {line.partition(' [')[0] if line.startswith(':') else line}"
+                for line in self.host.run(tool).splitlines()
+                if not line.startswith("#")
+            ]
         return "\n".join(texts)
 
     def everything(self) -> str:

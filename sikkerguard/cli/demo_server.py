@@ -97,7 +97,7 @@ class DemoServer(ThreadingHTTPServer):
     def url(self) -> str:
         """What SIKKER_API_URL must be; a wildcard address shows as loopback."""
         address, port = self.server_address[:2]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))  # noqa: S104 - it binds nothing
         return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
     def answer(self, method: str, target: str, authorization: str, body: bytes) -> Answer:

@@ -1,0 +1,1 @@
+"""Settings: the table of variables, and how they are read."""

@@ -49,6 +49,13 @@ def test_it_brings_no_library_and_no_compiled_file(package: Path) -> None:
         assert f"python3-{name}" in needed
 
 
+def test_the_demo_has_its_list_and_the_licences_and_no_test_is_shipped(package: Path) -> None:
+    names = [line.split()[5] for line in command("dpkg-deb", "--contents", str(package)).splitlines()]
+    for name in ("demo.py", "demo_server.py", "demo_list.txt", "demo_list.LICENCE.md"):
+        assert f"./usr/lib/python3/dist-packages/sikkerguard/cli/{name}" in names
+    assert not [name for name in names if "standin" in name or "laboratory" in name]
+
+
 def test_nothing_lies_where_a_link_leads_elsewhere(package: Path) -> None:
     # Debian 13's lintian has an error of it, aliased-location; Debian 12's has none.
     names = [line.split()[5] for line in command("dpkg-deb", "--contents", str(package)).splitlines()]

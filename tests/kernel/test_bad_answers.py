@@ -391,7 +391,7 @@ def test_what_is_never_blocked_is_cut_out_of_a_good_list_and_counted(service: Se
     service.meets(plain(*GOOD, "10.0.0.0/8", GATEWAY, "::ffff:cb00:71fb", "198.51.100.0/24"))
     done = service.guard.cli("pull")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in service.news() if "Not blocked: " in line]
+    (line,) = [line for line in service.news() if "Left out of the list: " in line]
     assert re.search(r"\d allowlisted", line)
     assert "1 private" in line
     assert "1 reserved" in line

@@ -697,7 +697,7 @@ def test_a_dry_run_by_a_plain_user_tells_all_and_changes_nothing(guard: Guard) -
         assert text in would
     for text in (f"{SPARED},", f"{SPARED} ", f"{GATEWAY},", "10.1.2.3", f"{HOST},"):
         assert text not in f"{would} "
-    (removed,) = re.findall(r"Not blocked: (.*)", log)
+    (removed,) = re.findall(r"Left out of the list: (.*)", log)
     assert "1 private" in removed
     assert "1 loopback" in removed
     assert re.search(r"\d allowlisted", removed)

@@ -21,6 +21,7 @@ def test_the_demonstration_shows_what_it_promises() -> None:
     )
     assert (done.returncode, done.stderr) == (0, ""), (done.stdout[-3000:], done.stderr)
     assert re.findall(r"^(\d)\. ", done.stdout, re.MULTILINE) == [*"1234567"]
+    assert "INFO Blocking 1117 IPs" in done.stdout
     # The trial found out, and both ends of the story were looked at.
     assert "ERROR The self-test failed: API does not take connections" in done.stdout
     assert re.search(r"^Done in \d+ s\.", done.stdout, re.MULTILINE)

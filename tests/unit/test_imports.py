@@ -370,7 +370,7 @@ def test_these_commands_touch_nothing(arguments: list[str], printed: str, tmp_pa
     code, output, modules = read_by(COMMAND, "--config", str(settings), *arguments)
     assert code == 0
     assert printed in output
-    assert not modules & (HEAVY | {"asyncio"})
+    assert not modules & (HEAVY | {"asyncio", "http"})
     assert "sk_free_secret" not in output
 
 

@@ -26,7 +26,13 @@ from tests.unit.edges.http.test_control import ESCAPES, NOW, SECONDS, STATE, wit
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sikkerguard.core.state import State
     from tests.unit.edges.http.test_control import Guarded
+
+
+def pulled(*, answered: int, failure: str = "") -> State:
+    """The service after a pull that ended so, and has answered this request."""
+    return replace(STATE, pull=PullState(last_pull=PullResult(NOW, failure), pull_answered=answered))
 
 
 @pytest.fixture
@@ -69,17 +75,13 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
         assert err.startswith("sikkerguard: The new configuration is not used?]0;owned")
         assert err.removesuffix("\n").isprintable()
 
-    with_control(tmp_path, ask)
+    with_control(tmp_path, ask, state=pulled(answered=9))
 
 
 @pytest.mark.usefixtures("root")
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = replace(
-        STATE,
-        pull=replace(STATE.pull, last_pull=PullResult(NOW, ESCAPES)),
-        repair=RepairState(last_repair=ESCAPES),
-        log=LogState(ESCAPES),
-    )
+    state = pulled(answered=9, failure=ESCAPES)
+    state = replace(state, repair=RepairState(last_repair=ESCAPES), log=LogState(source=ESCAPES))
     printed = []
 
     async def ask(made: Guarded) -> None:
@@ -117,24 +119,23 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accept: bool
 ) -> None:
     async def ask(made: Guarded) -> None:
-        pull_state = PullState(PullResult(NOW, "an earlier failure"), pulling=True)
-        made.state = replace(STATE, pull=pull_state)
+        made.state = pulled(answered=0, failure="an earlier failure")
         asked = asyncio.create_task(made.command(pull, accept=accept, step_seconds=0.3))
         said = ""
         async with asyncio.timeout(SECONDS):
-            for pulls, on_trial, line in (
-                (0, False, "waiting for SikkerAPI's list ..."),
-                (0, True, "waiting for the trial of the list ..."),
+            for on_trial, line in (
+                (False, "waiting for SikkerAPI's list ..."),
+                (True, "waiting for the trial of the list ..."),
                 # A fetch that a reload has cancelled and begun anew is no end.
-                (7, False, "waiting for SikkerAPI's list ..."),
+                (False, "waiting for SikkerAPI's list ..."),
             ):
-                made.state = replace(STATE, pull=replace(pull_state, pulls=pulls), on_trial=on_trial)
+                made.state = replace(made.state, on_trial=on_trial, pull=replace(made.state.pull, pulling=True))
                 said += f"sikkerguard: {line}\n"
                 shown = ""
                 while shown != f"sikkerguard: {line}\n":
                     shown += capsys.readouterr().err
                     await asyncio.sleep(0.01)
-            made.state = replace(STATE, pull=PullState(PullResult(NOW, ""), pull_answered=1))
+            made.state = pulled(answered=1)
             assert await asked is Outcome.FINE
         assert capsys.readouterr() == ("Blocking 8774 IPs\n", "")
         assert made.pulls == [accept]
@@ -145,8 +146,7 @@ def test_a_pull_shows_what_it_waits_for_and_ends_with_its_outcome(
 @pytest.mark.usefixtures("root")
 def test_a_pull_that_fails_says_why(tmp_path: Path) -> None:
     async def ask(made: Guarded) -> None:
-        failed = PullResult(NOW, "SikkerAPI does not know this key (401)")
-        made.state = replace(STATE, pull=PullState(failed, pull_answered=1))
+        made.state = pulled(answered=1, failure="SikkerAPI does not know this key (401)")
         with pytest.raises(SikkerGuardError, match=r"^the pull failed: SikkerAPI does not know this key \(401\)$"):
             await made.command(pull, accept=False)
 
@@ -162,6 +162,7 @@ def test_a_pull_of_a_service_that_was_started_anew_is_no_success(
     monkeypatch.setattr(control_socket, "peer_of", lambda found: replace(peer_of(found), process=next(processes)))
 
     async def ask(made: Guarded) -> None:
+        made.state = pulled(answered=5)
         with pytest.raises(SikkerGuardError, match="was started again"):
             await made.command(pull, accept=False)
 

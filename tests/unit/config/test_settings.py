@@ -17,7 +17,7 @@ from sikkerguard.core import health
 from sikkerguard.core.lists.allowlist import AllowEntry
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.schedule import jittered
-from sikkerguard.core.state import State
+from sikkerguard.core.state import PullState, State
 from sikkerguard.errors import ConfigError
 from tests.unit.config.reading import NOWHERE, load, reader
 
@@ -634,7 +634,8 @@ def test_an_interval_that_is_taken_can_be_lived_with(interval: str) -> None:
         assert interval != "7d"
         return
     now = 1_800_000_000.0
-    state = State(started_at=now, dry_run=False, next_pull_at=now + jittered(found.pull_interval, lambda: 1.0))
+    pull = PullState(next_pull_at=now + jittered(found.pull_interval, lambda: 1.0))
+    state = State(started_at=now, dry_run=False, pull=pull)
     assert health.status(state, now, ())["nextPull"]
 
 

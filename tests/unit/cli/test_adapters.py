@@ -1,11 +1,11 @@
-"""The wiring, as far as it can be seen without a service."""
+"""Which edges a service gets, as far as that can be seen without one."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from sikkerguard.cli.run import _client
+from sikkerguard.cli.adapters import _client
 from sikkerguard.config.settings import Config
 
 
