@@ -42,8 +42,8 @@ class Host(Kernel):
         self.stuck: set[str] = set()
 
     def loader(self) -> ListLoader:
-        trial = TrialSets(cast("NetlinkSets", Trial(self)), (V4,), lambda: 0.0)
-        return ListLoader(cast("Sets", self), self.contents(), trial, (V4,))
+        self.trial = TrialSets(cast("NetlinkSets", Trial(self)), (V4,), lambda: 0.0)
+        return ListLoader(cast("Sets", self), self.contents(), self.trial, (V4,))
 
     def names(self) -> list[str]:
         return list(self.sets)
@@ -124,15 +124,16 @@ def test_an_update_uncovers_nobody_who_stays_listed(old: Networks, new: Networks
     host.look = watched(host, old, new)
     loader.stage(Blocklist(v4=new))
     assert host.blocked() == covered(old)
-    assert loader.candidate is (Candidate.STAGED if len(new) else Candidate.ABSENT)
-    loader._trial.begin()
-    assert loader.candidate is Candidate.ON_TRIAL
+    states = [loader.candidate]
+    host.trial.begin()
+    states.append(loader.candidate)
     assert host.blocked() == covered(old) | covered(new)
     loader.commit()
     assert host.holds(new)
     assert loader.has_committed(V4)
     assert loader.read_committed() == loader.committed == Blocklist(v4=new)
-    assert loader.candidate is Candidate.ABSENT
+    states.append(loader.candidate)
+    assert states == [Candidate.STAGED if len(new) else Candidate.ABSENT, Candidate.ON_TRIAL, Candidate.ABSENT]
 
 
 @settings(deadline=None, max_examples=200)
@@ -165,7 +166,7 @@ def test_where_a_commit_fails_the_list_before_it_is_in_force(stuck: str) -> None
     host, old, new = Host(), written((1, 32), (8, 29)), written((2, 32), (8, 30), (12, 32))
     loader = begin(host, old)
     loader.stage(Blocklist(v4=new))
-    loader._trial.begin()
+    host.trial.begin()
     host.stuck = {stuck}
     host.look = watched(host, old, new)
     with pytest.raises(KernelError, match="could not be swapped"):
@@ -180,7 +181,7 @@ def test_a_candidate_that_another_program_changed_is_not_committed() -> None:
     host, old, new = Host(), written((1, 32)), written((2, 32), (8, 29))
     loader = begin(host, old)
     loader.stage(Blocklist(v4=new))
-    loader._trial.begin()
+    host.trial.begin()
     del host.sets[NAMES.new_ranges][Prefix(BASE + 8, 29)]
     with pytest.raises(KernelError, match="another program changed the set sikkerguard-new-v4-net during the trial"):
         loader.commit()
@@ -193,7 +194,7 @@ def test_leftovers_of_a_process_that_died_are_gone_and_its_list_blocks_on() -> N
     begin(host, old)
     died = host.loader()
     died.stage(Blocklist(v4=written((2, 32), (40, 31))))
-    died._trial.begin()
+    host.trial.begin()
     host.put("sikkerguard-load-v4", kind_of(V4, NAMES.singles)[0], written((2, 32)))
     loader = host.loader()
     assert loader.read_committed() == Blocklist(v4=old)
