@@ -24,7 +24,7 @@ from tests.kernel.traffic import Traffic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.laboratory import Laboratory
+    from scripts.laboratory.network import Laboratory
 
 LISTED, LISTED_V6, IN_RANGE = "203.0.113.7", "2001:db8:7::7", "198.51.100.77"
 INNOCENT, INNOCENT_V6, ALLOWED = "203.0.113.200", "2001:db8:aa::1", "203.0.113.9"
