@@ -20,9 +20,9 @@ from sikkerguard.edges.kernel.select import usable_families
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sikkerguard.config.settings import Config
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
-    from sikkerguard.config.settings import Config
     from sikkerguard.edges.storage.store import Store
 
 
