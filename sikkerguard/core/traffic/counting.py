@@ -36,7 +36,7 @@ class Memory:
     """All that is known of dropped packets. `is_unsaved` says whether the records lack anything of it."""
 
     totals: Totals = field(default_factory=Totals)
-    today: DaySummary = field(default_factory=DaySummary)
+    day: DaySummary = field(default_factory=DaySummary)
     window: LogWindow = field(default_factory=LogWindow)
     pending: PendingTraffic = field(default_factory=PendingTraffic)
     is_unsaved: bool = False
@@ -50,7 +50,7 @@ def resume(saved: SavedTraffic) -> Memory:
 
 def join(memory: Memory, saved: SavedTraffic) -> Memory:
     """Add what earlier runs have counted to what was counted without knowing of it."""
-    totals, today, pending = memory.totals.join(saved.totals), memory.today, memory.pending
+    totals, today, pending = memory.totals.join(saved.totals), memory.day, memory.pending
     if today.day in (0, saved.totals.day):
         today = today.join(saved.totals.day, saved.sources, saved.ports)
         pending = replace(pending, new_day=False)
@@ -62,7 +62,7 @@ def apply(
 ) -> tuple[Memory, tuple[Line, ...]]:
     """Take a sample into account; gives what is known now, and the lines that are due. `port_map` names ports, `wall`
     is the time in Unix seconds, `monotonic` that of a clock that never goes back."""
-    totals, today, pending = memory.totals.add(sample, wall), memory.today, memory.pending
+    totals, today, pending = memory.totals.add(sample, wall), memory.day, memory.pending
     if totals.day != today.day:
         today, pending = DaySummary(totals.day), pending.begin_day()
     today, new_sources = today.add(sample)
@@ -85,7 +85,7 @@ def finish(memory: Memory, port_map: Mapping[int, str]) -> tuple[Memory, tuple[L
 def take_pending(memory: Memory) -> tuple[Memory, PendingTraffic]:
     """Take what the records are to get now; it is no longer in the memory."""
     batch, left = memory.pending.split(_MAX_SOURCES_PER_SAVE)
-    batch = replace(batch, totals=memory.totals, ports=memory.today.top_ports(_MAX_SAVED_PORTS))
+    batch = replace(batch, totals=memory.totals, ports=memory.day.top_ports(_MAX_SAVED_PORTS))
     return replace(memory, pending=left, is_unsaved=bool(left.sources)), batch
 
 
@@ -96,7 +96,7 @@ def restore_pending(memory: Memory, batch: PendingTraffic) -> Memory:
 
 def summarize(memory: Memory, wall: float) -> TrafficStats:
     """What the status shows at this time (Unix seconds)."""
-    totals, today = memory.totals, memory.today
+    totals, today = memory.totals, memory.day
     if totals.is_over(wall):
         # A day on which nothing was dropped yet.
         totals, today = replace(totals, dropped_today=NOTHING), DaySummary(day_of(wall))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from heapq import nlargest
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -40,17 +41,17 @@ class SourceSet:
 
     def add(self, sources: Iterable[bytes]) -> tuple[SourceSet, tuple[bytes, ...]]:
         """With these, as far as there is room; and those that are new."""
-        older, recent, room = self.older, self.recent, MAX_SOURCES - len(self)
-        new: dict[bytes, None] = {}
+        older, recent, new, room = self.older, set(self.recent), list[bytes](), MAX_SOURCES - len(self)
         for source in sources:
             if source not in older and source not in recent and len(new) < room:
-                new[source] = None
+                recent.add(source)
+                new.append(source)
         if not new:
             return self, ()
-        recent = recent.union(new)
         if len(recent) > max(_MIN_RECENT, len(older) // _RECENT_SHARE):
-            older, recent = older | recent, frozenset()
-        return SourceSet(older, recent), tuple(new)
+            # One by one the table grows to half of what a union would have made it.
+            return SourceSet(frozenset(chain(older, recent))), tuple(new)
+        return SourceSet(older, frozenset(recent)), tuple(new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,8 +135,8 @@ class Database:
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """All or nothing. What is committed survives the death of the process; with `durable`, at the price of a
-        sync, also a power failure at that moment."""
+        """A context within which all changes happen, or none. What is committed survives the death of the process; with
+        `durable`, at the price of a sync, also a power failure at that moment."""
         with self._lock:
             try:
                 connection = self._ready()
@@ -145,7 +145,7 @@ class Database:
                 try:
                     yield connection
                 except BaseException:
-                    with suppress(sqlite3.Error):  # the first error is the one to tell
+                    with suppress(sqlite3.Error):  # the first error is the one to raise
                         connection.rollback()
                     raise
                 connection.commit()
@@ -154,7 +154,7 @@ class Database:
                     with suppress(sqlite3.Error):  # a commit that failed leaves its transaction open
                         self._connection.rollback()
                 if _is_damage(error):
-                    # No later transaction of this connection would fare better; whoever opens looks at the file.
+                    # No later transaction of this connection would fare better; the next opening checks the file.
                     self._suspect = True
                     with suppress(sqlite3.Error):
                         self._close()
@@ -182,8 +182,8 @@ class Database:
         log.warning("%s was deleted; it is there again with all that was in it.", self._path)
 
     def _make(self, *, directory: bool) -> None:
-        """Have an empty file where there is none, with its rights, and its directory if that is wanted. No link is
-        followed, and no file of a third one's believed; SQLite itself follows no link to the files beside it
+        """Make an empty file where there is none, for its owner alone, and its directory if that is wanted. No link is
+        followed, and no file of another user is taken; SQLite itself follows no link to the files beside it
         (os_unix.c, O_NOFOLLOW)."""
         handle = self._directory.open_or_make(FILE, make_directory=directory)
         try:
@@ -200,15 +200,15 @@ class Database:
         try:
             return self._opened()
         except sqlite3.OperationalError:
-            raise  # no room, no right, locked: the file may be sound
+            raise  # no room, no permission, locked: the file may be sound
         except sqlite3.DatabaseError as error:
             self._set_aside(error)
             return self._opened()
 
     def _opened(self) -> sqlite3.Connection:
-        # Before there is anything in it: the files beside it get its rights when they are made.
+        # Before there is anything in it: the files beside it get its permissions when they are made.
         self._make(directory=False)
-        # The driver's own transactions are switched off: they begin where one does not expect them.
+        # The driver's own transactions are switched off: they begin at unexpected places.
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
         )
@@ -227,6 +227,7 @@ class Database:
         return connection
 
     def _set_aside(self, error: sqlite3.Error) -> None:
+        """Rename a damaged file, so that a new one can take its place and this one can be looked at."""
         aside = self._path.with_name(f"{FILE}.damaged")
         self._path.replace(aside)
         for suffix in ("-wal", "-shm"):

@@ -1,82 +1,47 @@
-"""Counting over a scripted kernel: what it logs, keeps and tells is the same, and all of what was dropped.
-
-The loop keeps a time of its own, in which a pause takes none, and does in its own thread what is meant for others.
-"""
+"""The count loop over a scripted kernel, in virtual time: what it logs, keeps and shows agrees, and is all that was
+dropped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-import selectors
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sikkerguard.config.settings import Config
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.traffic.attribution import SetListing, attribute
+from sikkerguard.core.traffic.records import SavedTraffic
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, DropEvent, PacketCount, TrafficSample, TrafficStats
 from sikkerguard.core.traffic.totals import Totals, day_of
 from sikkerguard.errors import KernelError, RecordError
-from sikkerguard.service.count_loop import CountLoop
+from sikkerguard.service.count_loop import CountLoop, TrafficState
 from sikkerguard.service.disk_thread import DiskThread
+from sikkerguard.service.kernel_thread import KernelThread
+from sikkerguard.service.wakeup import Wakeup
+from sikkerguard.service.watched import Watched
+from tests.unit.service.virtual_time import BEGINNING, VirtualClock, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Executor
+    from collections.abc import Callable, Iterator, Mapping
 
-    from sikkerguard.core.interfaces import FirewallBackend, TrafficRecords
+    from sikkerguard.core.interfaces import FirewallBackend
+    from sikkerguard.core.traffic.pending import PendingTraffic
     from sikkerguard.core.traffic.sample import FlowKey
-    from sikkerguard.service.kernel_thread import KernelThread
 
-_Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
-LOGGER = "sikkerguard.service.count_loop"
+LOGGERS = ("sikkerguard.service.count_loop", "sikkerguard.service.traffic_saver")
 BROKEN = "/state/records.sqlite3 can't be used (disk full); make room, or fix its permissions"
-
-
-class Timeless(selectors.SelectSelector):
-    """Waits by setting the time."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "nothing will ever happen any more"
-        self.now += timeout
-        return super().select(0)
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """A loop in which nothing takes time but what says so."""
-
-    def __init__(self) -> None:
-        self.clock = Timeless()
-        super().__init__(self.clock)
-
-    def time(self) -> float:
-        return self.clock.now
-
-    def run_in_executor(
-        self, executor: Executor | None, func: Callable[[*_Arguments], _Result], *args: *_Arguments
-    ) -> asyncio.Future[_Result]:
-        future: asyncio.Future[_Result] = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except (RecordError, KernelError) as error:
-            future.set_exception(error)
-        return future
-
-
-def run(work: Coroutine[None, None, None]) -> None:
-    with asyncio.Runner(loop_factory=Loop) as runner:
-        runner.run(work)
+TODAY = day_of(BEGINNING)
 
 
 def now() -> float:
@@ -84,81 +49,78 @@ def now() -> float:
 
 
 class Kernel:
-    """Gives these drains, one list of them each time it is asked, and then none; an error is raised instead."""
+    """Gives these samples, some of them each time it is asked, and then empty ones; an error is raised instead."""
 
     def __init__(self, *script: list[TrafficSample] | KernelError) -> None:
         self.script = list(script)
+        self.held = False
         self.resumed: Mapping[Family, PacketCount] | None = None
         self.asked: list[float] = []
         self.counters: Mapping[Family, PacketCount] = {}
 
-    def await_resume(self) -> None:
+    def hold_counters(self) -> None:
         assert not self.asked
+        self.held = True
 
-    def resume(self, counters: Mapping[Family, PacketCount]) -> None:
+    def resume_counters(self, counters: Mapping[Family, PacketCount]) -> None:
         self.resumed = counters
 
-    def drain(self) -> list[TrafficSample]:
+    def read_traffic(self) -> tuple[TrafficSample, ...]:
+        assert self.resumed is not None
         self.asked.append(now())
-        found = self.script.pop(0) if self.script else [TrafficSample(NOTHING, self.counters)]
+        found = self.script.pop(0) if self.script else [TrafficSample(counters=self.counters)]
         if isinstance(found, KernelError):
             raise found
         self.counters = found[-1].counters if found else self.counters
+        return tuple(found)
+
+
+class GatedThread(KernelThread):
+    """While `gate` is closed, what the kernel said is not yet known to the loop; and it `takes` so many seconds."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(cast("FirewallBackend", kernel))
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.takes = 0.0
+
+    async def read_traffic(self) -> tuple[TrafficSample, ...]:
+        found = await super().read_traffic()
+        await asyncio.sleep(self.takes)
+        await self.gate.wait()
         return found
 
 
-class Thread:
-    """The owner's thread. While `gate` is closed, what it has done is not yet known to the loop."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:
-        result = action(*arguments)
-        await self.gate.wait()
-        return result
-
-
 class Records:
-    """What is kept. `shown` says how many packets stand on lines by now."""
+    """What is kept. `logged` says how many packets are on lines by now."""
 
-    def __init__(self, shown: Callable[[], int]) -> None:
-        self.ledger = Totals()
+    def __init__(self, logged: Callable[[], int]) -> None:
+        self.totals = Totals()
         self.sources: set[bytes] = set()
         self.ports: dict[tuple[int, int], int] = {}
-        self.blocked: Counter[FlowKey] = Counter()
-        self.unfiled = 0
+        self.flows: Counter[FlowKey] = Counter()
+        self.overflow = 0
         self.saves = 0
         self.broken = ""
-        self._shown = shown
+        self._logged = logged
 
     def close(self) -> None:
         """Nothing is open."""
 
-    def load(self) -> tuple[Totals, list[bytes], dict[tuple[int, int], int]]:
+    def load(self) -> SavedTraffic:
         self._try()
-        return self.ledger, list(self.sources), dict(self.ports)
+        return SavedTraffic(self.totals, frozenset(self.sources), dict(self.ports))
 
-    def save(
-        self,
-        ledger: Totals,
-        blocked: Iterable[tuple[FlowKey, int]],
-        fresh_sources: Sequence[bytes],
-        ports: Sequence[tuple[tuple[int, int], int]],
-        *,
-        new_day: bool,
-        unfiled: int,
-    ) -> None:
+    def save(self, pending: PendingTraffic) -> None:
         self._try()
-        # What is kept is on lines already, or about to be: never is it shown first.
-        assert self._shown() <= ledger.told
+        # What is kept is on lines already, or about to be: never is it logged first.
+        assert self._logged() <= pending.totals.logged
         self.saves += 1
-        self.ledger = ledger
-        self.blocked.update(dict(blocked))
-        self.unfiled += unfiled
-        self.sources = {*fresh_sources} | (set() if new_day else self.sources)
-        self.ports = dict(ports)
+        self.totals = pending.totals
+        self.flows.update(pending.flows)
+        self.overflow += pending.overflow
+        self.sources = {*pending.sources} | (set() if pending.new_day else self.sources)
+        self.ports = dict(pending.ports)
 
     def _try(self) -> None:
         if self.broken:
@@ -171,13 +133,12 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
+        self.warnings: list[str] = []
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            self.errors.append(record.getMessage())
-        elif record.levelno == logging.INFO:
-            self.texts.append(record.getMessage())
+        of_level = {logging.ERROR: self.errors, logging.WARNING: self.warnings, logging.INFO: self.texts}
+        of_level[record.levelno].append(record.getMessage())
 
     def packets(self) -> int:
         found = [re.fullmatch(r"BLOCKED .* x(\d+)", text) for text in self.texts]
@@ -187,45 +148,63 @@ class Lines(logging.Handler):
 
 @contextmanager
 def logged() -> Iterator[Lines]:
-    lines, logger = Lines(), logging.getLogger(LOGGER)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    lines, loggers = Lines(), [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     try:
         yield lines
     finally:
-        logger.removeHandler(lines)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(lines)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 class Desk:
-    """A counting with all that it works with."""
+    """A count loop with all that it works with. To be made within the event loop."""
 
     def __init__(
-        self, lines: Lines, kernel: Kernel, records: Records | None = None, disk: DiskThread | None = None
+        self,
+        lines: Lines,
+        kernel: Kernel,
+        records: Records | None = None,
+        disk: DiskThread | None = None,
+        port_map: dict[int, str] | None = None,
+        *,
+        without_records: bool = False,
     ) -> None:
         self.lines = lines
         self.kernel = kernel
         self.records = records or Records(lines.packets)
-        self.thread = Thread()
-        self.told: list[TrafficStats] = []
-        self.troubles: list[str] = []
+        self.thread = GatedThread(kernel)
+        self.config = Watched(Config(port_map=port_map or {}))
+        self.clock = VirtualClock()
+        self.healed, self.changes = Wakeup(), Wakeup()
         self.counting = CountLoop(
-            cast("FirewallBackend", kernel),
-            cast("KernelThread", self.thread),
-            cast("TrafficRecords", self.records),
-            {},
-            self.told.append,
-            self.troubles.append,
-            disk,
+            self.thread,
+            None if without_records else self.records,
+            disk or DiskThread("records"),
+            self.config,
+            self.clock,
+            self.healed,
+            self.changes,
         )
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def stats(self) -> TrafficStats:
+        return self.counting.state.stats
+
+    @property
+    def trouble(self) -> str:
+        return self.counting.state.trouble
+
     async def start(self) -> None:
         await self.counting.begin()
-        self.task = asyncio.create_task(self.counting.count_forever())
+        self.task = asyncio.create_task(self.counting.run())
 
     async def asked(self, times: int) -> None:
         """Wait until the kernel was asked so often, and all that was in it is digested."""
@@ -247,26 +226,31 @@ def address(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
-def drain(
+def attributed(dropped: PacketCount, counters: Mapping[Family, PacketCount], *listings: SetListing) -> TrafficSample:
+    """As the kernel backend attributes these listings, all of whose packets are there."""
+    found = attribute(listings, {})
+    return TrafficSample(dropped, counters, found.flows, found.attributed, found.replies, found.ports, found.sources)
+
+
+def sample(
     packets: Mapping[tuple[int, int], int], counter: int, nameless: int = 0, on_the_way: int = 0
 ) -> TrafficSample:
-    """{(source, port): packets}, all over TCP, and others; the DROP rule's counter then stood there."""
+    """{(source, port): packets}, all over TCP, and others; the DROP rule's counter then read so much."""
     total = sum(packets.values())
     hits = [(address(source), port, 6, 60 * number, number) for (source, port), number in packets.items()]
     entries = Counter(source for source, _ in packets)
     sources = [(address(source), 60 * number, number) for source, number in entries.items()]
     dropped = total + nameless - on_the_way
-    return TrafficSample(
-        PacketCount(dropped, 60 * dropped), {Family.V4: PacketCount(counter, 60 * counter)}, [hits], [sources]
-    )
+    counters = {Family.V4: PacketCount(counter, 60 * counter)}
+    return attributed(PacketCount(dropped, 60 * dropped), counters, SetListing(hits, sources))
 
 
 def event(source: int, port: int) -> DropEvent:
     return DropEvent(Family.V4, address(source), 6, port)
 
 
-def test_what_is_logged_kept_and_told_is_the_same() -> None:
-    first, second = drain({(1, 23): 47, (2, 22): 3}, 60, nameless=10), drain({(1, 23): 5, (3, 80): 1}, 66)
+def test_what_is_logged_kept_and_shown_is_the_same() -> None:
+    first, second = sample({(1, 23): 47, (2, 22): 3}, 60, nameless=10), sample({(1, 23): 5, (3, 80): 1}, 66)
     with logged() as lines:
         desk = Desk(lines, Kernel([first], [second]))
 
@@ -281,28 +265,24 @@ def test_what_is_logged_kept_and_told_is_the_same() -> None:
             await desk.stop()
 
         run(work())
-    records, told = desk.records, desk.told[-1]
+    records, stats = desk.records, desk.stats
     assert lines.texts[2:] == [
         "BLOCKED 0.0.0.3:80 (http) proto=TCP x1",
         "BLOCKED 0.0.0.1:23 (telnet) proto=TCP x5",
         "BLOCKED sources that were not told apart x10",
     ]
-    assert lines.packets() == records.ledger.told == records.ledger.dropped.packets == told.dropped.packets == 66
-    assert records.blocked == {(address(1), 6, 23): 52, (address(2), 6, 22): 3, (address(3), 6, 80): 1}
-    assert (records.ledger.named, told.unnamed) == (56, 10)
+    assert lines.packets() == records.totals.logged == records.totals.dropped.packets == stats.dropped.packets == 66
+    assert records.flows == {(address(1), 6, 23): 52, (address(2), 6, 22): 3, (address(3), 6, 80): 1}
+    assert (records.totals.attributed, stats.unattributed) == (56, 10)
     assert records.sources == {address(1), address(2), address(3)}
-    assert (told.sources, told.top_ports) == (3, (((6, 23), 52), ((6, 22), 3), ((6, 80), 1)))
-    assert told.dropped == told.dropped_today == records.ledger.dropped == PacketCount(66, 66 * 60)
+    assert (stats.sources, stats.top_ports) == (3, (((6, 23), 52), ((6, 22), 3), ((6, 80), 1)))
+    assert stats.dropped == stats.dropped_today == records.totals.dropped == PacketCount(66, 66 * 60)
     assert lines.errors == []
 
 
-def test_replies_are_told_and_counted() -> None:
-    replied = TrafficSample(
-        PacketCount(12, 720),
-        {Family.V4: PacketCount(12, 720)},
-        replies=[[(address(1), 443, 6, 480, 8)]],
-        repliers=[[(address(1), 60, 1), (address(2), 240, 4)]],
-    )
+def test_replies_are_logged_and_counted() -> None:
+    listing = SetListing([(address(1), 443, 6, 480, 8)], [(address(1), 60, 1), (address(2), 240, 4)], replies=True)
+    replied = attributed(PacketCount(12, 720), {Family.V4: PacketCount(12, 720)}, listing)
     with logged() as lines:
         desk = Desk(lines, Kernel([replied]))
 
@@ -316,13 +296,13 @@ def test_replies_are_told_and_counted() -> None:
         "BLOCKED 0.0.0.1 (reply from port 443) proto=TCP x8",
         "BLOCKED 0.0.0.2 (further replies) proto=any x4",
     ]
-    records, told = desk.records, desk.told[-1]
-    assert (told.replies, told.unnamed, told.sources) == (12, 0, 2)
-    assert told.top_ports == (((REPLY, 443), 8), ((REPLY, UNATTRIBUTED), 4))
-    assert (records.ledger.replies, records.ledger.named, records.ledger.told) == (12, 12, 12)
+    records, stats = desk.records, desk.stats
+    assert (stats.replies, stats.unattributed, stats.sources) == (12, 0, 2)
+    assert stats.top_ports == (((REPLY, 443), 8), ((REPLY, UNATTRIBUTED), 4))
+    assert (records.totals.replies, records.totals.attributed, records.totals.logged) == (12, 12, 12)
 
 
-def test_where_nothing_happens_nothing_is_written() -> None:
+def test_where_nothing_happens_nothing_is_written_and_nobody_is_woken() -> None:
     with logged() as lines:
         desk = Desk(lines, Kernel())
 
@@ -333,53 +313,89 @@ def test_where_nothing_happens_nothing_is_written() -> None:
 
         run(work())
     assert (desk.records.saves, lines.texts, lines.errors) == (0, [], [])
-    assert len(desk.told) > 5
+    assert desk.counting.state == TrafficState()
+    assert not desk.changes.is_set()
+
+
+def test_whoever_shows_the_state_is_woken_when_it_changes() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([], [sample({(1, 23): 4}, 4)], [], [sample({(1, 23): 3}, 7)]))
+        changed = list[bool]()
+
+        async def work() -> None:
+            await desk.start()
+            for number in range(1, 5):
+                await desk.asked(number)
+                changed.append(desk.changes.is_set())
+                desk.changes.clear()
+            await desk.stop(final=False)
+
+        run(work())
+    assert changed == [False, True, False, True]
+    assert desk.stats.dropped.packets == 7
+
+
+def test_without_records_it_counts_and_logs_and_keeps_nothing_in_memory_for_them() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [sample({(2, 23): 3}, 7)]), without_records=True)
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(3)
+            await desk.stop()
+
+        run(work())
+    assert (lines.packets(), desk.stats.dropped.packets, desk.stats.sources) == (7, 7, 2)
+    assert (desk.records.saves, lines.errors) == (0, [])
+    memory = desk.counting._memory
+    assert (memory.pending.flows, memory.pending.sources, memory.is_unsaved) == ({}, (), False)
 
 
 def test_it_goes_on_from_where_the_last_run_ended() -> None:
     counters = {Family.V4: PacketCount(50, 3000), Family.V6: NOTHING}
-    today = day_of(time.time())
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 54)]))
-        # Ten packets stood on no line when that run ended.
-        desk.records.ledger = Totals(PacketCount(50, 3000), today, PacketCount(20, 1200), 45, 40, counters)
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 54)]))
+        # Ten packets were on no line when that run ended.
+        desk.records.totals = Totals(PacketCount(50, 3000), TODAY, PacketCount(20, 1200), 45, 40, counters)
         desk.records.sources, desk.records.ports = {address(1), address(9)}, {(6, 23): 7}
 
         async def work() -> None:
+            await desk.counting.prepare()
+            assert desk.kernel.held
             await desk.counting.begin()
             assert desk.kernel.resumed == counters
-            assert desk.told == [TrafficStats(PacketCount(50, 3000), PacketCount(20, 1200), 5, 2, (((6, 23), 7),))]
-            desk.task = asyncio.create_task(desk.counting.count_forever())
+            assert desk.stats == TrafficStats(PacketCount(50, 3000), PacketCount(20, 1200), 5, 2, (((6, 23), 7),))
+            desk.task = asyncio.create_task(desk.counting.run())
             await desk.asked(2)
             await desk.stop()
 
         run(work())
     assert lines.packets() == 14
-    assert desk.records.ledger.told == desk.records.ledger.dropped.packets == 54
-    assert desk.told[-1] == TrafficStats(PacketCount(54, 3240), PacketCount(24, 1440), 5, 2, (((6, 23), 11),))
+    assert desk.records.totals.logged == desk.records.totals.dropped.packets == 54
+    assert desk.stats == TrafficStats(PacketCount(54, 3240), PacketCount(24, 1440), 5, 2, (((6, 23), 11),))
 
 
 def test_a_day_that_is_over_is_not_gone_on_with() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([TrafficSample()], [drain({(9, 22): 4}, 54)]))
-        desk.records.ledger = Totals(PacketCount(50, 3000), day_of(time.time()) - 1, PacketCount(20, 1200), 50, 50)
+        desk = Desk(lines, Kernel([TrafficSample()], [sample({(9, 22): 4}, 54)]))
+        desk.records.totals = Totals(PacketCount(50, 3000), TODAY - 1, PacketCount(20, 1200), 50, 50)
         desk.records.sources, desk.records.ports = {address(1), address(9)}, {(6, 23): 7}
 
         async def work() -> None:
             await desk.counting.begin()
-            assert desk.told == [TrafficStats(PacketCount(50, 3000))]
-            desk.task = asyncio.create_task(desk.counting.count_forever())
+            assert desk.stats == TrafficStats(PacketCount(50, 3000))
+            desk.task = asyncio.create_task(desk.counting.run())
             await desk.asked(3)
             await desk.stop()
 
         run(work())
-    assert desk.told[-1] == TrafficStats(PacketCount(54, 3240), PacketCount(4, 240), 0, 1, (((6, 22), 4),))
+    assert desk.stats == TrafficStats(PacketCount(54, 3240), PacketCount(4, 240), 0, 1, (((6, 22), 4),))
     assert (desk.records.sources, desk.records.ports) == ({address(9)}, {(6, 22): 4})
 
 
 def test_records_that_can_not_be_read_are_said_once_and_not_written_over() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(2, 23): 1}, 5)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [sample({(2, 23): 1}, 5)]))
         desk.records.broken = BROKEN
 
         async def work() -> None:
@@ -389,28 +405,29 @@ def test_records_that_can_not_be_read_are_said_once_and_not_written_over() -> No
             await desk.stop()
 
         run(work())
-    (trouble,) = desk.troubles
+    (trouble,) = lines.errors
     assert trouble.startswith(BROKEN)
     assert "Blocking and counting go on" in trouble
+    assert desk.trouble == trouble
     assert desk.records.saves == 0
-    assert lines.packets() == desk.told[-1].dropped.packets == 5
+    assert not desk.healed.is_set()
+    assert lines.packets() == desk.stats.dropped.packets == 5
 
 
 @pytest.mark.parametrize("stood", [None, 50, 40, 9000])
 def test_records_that_come_late_are_joined_and_nothing_is_counted_twice(stood: int | None) -> None:
     """The rule's counter stood at `stood` when an earlier run kept it, and at 50 when this one began."""
-    today = day_of(time.time())
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 54)], [drain({(2, 22): 1}, 55)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 54)], [sample({(2, 22): 1}, 55)]))
         counters = {} if stood is None else {Family.V4: PacketCount(stood, 60 * stood)}
-        desk.records.ledger = Totals(PacketCount(500, 30_000), today, PacketCount(20, 1200), 490, 500, counters)
+        desk.records.totals = Totals(PacketCount(500, 30_000), TODAY, PacketCount(20, 1200), 490, 500, counters)
         desk.records.sources, desk.records.ports = {address(1), address(9)}, {(6, 23): 7}
         desk.records.broken = BROKEN
 
         async def work() -> None:
             await desk.start()
             await desk.asked(2)
-            assert desk.told[-1].dropped.packets == 5
+            assert desk.stats.dropped.packets == 5
             assert desk.records.saves == 0
             desk.records.broken = ""
             await desk.asked(12)
@@ -418,19 +435,22 @@ def test_records_that_come_late_are_joined_and_nothing_is_counted_twice(stood: i
 
         run(work())
     between = 10 if stood == 40 else 0
-    kept = desk.records.ledger
+    kept = desk.records.totals
     assert kept.dropped == PacketCount(505 + between, 60 * (505 + between))
     assert kept.dropped_today == PacketCount(25 + between, 60 * (25 + between))
-    assert (kept.told, kept.named) == (kept.dropped.packets, 495)
+    assert (kept.logged, kept.attributed) == (kept.dropped.packets, 495)
     assert lines.packets() == 5 + between
-    assert desk.records.blocked == {(address(1), 6, 23): 4, (address(2), 6, 22): 1}
+    assert desk.records.flows == {(address(1), 6, 23): 4, (address(2), 6, 22): 1}
     assert desk.records.sources == {address(1), address(2), address(9)}
     assert desk.records.ports == {(6, 23): 11, (6, 22): 1}
-    assert [bool(trouble) for trouble in desk.troubles] == [True, False]
+    assert len(lines.errors) == 1
+    assert lines.warnings == ["What is counted is kept on disk again."]
+    assert desk.trouble == ""
+    assert desk.healed.is_set()
 
 
 def test_records_that_can_not_be_written_are_said_once_and_wait_in_memory() -> None:
-    script = [[drain({(number, 23): 1}, number)] for number in range(1, 7)]
+    script = [[sample({(number, 23): 1}, number)] for number in range(1, 7)]
     with logged() as lines:
         desk = Desk(lines, Kernel(*script))
 
@@ -449,22 +469,20 @@ def test_records_that_can_not_be_written_are_said_once_and_wait_in_memory() -> N
             await desk.stop()
 
         run(work())
-    assert [("disk full" in trouble, "it is locked" in trouble) for trouble in desk.troubles] == [
-        (True, False),
-        (False, True),
-        (False, False),
-        (True, False),
-        (False, False),
-    ]
+    assert ["disk full" in trouble for trouble in lines.errors] == [True, False, True]
+    assert "it is locked" in lines.errors[1]
+    assert lines.warnings == ["What is counted is kept on disk again."] * 2
+    assert desk.trouble == ""
+    assert desk.healed.is_set()
     assert lines.packets() == 6
     # Nothing of it is lost: neither totals, nor the day's sources, nor what will be reported.
-    assert (desk.records.ledger.dropped.packets, desk.records.ledger.told) == (6, 6)
+    assert (desk.records.totals.dropped.packets, desk.records.totals.logged) == (6, 6)
     assert desk.records.sources == {address(number) for number in range(1, 7)}
-    assert desk.records.blocked == {(address(number), 6, 23): 1 for number in range(1, 7)}
+    assert desk.records.flows == {(address(number), 6, 23): 1 for number in range(1, 7)}
 
 
 def test_a_disk_that_hangs_keeps_no_line_and_no_count_waiting() -> None:
-    script = [[drain({(number, 23): 1}, number)] for number in range(1, 5)]
+    script = [[sample({(number, 23): 1}, number)] for number in range(1, 5)]
     held = Held()
     with logged() as lines:
         desk = Desk(lines, Kernel(*script), Records(lambda: 0), disk=held)
@@ -474,21 +492,20 @@ def test_a_disk_that_hangs_keeps_no_line_and_no_count_waiting() -> None:
             await desk.asked(1)
             held.hold()
             await desk.asked(5)
-            assert lines.packets() == desk.told[-1].dropped.packets == 4
+            assert lines.packets() == desk.stats.dropped.packets == 4
             assert desk.records.saves == 1
             assert held.waiting() == 1  # and not one more each second
-            (trouble,) = desk.troubles
-            assert "the disk does not answer" in trouble
+            assert "the disk does not answer" in desk.trouble
             held.let_go()
             await desk.asked(8)
-            assert desk.troubles[1:] == [""]
+            assert desk.trouble == ""
             held.hold()
             await desk.stop()
 
         # A stop waits for it as little.
         run(work())
-    assert desk.records.ledger.dropped.packets == 4
-    assert desk.records.blocked == {(address(number), 6, 23): 1 for number in range(1, 5)}
+    assert desk.records.totals.dropped.packets == 4
+    assert desk.records.flows == {(address(number), 6, 23): 1 for number in range(1, 5)}
 
 
 class Held(DiskThread):
@@ -496,7 +513,7 @@ class Held(DiskThread):
 
     def __init__(self) -> None:
         super().__init__("held")
-        self._held: list[tuple[asyncio.Future[Any], Callable[[], Any]]] | None = None
+        self._held: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
         self._held = []
@@ -509,20 +526,43 @@ class Held(DiskThread):
 
     def let_go(self) -> None:
         held, self._held = self._held or [], None
-        for future, action in held:
-            future.set_result(action())
+        for finish in held:
+            finish()
 
-    def start(self, action: Callable[[], Any]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def start(self, action: Callable[[], _Result]) -> asyncio.Future[_Result]:
         if self._held is None:
             return super().start(action)
-        self._held.append((future, action))
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        self._held.append(lambda: future.set_result(action()))
         return future
+
+
+def test_records_of_a_disk_that_hangs_are_joined_when_it_answers() -> None:
+    held = Held()
+    with logged() as lines:
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 54)]), disk=held)
+        desk.records.totals = Totals(PacketCount(500, 30_000), TODAY, PacketCount(20, 1200), 490, 500)
+
+        async def work() -> None:
+            held.hold()
+            await desk.start()
+            # The start waits for it for no longer than the disk is known to hang.
+            assert now() <= 2.0
+            assert "not read yet: the disk does not answer" in desk.trouble
+            await desk.asked(2)
+            assert desk.stats.dropped.packets == 4
+            held.let_go()
+            await desk.asked(4)
+            await desk.stop()
+
+        run(work())
+    assert desk.records.totals.dropped.packets == desk.stats.dropped.packets == 504
+    assert (len(lines.errors), len(lines.warnings), desk.trouble) == (1, 1, "")
 
 
 def test_a_kernel_that_can_not_be_read_is_asked_again() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel(KernelError("refused"), [drain({(1, 23): 4}, 4)], KernelError("refused")))
+        desk = Desk(lines, Kernel(KernelError("refused"), [sample({(1, 23): 4}, 4)], KernelError("refused")))
 
         async def work() -> None:
             await desk.start()
@@ -530,13 +570,13 @@ def test_a_kernel_that_can_not_be_read_is_asked_again() -> None:
             await desk.stop()
 
         run(work())
-    assert (lines.packets(), desk.records.ledger.dropped.packets, lines.errors) == (4, 4, [])
+    assert (lines.packets(), desk.records.totals.dropped.packets, lines.errors) == (4, 4, [])
 
 
 def test_a_kernel_that_refuses_for_long_is_complained_of_once() -> None:
     refusals = [KernelError("refused") for _ in range(30)]
     with logged() as lines:
-        desk = Desk(lines, Kernel(*refusals, [drain({(1, 23): 4}, 4)]))
+        desk = Desk(lines, Kernel(*refusals, [sample({(1, 23): 4}, 4)]))
 
         async def work() -> None:
             await desk.start()
@@ -548,7 +588,7 @@ def test_a_kernel_that_refuses_for_long_is_complained_of_once() -> None:
         run(work())
     (error,) = lines.errors
     assert error.startswith("Refused. What is blocked stays blocked")
-    assert (lines.packets(), desk.records.ledger.dropped.packets) == (4, 4)
+    assert (lines.packets(), desk.records.totals.dropped.packets) == (4, 4)
 
 
 def test_what_had_no_room_among_the_largest_is_known_to_be_in_no_report() -> None:
@@ -556,7 +596,7 @@ def test_what_had_no_room_among_the_largest_is_known_to_be_in_no_report() -> Non
     hits = {(source, 23): 1 + source % 2 for source in range(1, number + 1)}
     packets = sum(hits.values())
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain(hits, packets)], [drain({(1, 23): 1}, packets + 1)]))
+        desk = Desk(lines, Kernel([sample(hits, packets)], [sample({(1, 23): 1}, packets + 1)]))
 
         async def work() -> None:
             await desk.start()
@@ -564,21 +604,20 @@ def test_what_had_no_room_among_the_largest_is_known_to_be_in_no_report() -> Non
             await desk.stop()
 
         run(work())
-    assert desk.records.ledger.dropped.packets == packets + 1
-    assert desk.records.blocked.total() + desk.records.unfiled == packets + 1
-    assert desk.records.unfiled > 0
+    assert desk.records.totals.dropped.packets == packets + 1
+    assert desk.records.flows.total() + desk.records.overflow == packets + 1
+    assert desk.records.overflow > 0
 
 
 @pytest.mark.parametrize("final", [False, True])
 def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(final: bool) -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(1, 23): 3}, 7)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [sample({(1, 23): 3}, 7)]))
 
         async def work() -> None:
-            desk.thread.gate.set()
             await desk.counting.begin()
             desk.thread.gate.clear()
-            desk.task = asyncio.create_task(desk.counting.count_forever())
+            desk.task = asyncio.create_task(desk.counting.run())
             # Read from the kernel, and nowhere else yet.
             await desk.asked(1)
             assert desk.records.saves == 0
@@ -593,13 +632,35 @@ def test_cancelled_in_the_middle_of_a_count_nothing_is_lost(final: bool) -> None
             await finishing
 
         run(work())
-    assert desk.records.ledger.dropped.packets == (7 if final else 4)
-    assert lines.packets() == desk.records.ledger.told == desk.records.ledger.dropped.packets
+    assert desk.records.totals.dropped.packets == (7 if final else 4)
+    assert lines.packets() == desk.records.totals.logged == desk.records.totals.dropped.packets
+
+
+@pytest.mark.parametrize("steps", range(40))
+def test_cancelled_anywhere_all_is_kept_and_joined(steps: int) -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 54)], [sample({(2, 23): 3}, 57)], [sample({(1, 22): 1}, 58)]))
+        counters = {Family.V4: PacketCount(50, 3000)}
+        desk.records.totals = Totals(PacketCount(50, 3000), TODAY, PacketCount(20, 1200), 50, 50, counters)
+
+        async def work() -> None:
+            await desk.counting.prepare()
+            desk.task = asyncio.create_task(desk.counting.run())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await desk.stop()
+            while desk.kernel.script:
+                await desk.counting.count_once(final=True)
+
+        run(work())
+    assert desk.kernel.resumed == counters
+    assert desk.records.totals.dropped.packets == desk.records.totals.logged == 58
+    assert sum(desk.records.flows.values()) == lines.packets() == 8
 
 
 def test_an_end_while_the_rules_stay_leaves_their_counters_to_the_next_run() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [drain({(1, 23): 3}, 7)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [sample({(1, 23): 3}, 7)]))
 
         async def work() -> None:
             await desk.start()
@@ -607,33 +668,33 @@ def test_an_end_while_the_rules_stay_leaves_their_counters_to_the_next_run() -> 
             await desk.stop(final=False)
 
         run(work())
-    assert desk.records.ledger.counters == {Family.V4: PacketCount(7, 420)}
-    # What stands on no line yet is for the next run to say.
-    assert lines.packets() == desk.records.ledger.told == 4
+    assert desk.records.totals.counters == {Family.V4: PacketCount(7, 420)}
+    # What is on no line yet is for the next run to say.
+    assert lines.packets() == desk.records.totals.logged == 4
 
 
 def test_an_end_without_rules_takes_the_last_packets() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)]))
 
         async def work() -> None:
             await desk.start()
             await desk.asked(1)
-            desk.kernel.script = [[drain({(1, 23): 3, (2, 22): 1}, 8, nameless=2)]]
+            desk.kernel.script = [[sample({(1, 23): 3, (2, 22): 1}, 8, nameless=2)]]
             await desk.stop(final=True)
 
         run(work())
     # Each place once, though the end is kept by itself.
-    assert desk.records.blocked == {(address(1), 6, 23): 7, (address(2), 6, 22): 1}
-    assert lines.packets() == desk.records.ledger.told == desk.records.ledger.dropped.packets == 10
-    assert desk.told[-1].dropped.packets == 10
+    assert desk.records.flows == {(address(1), 6, 23): 7, (address(2), 6, 22): 1}
+    assert lines.packets() == desk.records.totals.logged == desk.records.totals.dropped.packets == 10
+    assert desk.stats.dropped.packets == 10
 
 
 def test_several_drains_at_once_are_each_taken_into_account() -> None:
     # As of a dead process's sets, or of a rule that was written anew meanwhile.
-    leftover = replace(drain({(1, 23): 10}, 0), dropped=NOTHING, counters={})
+    leftover = replace(sample({(1, 23): 10}, 0), dropped=NOTHING, counters={})
     with logged() as lines:
-        desk = Desk(lines, Kernel([leftover, drain({(1, 23): 4}, 14, nameless=10)]))
+        desk = Desk(lines, Kernel([leftover, sample({(1, 23): 4}, 14, nameless=10)]))
 
         async def work() -> None:
             await desk.start()
@@ -641,30 +702,30 @@ def test_several_drains_at_once_are_each_taken_into_account() -> None:
             await desk.stop()
 
         run(work())
-    assert lines.packets() == desk.records.ledger.dropped.packets == desk.records.ledger.named == 14
-    assert desk.records.blocked == {(address(1), 6, 23): 14}
+    assert lines.packets() == desk.records.totals.dropped.packets == desk.records.totals.attributed == 14
+    assert desk.records.flows == {(address(1), 6, 23): 14}
 
 
 def test_packets_that_are_named_before_they_are_counted_are_kept_for_the_reports() -> None:
-    late = drain({(1, 23): 3}, 4, on_the_way=3)
+    late = sample({(1, 23): 3}, 4, on_the_way=3)
     with logged() as lines:
         # No line is due for them, and none of them is counted as dropped yet.
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)], [late], [drain({}, 7, nameless=3)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [late], [sample({}, 7, nameless=3)]))
 
         async def work() -> None:
             await desk.start()
             await desk.asked(2)
-            assert desk.records.blocked == {(address(1), 6, 23): 7}
+            assert desk.records.flows == {(address(1), 6, 23): 7}
             await desk.asked(3)
             await desk.stop()
 
         run(work())
-    assert lines.packets() == desk.records.ledger.named == desk.records.ledger.dropped.packets == 7
+    assert lines.packets() == desk.records.totals.attributed == desk.records.totals.dropped.packets == 7
 
 
 def test_only_news_has_the_counters_read_sooner() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 23): 4}, 4)]))
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)]))
 
         async def pause_after(noticed: DropEvent | None) -> float:
             """How long after the last reading the next one came."""
@@ -690,16 +751,89 @@ def test_only_news_has_the_counters_read_sooner() -> None:
 
 def test_a_port_map_read_anew_is_used() -> None:
     with logged() as lines:
-        desk = Desk(lines, Kernel([drain({(1, 2222): 4}, 4)]))
+        desk = Desk(lines, Kernel([sample({(1, 2222): 4}, 4)], [sample({(2, 2222): 1}, 5)]), port_map={2222: "ssh"})
 
         async def work() -> None:
-            desk.counting.set_port_map({2222: "mysql"})
             await desk.start()
             await desk.asked(1)
+            desk.config.set(Config(port_map={2222: "mysql"}))
+            await desk.asked(2)
             await desk.stop()
 
         run(work())
-    assert lines.texts == ["BLOCKED 0.0.0.1:2222 (mysql) proto=TCP x4"]
+    assert lines.texts == [
+        "BLOCKED 0.0.0.1:2222 (ssh) proto=TCP x4",
+        "BLOCKED 0.0.0.2:2222 (mysql) proto=TCP x1",
+    ]
+
+
+def test_what_takes_long_is_done_seldom_but_never_too_seldom() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel())
+
+        async def pause(takes: float) -> float:
+            desk.thread.takes = takes
+            await desk.asked(len(desk.kernel.asked) + 3)
+            return desk.kernel.asked[-1] - desk.kernel.asked[-2]
+
+        async def work() -> None:
+            await desk.start()
+            assert await pause(0.0) == pytest.approx(0.9, abs=0.02)
+            assert await pause(0.05) == pytest.approx(1.05, abs=0.02)
+            # What is shown is never older than two seconds.
+            assert await pause(0.3) == pytest.approx(1.6, abs=0.02)
+            assert await pause(1.5) == pytest.approx(1.7, abs=0.02)
+            await desk.stop(final=False)
+
+        run(work())
+
+
+def test_sources_are_watched_for_as_long_as_somebody_wants_it() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel(*([sample({(number, 23): 1}, number)] for number in range(1, 5))))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            with desk.counting.watch_sources() as seen:
+                assert not seen
+                await desk.asked(3)
+                assert set(seen) == {address(2), address(3)}
+            await desk.asked(4)
+            assert set(seen) == {address(2), address(3)}
+            await desk.stop()
+
+        run(work())
+
+
+def test_a_day_begins_at_midnight_though_nothing_is_dropped() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(1)
+            assert (desk.stats.dropped_today.packets, desk.stats.sources) == (4, 1)
+            desk.clock.offset = 86_400.0
+            await desk.asked(3)
+            assert (desk.stats.dropped.packets, desk.stats.dropped_today, desk.stats.sources) == (4, NOTHING, 0)
+            await desk.stop()
+
+        run(work())
+
+
+def test_the_last_lines_are_logged_though_the_kernel_can_not_be_read_any_more() -> None:
+    with logged() as lines:
+        desk = Desk(lines, Kernel([sample({(1, 23): 4}, 4)], [sample({(1, 23): 3}, 7)]))
+
+        async def work() -> None:
+            await desk.start()
+            await desk.asked(2)
+            desk.kernel.script = [KernelError("refused")]
+            await desk.stop(final=True)
+
+        run(work())
+    assert lines.packets() == desk.records.totals.logged == desk.records.totals.dropped.packets == 7
 
 
 counts = st.tuples(
@@ -712,7 +846,7 @@ counts = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(counts, max_size=8), st.booleans())
-def test_the_lines_the_ledger_and_the_reports_agree(
+def test_the_lines_the_totals_and_the_reports_agree(
     drawn: list[tuple[dict[tuple[int, int], int], int, int, bool]], restarted: bool
 ) -> None:
     script: list[list[TrafficSample] | KernelError] = []
@@ -723,11 +857,11 @@ def test_the_lines_the_ledger_and_the_reports_agree(
             script.append(KernelError("refused"))
         behind = min(on_the_way, sum(packets.values()))
         counter += sum(packets.values()) + more + late - behind
-        script.append([drain(packets, counter, more + late, behind)])
+        script.append([sample(packets, counter, more + late, behind)])
         late, nameless = behind, nameless + more
         sent.update({(address(source), 6, port): number for (source, port), number in packets.items()})
     counter += late
-    script.append([drain({}, counter, late)])
+    script.append([sample({}, counter, late)])
     half = len(script) // 2 if restarted else len(script)
     with logged() as lines:
         first = Desk(lines, Kernel(*script[:half]))
@@ -741,9 +875,9 @@ def test_the_lines_the_ledger_and_the_reports_agree(
         run(work(first, half, not restarted))
         if restarted:
             run(work(second, len(script) - half, True))
-    ledger = first.records.ledger
-    assert lines.packets() == ledger.told == ledger.dropped.packets == counter
-    assert ledger.named == sum(sent.values()) == counter - nameless
-    assert first.records.blocked == sent
-    assert (second if restarted else first).told[-1].dropped.packets == counter
+    totals = first.records.totals
+    assert lines.packets() == totals.logged == totals.dropped.packets == counter
+    assert totals.attributed == sum(sent.values()) == counter - nameless
+    assert first.records.flows == sent
+    assert (second if restarted else first).stats.dropped.packets == counter
     assert lines.errors == []
