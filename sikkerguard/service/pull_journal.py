@@ -33,9 +33,9 @@ class PullJournal:
     async def marked(self) -> AsyncIterator[None]:
         """Have it on disk that an update is under way. A process that dies of one is not to try it again at once."""
         self._under_way += 1
-        if self._under_way == 1:
-            await self._save(replace(self.memory, unfinished=self.memory.unfinished + 1))
         try:
+            if self._under_way == 1:
+                await self._save(replace(self.memory, unfinished=self.memory.unfinished + 1))
             yield
         except asyncio.CancelledError:
             await self._save(self._without_mark())

@@ -33,6 +33,11 @@ AT_HOME = Surroundings(
 NOWHERE = Surroundings((), frozenset())
 
 
+def entries(*texts: str, reason: str = "own address") -> tuple[AllowEntry, ...]:
+    """These, allowed for this reason."""
+    return tuple(AllowEntry(*parse_prefix(text), reason) for text in texts)
+
+
 def lines(*entries: str) -> bytes:
     """A list of these."""
     return "".join(f"{entry}\n" for entry in entries).encode()
@@ -156,6 +161,8 @@ class Assembly:
         parts.endpoint.begin(self.reader.config, saved.endpoint)
         await parts.tracker.begin(saved.allowlist)
         parts.runner.load(saved)
+        if parts.lists.value is None:
+            parts.lists.found = await parts.kernel.read_committed()
         await parts.repairs.adopt(parts.lists.blocklist, asyncio.Event())
         parts.runner.show_adopted()
 
@@ -185,8 +192,10 @@ class Assembly:
 
     @asynccontextmanager
     async def pulling(self) -> AsyncIterator[None]:
-        """Run the pull loop and the watch of the file."""
-        tasks = [asyncio.create_task(loop.run()) for loop in (self.parts.pulls, self.parts.local_file)]
+        """Run the pull loop, and the watch of the file where one is named."""
+        tasks = [asyncio.create_task(self.parts.pulls.run())]
+        if self.reader.config.custom_blacklist is not None:
+            tasks.append(asyncio.create_task(self.parts.local_file.run()))
         try:
             yield
         finally:
