@@ -21,6 +21,7 @@ _READY_SECONDS = 10.0
 # How often the state is looked at though nothing says that it changed, since ages in it grow; and how often its sentence
 # is sent at most, since packets are counted each second.
 _LOOK_SECONDS, _SENTENCE_SECONDS = 5.0, 2.0
+_SHORTEST_SECONDS = 0.01
 
 
 class StateSource(Protocol):
@@ -102,7 +103,8 @@ class Announcer:
             times.append(self._sentence_at + _SENTENCE_SECONDS)
         if self._stands_since is not None and not self._is_ready:
             times.append(self._stands_since + _READY_SECONDS)
-        return min(times) - self._clock.monotonic()
+        # A little more than nothing: of two times that are the same, rounding may make one the earlier.
+        return max(_SHORTEST_SECONDS, min(times) - self._clock.monotonic())
 
     def log_troubles(self) -> None:
         """Each trouble is one line of the log for as long as it is the same."""

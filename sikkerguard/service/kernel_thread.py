@@ -101,4 +101,15 @@ class KernelThread:
         self, method: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
     ) -> _Result:
         del named  # no method has any
-        return await asyncio.get_running_loop().run_in_executor(self._executor, method, *arguments)
+        job = asyncio.get_running_loop().run_in_executor(self._executor, method, *arguments)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            # What it raises then is nobody's: the next look sees what the kernel holds.
+            job.add_done_callback(_forget)
+            raise
+
+
+def _forget(job: asyncio.Future[_Result]) -> None:
+    if not job.cancelled():
+        job.exception()

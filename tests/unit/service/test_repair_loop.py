@@ -1,376 +1,289 @@
-"""How the keeper looks: not more often than is good for the host, soon enough, and in nobody's way."""
+"""Keeping the kernel as it should be: every five seconds, when the host changed, and when another program lets go; in
+virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.core.host.surroundings import Gateway, Surroundings
-from sikkerguard.core.lists.allowlist import GATEWAY, AllowEntry, Allowlist
-from sikkerguard.core.net.address import parse_prefix
+from sikkerguard.core.firewall.diff import FillCommitted, PlaceJump
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.errors import BusyError, KernelError
-from sikkerguard.service import repair_loop as module
-from sikkerguard.service.kernel_thread import KernelThread
-from sikkerguard.service.repair_loop import Keeper
-from sikkerguard.service.supervision import Unknown
+from tests.unit.core.lists.test_admission import listing
+from tests.unit.service.assembly import AT_HOME, Assembly, FakeAdapters, assembled, entries
+from tests.unit.service.virtual_time import run, run_cancelled_at
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator
 
-ALLOWED = AllowEntry(*parse_prefix("203.0.113.1"), GATEWAY)
-STRAIGHT_OUT = Gateway(Family.V4, "", 7)
-
-
-class Kernel:
-    """Notes what it is told to allow."""
-
-    def __init__(self) -> None:
-        self.allowed: list[Allowlist] = []
-        self.settled: list[Allowlist] = []
-        self.refuses = 0
-        # What `settle` and `adopt` raise.
-        self.trouble: Exception | None = None
-        self.adopted = 0
-
-    def adopt(self, blocklist: Blocklist, allowlist: Allowlist) -> tuple[()]:
-        """Nothing to do, unless something is in the way."""
-        if self.trouble is not None:
-            raise self.trouble
-        self.adopted += 1
-        return ()
-
-    def allow(self, allowlist: Allowlist) -> None:
-        """Another allowlist, unless it is refused."""
-        if self.refuses:
-            self.refuses -= 1
-            raise KernelError("the kernel is busy")
-        self.allowed.append(allowlist)
-
-    def settle(self, allowlist: Allowlist) -> tuple[()]:
-        """Nothing to repair."""
-        self.settled.append(allowlist)
-        if self.trouble is not None:
-            raise self.trouble
-        return ()
+LIST = listing("203.0.113.7")
+BUSY = BusyError("another program has held the lock")
+SAID_BUSY = "Another program has held the lock; it is put right as soon as that is possible."
 
 
-class Host:
-    """What is found out about the host, and a keeper that looks at it."""
+class Looks:
+    """Notes when a method of the fake backend was called."""
 
-    def __init__(self, owner: KernelThread) -> None:
-        self.found = Surroundings((), frozenset())
-        self.looks: list[float] = []
-        self.held: threading.Event | None = None
-        self.threads: set[str] = set()
-        self.routed = 0
-        self.lives: list[float] = []
-        self.changes: dict[str, Any] = {}
-        self.kernel = Kernel()
-        kernel: Any = self.kernel
-        self.keeper = Keeper(
-            kernel,
-            owner,
-            None,
-            self.detect,
-            lambda changed: None,
-            self.note_route,
-            self.note_change,
-            self.note_life,
-            Unknown(),
-        )
+    def __init__(self, made: Assembly, method: str) -> None:
+        self.times: list[float] = []
+        backend, clock = made.adapters.backend, made.adapters.clock
+        before = backend.step
 
-    def detect(self, ways: Iterable[AllowEntry]) -> Surroundings:
-        """Look, for as long as this is held."""
-        self.looks.append(time.monotonic())
-        self.threads.add(threading.current_thread().name)
-        if self.held is not None:
-            assert self.held.wait(10)
-        return self.found
+        def step(name: str) -> None:
+            if name == method:
+                self.times.append(clock.monotonic())
+            before(name)
 
-    def note_change(self, **changes: Any) -> None:
-        """The service's state."""
-        self.changes |= changes
-
-    def note_life(self) -> None:
-        """The watchdog is fed."""
-        self.lives.append(time.monotonic())
-
-    def note_route(self) -> None:
-        """Another way out."""
-        self.routed += 1
+        backend.step = step  # type: ignore[method-assign]
 
 
-@pytest.fixture
-def owner() -> Iterator[KernelThread]:
-    """The one thread that touches netfilter."""
-    with ThreadPoolExecutor(1, thread_name_prefix="netfilter") as executor:
-        yield KernelThread(executor)
+@asynccontextmanager
+async def repairing(made: Assembly) -> AsyncIterator[None]:
+    task = asyncio.create_task(made.parts.repairs.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled(), task
 
 
-@pytest.fixture
-def host(owner: KernelThread) -> Iterator[Host]:
-    """Nothing is found at first."""
-    made = Host(owner)
-    yield made
-    made.keeper.close()
+def test_it_looks_every_five_seconds() -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        looks = Looks(made, "repair")
+        async with repairing(made):
+            await asyncio.sleep(60)
+        assert {round(later - earlier, 1) for earlier, later in pairwise(looks.times)} == {5.0}
+        assert made.parts.repairs.state.alive_at == made.parts.repairs.state.verified_ok_at == looks.times[-1]
+        assert made.parts.repairs.state.repairs == 0
+
+    run(main())
 
 
-def run(host: Host, work: Callable[[], Awaitable[None]]) -> None:
-    """Do this while the keeper looks."""
+def test_however_much_changes_it_looks_once_a_second_at_most() -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        looks = Looks(made, "repair")
+        async with repairing(made):
+            for _ in range(200):
+                made.parts.repairs.host_changed.set()
+                await asyncio.sleep(0.02)
+        assert 3 <= len(looks.times) <= 5
+        assert min(later - earlier for earlier, later in pairwise(looks.times)) > 0.95
 
-    async def both() -> None:
-        await host.keeper.begin(Allowlist())
-        looking = asyncio.create_task(host.keeper.look_forever())
-        try:
-            await work()
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
-
-    asyncio.run(both())
-
-
-def test_however_much_changes_it_looks_once_a_second_at_most(host: Host) -> None:
-    async def change_all_the_time() -> None:
-        ends = time.monotonic() + 3.5
-        while time.monotonic() < ends:
-            host.keeper.notice()
-            await asyncio.sleep(0.005)
-
-    run(host, change_all_the_time)
-    # The first is that of the start.
-    pauses = [later - earlier for earlier, later in zip(host.looks[1:], host.looks[2:], strict=False)]
-    assert len(pauses) >= 1
-    assert min(pauses) > 0.95
-    assert len(host.looks) <= 5
+    run(main())
 
 
-def test_what_changes_behind_a_look_is_allowed_within_two_seconds(host: Host) -> None:
-    async def change_twice() -> None:
-        host.keeper.notice()
-        while len(host.looks) < 2:
-            await asyncio.sleep(0.01)
-        # Just missed.
-        host.found = Surroundings((ALLOWED,), frozenset())
-        host.keeper.notice()
-        changed = time.monotonic()
-        while not any(ALLOWED in allowlist.entries for allowlist in host.kernel.allowed):
-            assert time.monotonic() - changed < 2.0
-            await asyncio.sleep(0.01)
+def test_what_changes_behind_a_look_is_allowed_within_two_seconds() -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        (new,) = entries("192.0.2.8")
+        async with repairing(made):
+            await made.until(lambda: "repair" in made.adapters.backend.steps)
+            changed = made.adapters.clock.monotonic()
+            made.adapters.observer.found = replace(AT_HOME, allowed=(*AT_HOME.allowed, new))
+            made.parts.repairs.host_changed.set()
+            await made.until(lambda: new in made.adapters.backend.allowlist.entries)
+            assert made.adapters.clock.monotonic() - changed < 2.0
 
-    run(host, change_twice)
-
-
-def test_a_host_that_takes_long_to_look_at_keeps_nobody_from_the_kernel(host: Host, owner: KernelThread) -> None:
-    async def use_the_kernel() -> None:
-        host.held = threading.Event()
-        host.keeper.notice()
-        while len(host.looks) < 2:
-            await asyncio.sleep(0.01)
-        try:
-            async with asyncio.timeout(1.0):
-                assert await owner.run(lambda: "done") == "done"
-        finally:
-            host.held.set()
-
-    run(host, use_the_kernel)
-    assert all(name.startswith("surroundings") for name in host.threads)
+    run(main())
 
 
-def test_a_way_out_without_an_address_is_one(host: Host) -> None:
-    kept = Allowlist((ALLOWED,))
+def test_what_another_program_changed_is_repaired_said_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        made.adapters.backend.changed = [(), (FillCommitted(Family.V4, 1, 0), PlaceJump(Family.V4)), ()]
+        async with repairing(made):
+            await asyncio.sleep(30)
+        state = made.parts.repairs.state
+        assert state.repairs == 1
+        assert "block 1 addresses in sikkerguard-v4" in state.last_repair
+        assert "put the jump" in state.last_repair
 
-    async def follow() -> None:
-        # Before there is a way out, the one that was there before must not be cut off.
-        await host.keeper.begin(kept)
-        assert not host.keeper.gateways
-        assert ALLOWED in host.keeper.allowlist.entries
-        host.found = Surroundings((), frozenset({STRAIGHT_OUT}))
-        await host.keeper.follow_host()
-        assert host.keeper.gateways == {STRAIGHT_OUT}
-        assert host.routed == 1
-        assert ALLOWED not in host.keeper.allowlist.entries
-
-    asyncio.run(follow())
-
-
-def test_what_the_kernel_refused_is_right_again_though_the_host_is_as_it_was(host: Host) -> None:
-    gateway = AllowEntry(*parse_prefix("192.0.2.1"), GATEWAY)
-    here = Surroundings((gateway,), frozenset({Gateway(Family.V4, "192.0.2.1", 1)}))
-
-    async def flap() -> None:
-        # The gateway goes, the kernel refuses to hear of it, and the gateway is back.
-        host.kernel.refuses = 1
-        host.found = Surroundings((), frozenset())
-        with pytest.raises(KernelError):
-            await host.keeper.follow_host()
-        host.found = here
-        await host.keeper.follow_host()
-
-    async def work() -> None:
-        await host.keeper.begin(Allowlist())
-        await flap()
-        assert gateway in host.keeper.allowlist.entries
-        assert gateway in host.kernel.allowed[-1].entries
-
-    host.found = here
-    asyncio.run(work())
+    run(main())
+    assert caplog.text.count("Someone changed our rules; repaired:") == 1
 
 
-def test_what_is_allowed_for_seconds_is_taken_out_though_the_kernel_refused_it(host: Host) -> None:
-    stranger = AllowEntry(*parse_prefix("203.0.113.66"), "SikkerAPI")
-
-    async def work() -> None:
-        host.kernel.refuses = 1
-        with pytest.raises(KernelError):
-            async with host.keeper.tentatively([stranger]):
-                pytest.fail("it was refused")
-        settled = len(host.kernel.settled)
-        host.keeper.notice()
-        async with asyncio.timeout(8):
-            while len(host.kernel.settled) == settled:
-                await asyncio.sleep(0.01)
-
-    run(host, work)
-    assert all(stranger not in allowed.entries for allowed in (*host.kernel.allowed, *host.kernel.settled[-1:]))
-
-
-def test_what_is_let_go_after_a_while_is_put_right_at_once_too(host: Host) -> None:
-    async def work() -> None:
-        host.kernel.trouble = BusyError("another program has held the lock since noon")
-        host.keeper.notice()
-        # Between two looks, when the tries that follow the first one have come to their end.
-        await asyncio.sleep(module._LOOK_SECONDS + 0.7)
-        host.kernel.trouble = None
-        freed = time.monotonic()
-        async with asyncio.timeout(module._LOOK_SECONDS):
-            while host.changes.get("trouble", "x"):
-                await asyncio.sleep(0.01)
-        assert time.monotonic() - freed < 1.5
-
-    run(host, work)
-
-
-def test_a_lock_that_another_program_holds_feeds_the_watchdog_and_is_told(host: Host) -> None:
-    async def work() -> None:
-        host.kernel.trouble = BusyError("another program has held the lock since noon; rules are left as they are")
-        host.keeper.notice()
-        async with asyncio.timeout(8):
-            while len(host.kernel.settled) < 4:
-                await asyncio.sleep(0.01)
-        assert len(host.lives) >= 1
-        assert host.changes["trouble"] == (
-            "Another program has held the lock since noon; rules are left as they are; it is put right as soon as that "
-            "is possible."
-        )
-        assert "settled_at" not in host.changes
-        # Let go, all is put right at once, and not at the next look.
-        host.kernel.trouble = None
-        freed = time.monotonic()
-        async with asyncio.timeout(2):
-            while host.changes["trouble"]:
-                await asyncio.sleep(0.01)
-        assert time.monotonic() - freed < 1
-        assert "settled_at" in host.changes
-
-    run(host, work)
-
-
+@pytest.mark.parametrize("where", ["observe", "allow", "repair"])
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (KernelError("the kernel refused"), "The kernel refused"),
         (MemoryError(), "There is not enough memory to look after the rules, which stay as they are"),
-        # What nobody thought of comes again at the pace of any other.
         (ValueError("of a library"), "An error that nobody expected (ValueError: of a library)"),
     ],
-    ids=["refused", "memory", "unexpected"],
 )
-def test_what_nobody_else_is_to_blame_for_starves_the_watchdog(host: Host, error: Exception, said: str) -> None:
-    async def work() -> None:
-        host.kernel.trouble = error
-        host.keeper.notice()
-        async with asyncio.timeout(8):
-            while len(host.kernel.settled) < 2:
-                await asyncio.sleep(0.01)
+def test_what_nobody_else_is_to_blame_for_starves_the_watchdog_and_keeps_the_rest_from_nothing(
+    where: str, error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        alive_at = made.parts.repairs.state.alive_at
+        # So that there is something to tell the kernel.
+        made.adapters.observer.found = replace(AT_HOME, allowed=(*AT_HOME.allowed, *entries("192.0.2.8")))
+        failing = made.adapters.observer if where == "observe" else made.adapters.backend
+        failing.fail(where, *[error] * 4)
+        async with repairing(made):
+            await asyncio.sleep(18)
+            state = made.parts.repairs.state
+            assert state.alive_at == alive_at
+            assert state.trouble == f"{said}; tried again every 5 s."
+            assert state.trouble in made.parts.failures()
+            if where != "repair":
+                assert made.adapters.backend.steps.count("repair") == 3
+            await asyncio.sleep(10)
+            assert made.parts.repairs.state.trouble == ""
+            assert made.parts.repairs.state.alive_at != alive_at
 
-    run(host, work)
-    assert host.lives == []
-    assert host.changes["trouble"] == f"{said}; tried again every 5 s."
-
-
-def test_a_look_that_hangs_starves_the_watchdog(host: Host, owner: KernelThread) -> None:
-    async def work() -> None:
-        host.held = threading.Event()
-        host.keeper.notice()
-        try:
-            while len(host.looks) < 2:
-                await asyncio.sleep(0.01)
-            lives = len(host.lives)
-            await asyncio.sleep(1.5)
-            assert len(host.lives) == lives
-        finally:
-            host.held.set()
-
-    run(host, work)
+    run(main())
+    assert caplog.text.count("tried again every 5 s.") == 1
 
 
-def test_a_start_goes_on_when_another_program_lets_go(host: Host) -> None:
-    waited: list[float] = []
+def test_a_look_that_hangs_starves_the_watchdog() -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        never = asyncio.Event()
+        async with repairing(made):
+            await asyncio.sleep(6)
+            alive_at = made.parts.repairs.state.alive_at
+            made.parts.tracker.follow = never.wait  # type: ignore[assignment]
+            await asyncio.sleep(60)
+            assert (alive_at, made.parts.repairs.state.alive_at) == (5.0, 5.0)
+            assert any("last seen to be right" in reason for reason in made.parts.failures())
 
-    async def work() -> None:
-        await host.keeper.begin(Allowlist())
-        host.kernel.trouble = BusyError("another program has held the lock")
+    run(main())
+
+
+def test_a_lock_that_another_program_holds_feeds_the_watchdog_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        verified = made.parts.repairs.state.verified_ok_at
+        made.adapters.backend.fail("repair", *[BUSY] * 10_000)
+        async with repairing(made):
+            await asyncio.sleep(60)
+            state = made.parts.repairs.state
+            assert state.trouble == SAID_BUSY
+            assert state.verified_ok_at == verified
+            assert state.alive_at is not None
+            assert made.adapters.clock.monotonic() - state.alive_at < 1
+            made.adapters.backend.failures.clear()
+            freed = made.adapters.clock.monotonic()
+            await made.until(lambda: not made.parts.repairs.state.trouble)
+            assert made.adapters.clock.monotonic() - freed < 1
+
+    run(main())
+    assert caplog.text.count(SAID_BUSY) == 1
+
+
+def test_another_program_that_is_in_the_way_gives_way_to_what_nobody_else_is_to_blame_for() -> None:
+    async def main() -> None:
+        made = assembled()
+        await made.begin()
+        made.adapters.backend.fail("repair", BUSY, KernelError("the kernel refused"), KernelError("the kernel refused"))
+        async with repairing(made):
+            await asyncio.sleep(5.1)
+            assert made.parts.repairs.state.trouble == SAID_BUSY
+            await made.until(lambda: made.parts.repairs.state.trouble.startswith("The kernel refused"), 6)
+            await made.until(lambda: not made.parts.repairs.state.trouble)
+
+    run(main())
+
+
+# Starts
+
+
+def test_a_start_goes_on_when_another_program_lets_go() -> None:
+    async def main() -> None:
+        adapters = FakeAdapters()
+        made = assembled(adapters)
+        await made.parts.tracker.begin(adapters.store.allowlist)
+        # The first try broke off in the middle; what is left to do is a repair, and then another try.
+        adapters.backend.fail("adopt", BUSY)
+        adapters.backend.fail("repair", *[BUSY] * 50)
+        adopting = asyncio.create_task(made.parts.repairs.adopt(LIST, asyncio.Event()))
+        await asyncio.sleep(5)
+        assert made.parts.repairs.state.trouble == SAID_BUSY
+        assert made.parts.repairs.state.verified_ok_at is None
+        assert made.parts.repairs.state.alive_at is not None
+        assert await adopting == ()
+        assert adapters.backend.steps.count("adopt") == 2
+        assert made.parts.repairs.state.trouble == ""
+        assert made.parts.repairs.state.verified_ok_at is not None
+        assert adapters.backend.committed == LIST
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [KernelError("the kernel refused"), ValueError("of a library"), MemoryError()])
+def test_a_start_ends_where_the_kernel_refuses(error: Exception) -> None:
+    async def main() -> None:
+        made = assembled()
+        made.adapters.backend.fail("adopt", error)
+        with pytest.raises(KernelError):
+            await made.parts.repairs.adopt(LIST, asyncio.Event())
+        assert made.parts.repairs.state.verified_ok_at is None
+
+    run(main())
+
+
+def test_a_start_that_is_stopped_while_it_waits_ends_at_once() -> None:
+    async def main() -> None:
+        made = assembled()
+        made.adapters.backend.fail("adopt", *[BUSY] * 1000)
+        made.adapters.backend.fail("repair", *[BUSY] * 1000)
         stopped = asyncio.Event()
-        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), waited.append, stopped))
-        async with asyncio.timeout(5):
-            while len(waited) < 3:
-                await asyncio.sleep(0.01)
-        assert host.kernel.adopted == 0
-        assert waited == sorted(waited)
-        assert len(host.lives) >= 2
-        assert host.changes["trouble"].startswith("Another program has held the lock; ")
-        host.kernel.trouble = None
-        async with asyncio.timeout(2):
-            assert await adopting == ()
-        assert host.kernel.adopted == 1
-        assert host.changes["trouble"] == ""
-
-    asyncio.run(work())
-
-
-def test_a_start_that_is_stopped_while_it_waits_ends_at_once(host: Host) -> None:
-    async def work() -> None:
-        await host.keeper.begin(Allowlist())
-        host.kernel.trouble = BusyError("another program has held the lock")
-        stopped = asyncio.Event()
-        adopting = asyncio.create_task(host.keeper.adopt(Blocklist(), lambda seconds: None, stopped))
-        await asyncio.sleep(0.3)
+        adopting = asyncio.create_task(made.parts.repairs.adopt(LIST, stopped))
+        await asyncio.sleep(3)
         assert not adopting.done()
         stopped.set()
-        async with asyncio.timeout(0.5):
-            assert await adopting is None
+        began = made.adapters.clock.monotonic()
+        assert await adopting is None
+        assert made.adapters.clock.monotonic() == began
 
-    asyncio.run(work())
+    run(main())
 
 
-def test_a_boot_waits_for_another_program_no_longer_than_it_may(host: Host) -> None:
-    async def work() -> None:
-        await host.keeper.begin(Allowlist())
-        host.kernel.trouble = BusyError("another program has held the lock")
-        async with asyncio.timeout(5):
-            with pytest.raises(BusyError):
-                await host.keeper.adopt(Blocklist(), lambda seconds: None, asyncio.Event(), 0.5)
-        # What nobody else is to blame for is not waited for at all.
-        host.kernel.trouble = KernelError("the kernel refused")
-        with pytest.raises(KernelError, match="the kernel refused"):
-            await host.keeper.adopt(Blocklist(), lambda seconds: None, asyncio.Event())
+def test_a_boot_waits_for_another_program_no_longer_than_it_may() -> None:
+    async def main() -> None:
+        made = assembled()
+        made.adapters.backend.fail("adopt", *[BUSY] * 1000)
+        made.adapters.backend.fail("repair", *[BUSY] * 1000)
+        began = made.adapters.clock.monotonic()
+        with pytest.raises(BusyError):
+            await made.parts.repairs.adopt(Blocklist(), asyncio.Event(), patience=10.0)
+        assert 10 <= made.adapters.clock.monotonic() - began < 11
 
-    asyncio.run(work())
+    run(main())
+
+
+def test_a_cancellation_at_any_point_is_one() -> None:
+    async def play() -> None:
+        made = assembled()
+        await made.begin()
+        made.adapters.backend.fail("repair", BUSY, None, KernelError("refused"))
+        async with asyncio.timeout(25):
+            await made.parts.repairs.run()
+
+    turn = 0
+    while True:
+        turn += 1
+        try:
+            cancelled = run_cancelled_at(turn, play())
+        except TimeoutError:
+            break
+        assert cancelled, turn
+    assert turn > 30
