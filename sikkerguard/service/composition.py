@@ -62,6 +62,7 @@ class Composition:
             adapters.observer, kernel, watched, lists, writer, unexpected, changes
         )
         self.repairs = RepairLoop(kernel, tracker, clock, unexpected, changes)
+        watched.wake(self.repairs.host_changed)  # another whitelist is followed at once
         self.endpoint = ApiEndpoint(adapters, tracker, writer, clock)
         self.records = DiskThread("records")
         healed = Wakeup()

@@ -19,7 +19,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Until the requests end."""
     backend = open_backend(dry_run=False)
     while requests.peek(1):  # type: ignore[attr-defined]
-        name, arguments = pickle.load(requests)  # noqa: S301 - the test wrote it
+        name, arguments = pickle.load(requests)
         answer: tuple[object, KernelError | None]
         try:
             if name == "imported":

@@ -22,19 +22,23 @@ import pytest
 from scripts.laboratory.machine import cache, locked, log_of_all_namespaces
 from scripts.laboratory.network import HOST, HOST_V6
 from scripts.laboratory.tools import wait_for
+from sikkerguard.config.settings import Config
 from sikkerguard.core.firewall.names import LOG_PREFIX
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.traffic.drop_line import parse_drop_line
 from sikkerguard.core.traffic.sample import DropEvent
 from sikkerguard.edges.kernel_log.kmsg import KMSG, Kmsg, open_kmsg
 from sikkerguard.edges.kernel_log.select import open_source
-from sikkerguard.service.log_follower import watch_forever
+from sikkerguard.edges.system_clock import SystemClock
+from sikkerguard.service.log_follower import LogFollower
+from sikkerguard.service.watched import Watched
 from tests.kernel.conftest import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scripts.laboratory.network import Laboratory
+    from sikkerguard.core.interfaces import KernelLog
 
 # printk(9) takes no longer line from user space; the rate of one opening of the device is limited to 10 lines.
 LONG = "x" * 800
@@ -300,14 +304,45 @@ while select.select([source], [], [], 20)[0]:
             child.kill()
 
 
+class KmsgAlone:
+    """The kernel's own device, which nobody has to look for."""
+
+    def kernel_log(self, config: Config) -> KernelLog | None:
+        """What the machine's log gives."""
+        return open_source("kmsg", set())
+
+
+class Hints:
+    """Those of one source."""
+
+    def __init__(self, address: str) -> None:
+        self.address = packed(address)
+        self.events: list[DropEvent] = []
+
+    def notice(self, event: DropEvent) -> None:
+        """Keep it, if it is that source's."""
+        if event.address == self.address:
+            self.events.append(event)
+
+
+class States:
+    """Every state that the follower says it has."""
+
+    def __init__(self) -> None:
+        self.follower: LogFollower | None = None
+        self.seen: list[tuple[str, int]] = []
+
+    def set(self) -> None:
+        """The state is another one."""
+        assert self.follower is not None
+        self.seen.append((self.follower.state.source, self.follower.state.lost))
+
+
 def test_a_flood_of_other_messages_costs_little_and_what_it_costs_is_told(log_lab: Laboratory) -> None:
     attacker = own_v4()
-    events: list[DropEvent] = []
-    told: list[tuple[str, int]] = []
-
-    def notice(event: DropEvent) -> None:
-        if event.address == packed(attacker):
-            events.append(event)
+    hints = Hints(attacker)
+    states = States()
+    told, events = states.seen, hints.events
 
     async def until(what: str, seconds: float, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + seconds
@@ -316,9 +351,8 @@ def test_a_flood_of_other_messages_costs_little_and_what_it_costs_is_told(log_la
             await asyncio.sleep(0.02)
 
     async def watch() -> float:
-        task = asyncio.create_task(
-            watch_forever(lambda: open_source("kmsg"), notice, lambda name, lost: told.append((name, lost)))
-        )
+        states.follower = LogFollower(KmsgAlone(), hints, Watched(Config()), SystemClock(), states)
+        task = asyncio.create_task(states.follower.run())
         try:
             await until("word of the source", 10, lambda: told)
             await asyncio.to_thread(send, log_lab, attacker, 7)

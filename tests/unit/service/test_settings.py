@@ -13,6 +13,8 @@ import pytest
 
 from sikkerguard.config.settings import Config
 from sikkerguard.config.variables import FIXED
+from sikkerguard.core.lists.allowlist import AllowEntry
+from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.state import State
 from sikkerguard.errors import ConfigError
 from sikkerguard.service.announcer import Announcer
@@ -22,6 +24,7 @@ from sikkerguard.service.settings import Settings, SettingsWatch
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.wakeup import Wakeup
+from tests.unit.service.assembly import assembled
 from tests.unit.service.fakes import Changes, Manager, Store
 from tests.unit.service.virtual_time import VirtualClock, run
 
@@ -215,6 +218,22 @@ def test_a_reload_is_announced_and_pulls_by_the_new_settings() -> None:
     assert bench.settings.config.value == OTHER
     assert bench.pulls.requests == [(0, False), (0, True)]
     assert [line.partition(" ")[0] for line in bench.manager.lines] == ["RELOADING", "READY"] * 2
+
+
+def test_who_is_allowed_by_new_settings_is_let_in_without_a_pull() -> None:
+    async def work() -> None:
+        whole = assembled()
+        await whole.begin()
+        looking = asyncio.create_task(whole.parts.repairs.run())
+        await asyncio.sleep(3.0)
+        colleague = AllowEntry(*parse_prefix("198.51.100.7"), "SIKKER_WHITELIST")
+        whole.change(whitelist=(colleague,))
+        whole.parts.settings.reload()
+        await asyncio.sleep(0.2)
+        assert colleague in whole.adapters.backend.allowlist.entries
+        looking.cancel()
+
+    run(work())
 
 
 def test_before_the_service_is_ready_a_reload_says_nothing() -> None:
