@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import math
 import os
 import random
 import socket
@@ -16,8 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,26 +25,30 @@ from scripts.laboratory.api import KEY, LaboratoryApi, serving
 from scripts.laboratory.network import API, Laboratory, laboratory
 from scripts.laboratory.resolver import Resolver
 from scripts.laboratory.tools import wait_for
-from sikkerguard.config.settings import Config
 from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
 from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.size_guard import Limits
-from sikkerguard.core.lists.sources import ListedSource, VerifiedList
+from sikkerguard.core.lists.sources import SIKKERAPI, ListedSource, VerifiedList
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.intervals import Sorter, canonical
 from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.selftest import Outcome, ProbeResult
 from sikkerguard.edges.host.connections import OutgoingWatch
-from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
+from sikkerguard.edges.kernel.select import open_backend
 from sikkerguard.edges.storage.store import Store
+from sikkerguard.edges.system_clock import SystemClock
+from sikkerguard.service.feed_reader import read_strictly
 from sikkerguard.service.kernel_thread import KernelThread
-from sikkerguard.service.list_update import ListUpdate, fetch
-from sikkerguard.service.trial import Trial
+from sikkerguard.service.list_update import Conditions, ListUpdate
+from sikkerguard.service.trial import SelfTest, Trial
+from sikkerguard.service.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from sikkerguard.core.host.flows import Flow
+    from sikkerguard.core.interfaces import Connections
 
 _ROUNDS = 3
 _CACHED = 5000
@@ -61,18 +65,22 @@ def addresses(count: int) -> list[str]:
 
 
 class Bytes:
-    """An API whose answer is here already: the network is not what is measured."""
+    """A feed whose content is here already: the network is not what is measured."""
 
+    name = SIKKERAPI
+    interval = math.inf
     remaining = None
 
     def __init__(self, body: bytes) -> None:
         self._body = body
 
-    async def pull(self, score_min: int, sink: Callable[[bytes], Awaitable[None]]) -> Bytes:
-        """Hand the body on in the pieces that the real client makes."""
+    async def version(self) -> None:
+        """None, as the real feed has it."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body in the pieces that the real feed makes."""
         for start in range(0, len(self._body), 256 << 10):
-            await sink(self._body[start : start + (256 << 10)])
-        return self
+            yield self._body[start : start + (256 << 10)]
 
 
 class Passing:
@@ -95,21 +103,36 @@ class NoConnections:
         return OutgoingWatch()
 
 
+class NoDrops:
+    """Nothing is dropped: reading the log is not measured."""
+
+    def watch_sources(self) -> AbstractContextManager[Collection[bytes]]:
+        """None."""
+        return nullcontext(frozenset())
+
+
+@asynccontextmanager
+async def updates(connections: Connections, limits: Limits) -> AsyncIterator[tuple[ListUpdate, Conditions]]:
+    """What puts a list in force, and by which conditions, in a kernel that has nothing of ours yet, nor afterwards."""
+    kernel = KernelThread(open_backend(dry_run=False))
+    allowlist = Allowlist(always_allowed())
+    try:
+        await kernel.adopt(Blocklist(), allowlist)
+        trial = Trial(kernel, connections, NoDrops(), Wakeup())
+        test = SelfTest(Passing(), ())
+        yield ListUpdate(trial, connections, SystemClock()), Conditions(allowlist, limits, test)
+        await kernel.remove()
+    finally:
+        await kernel.close()
+
+
 async def committed(body: bytes) -> float:
     """Seconds from a list's bytes to the committed set, self-test excluded."""
-    with ThreadPoolExecutor(1) as executor:
-        kernel, owner = IpsetBackend(), KernelThread(executor)
-        allowlist = Allowlist(always_allowed())
-        await owner.run(kernel.adopt, Blocklist(), allowlist)
-        trial = Trial(kernel, owner, Passing(), NoConnections(), lambda: nullcontext(frozenset()))
-        cycle = ListUpdate(trial, Limits(max_growth=2, max_coverage=1))
+    async with updates(NoConnections(), Limits(max_growth=2, max_coverage=1)) as (update, conditions):
         started = time.perf_counter()
-        change, _ = await fetch(Config(), Bytes(body), lambda: None)
-        await cycle.put_in_force([change], allowlist, None, PullMemory(), accept=False, api_addresses=())
-        seconds = time.perf_counter() - started
-        await owner.run(kernel.remove)
-        await owner.run(kernel.close)
-    return seconds
+        change = await read_strictly(Bytes(body), (), Wakeup())
+        await update.put_in_force([change], None, PullMemory(), conditions)
+        return time.perf_counter() - started
 
 
 def restored(lines: list[str]) -> float:

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import math
 import os
 import resource
 import socket
@@ -20,33 +21,29 @@ import sys
 import tempfile
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.pull import Passing
-from sikkerguard.config.settings import Config
-from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from bench.pull import updates
 from sikkerguard.core.lists.parse import MOST_ENTRIES, MOST_OTHER_LINES, MOST_RANGES, MOST_REJECTED, MOST_V6
 from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.size_guard import Limits
-from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.sikkerapi.body import LARGEST_BODY
 from sikkerguard.edges.host.connections import Connections
-from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
-from sikkerguard.edges.list_file import ListFile
-from sikkerguard.edges.sikkerapi.client import SikkerApi
+from sikkerguard.edges.list_file import LocalListFile
+from sikkerguard.edges.sikkerapi.blacklist import Blacklist
+from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.storage.store import Store
 from sikkerguard.errors import SikkerGuardError
 from sikkerguard.service.disk_thread import DiskThread
-from sikkerguard.service.kernel_thread import KernelThread
-from sikkerguard.service.list_update import InForce, ListUpdate, fetch, read_file
-from sikkerguard.service.trial import Trial
+from sikkerguard.service.feed_reader import read_forgivingly, read_strictly
+from sikkerguard.service.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from sikkerguard.service.list_in_force import InForce
 
 _PORT = 8000
 _PULLS = 2
@@ -255,35 +252,29 @@ class Meter:
 async def pull(kind: str, directory: Path) -> None:
     """Pull as often as is measured, and print what it cost."""
     custom = directory / "custom" if kind in FILES else None
-    config = Config(custom_blacklist=custom)
-    allowlist = Allowlist(always_allowed())
-    with ThreadPoolExecutor(1) as executor:
-        kernel, owner, store = IpsetBackend(), KernelThread(executor), Store(directory)
-        await owner.run(kernel.adopt, Blocklist(), allowlist)
-        trial = Trial(kernel, owner, Passing(), Connections(), lambda: nullcontext(frozenset()))
-        cycle = ListUpdate(trial, Limits(max_growth=1000, max_coverage=1))
-        in_force: InForce | None = None
-        memory = PullMemory()
+    store = Store(directory)
+    changed = Wakeup()
+    in_force: InForce | None = None
+    memory = PullMemory()
+    async with updates(Connections(), Limits(max_growth=1000, max_coverage=1)) as (update, conditions):
         for seed in range(_PULLS):
             if custom is not None:
                 with custom.open("wb") as file:
                     file.writelines(joined(FILES[kind][1](seed)))
             meter = Meter()
             try:
-                changes = [(await fetch(config, SikkerApi(f"http://127.0.0.1:{_PORT}", "key"), lambda: None))[0]]
+                client = ApiClient(f"http://127.0.0.1:{_PORT}", "key")
+                changes = [await read_strictly(Blacklist(client, score_min=50, interval=math.inf), (), changed)]
                 if custom is not None:
-                    changes.append(await read_file(custom, ListFile(), DiskThread("list file")))
-                in_force, memory = await cycle.put_in_force(
-                    changes, allowlist, in_force, memory, accept=False, api_addresses=()
-                )
+                    feed = LocalListFile(custom, DiskThread("list file"))
+                    changes.append(await read_forgivingly(feed, str(custom)))
+                in_force, memory = await update.put_in_force(changes, in_force, memory, conditions)
                 del changes
                 await asyncio.to_thread(store.save_list, in_force.verified)
                 said = f"{len(in_force.admitted.blocklist):,} entries in force"
             except SikkerGuardError as error:
                 said = f"refused: {str(error)[:110]}"
             print(f"  {meter}; {said}", flush=True)
-        await owner.run(kernel.remove)
-        await owner.run(kernel.close)
 
 
 def inside(kind: str) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     # Device, inode, times of change of the content and of the inode (nanoseconds), size.
     Stamp = tuple[int, int, int, int, int]
 
-_PIECE = 1 << 20
 # A disk that takes longer to say whether the file has changed hangs, and the last answer counts.
 _VERSION_SECONDS = 1.5
 # The largest file may take so long from a slow disk.
@@ -91,6 +90,8 @@ class LocalListFile:
             job.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._job = job
             await asyncio.wait({job})
+            if self._job is job:
+                self._job = None  # it would keep the content in memory
             return job.result()
 
 
@@ -128,10 +129,11 @@ def read(path: Path) -> bytes:
 
 
 def _read_to_limit(handle: int) -> bytes:
-    """The file's content, but no more than one piece beyond the largest size."""
+    """The file's content, but no more than one byte beyond the largest size."""
     pieces: list[bytes] = []
-    length = 0
-    while length <= LARGEST_FILE and (piece := os.read(handle, _PIECE)):
+    left = LARGEST_FILE + 1
+    # All of it is asked for at once, and mostly comes at once: then there is one piece, of which no copy is made.
+    while left and (piece := os.read(handle, left)):
         pieces.append(piece)
-        length += len(piece)
+        left -= len(piece)
     return b"".join(pieces)

@@ -63,11 +63,11 @@ async def read_forgivingly(feed: Feed, place: str) -> Change:
     Raises:
         ListError: the file can't be read, is empty, or nothing in it can be understood.
     """
-    content = bytearray()
     async with aclosing(feed.stream()) as pieces:
-        async for piece in pieces:
-            content += piece
-    parsed, skipped = await asyncio.to_thread(read_custom, place, bytes(content))
+        # Of a single piece, however large, this makes no copy.
+        content = b"".join([piece async for piece in pieces])
+    parsed, skipped = await asyncio.to_thread(read_custom, place, content)
+    del content
     for sentence in skipped[:_SHOWN_LINES]:
         log.warning("%s: %s.", feed.name, sentence)
     if len(skipped) > _SHOWN_LINES:

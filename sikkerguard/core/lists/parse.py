@@ -252,10 +252,11 @@ def read_custom(name: str, content: bytes) -> tuple[Parsed, tuple[str, ...]]:
     """
     if len(content) > LARGEST_FILE:
         raise ListError(f"{name} is larger than {LARGEST_FILE >> 20} MiB, the most that is read; shorten it")
-    if not content.removeprefix(b"\xef\xbb\xbf").strip():
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content or content.isspace():
         raise ListError(f"{name} is empty; to block nothing by it, leave a comment in it or take the setting out")
     collector = _ForgivingCollector(name)
-    for lines in _slices(content.removeprefix(b"\xef\xbb\xbf")):
+    for lines in _slices(content):
         collector.add_lines([_readable(line) for line in lines])
     if not collector.entries() and collector.rejected:
         raise ListError(f"nothing in {name} can be read ({'; '.join(collector.samples)})")
