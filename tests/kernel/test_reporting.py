@@ -182,7 +182,7 @@ def test_nothing_is_reported_where_that_is_switched_off(guard: Guard) -> None:
 def records(guard: Guard) -> list[list[tuple[object, ...]]]:
     """All that is on disk of what was blocked and what is to be reported."""
     with records_of(guard.state) as connection:
-        tables = ("totals", "meta", "blocked", "outbox")
+        tables = ("totals", "blocked", "outbox", "meta")
         return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
 
 
