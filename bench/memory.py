@@ -141,7 +141,7 @@ def _measure(lab: Laboratory, api: LaboratoryApi, group: Group, directory: Path)
         pull()
         tell(process, "started from the cache, and another one")
         lab.host.run("ipset", "flush", "sikkerguard-v4")
-        wait_for("the repair", lambda: "repaired: " in log.read_text("utf-8"), 60)
+        wait_for("the repair", lambda: "; repaired." in log.read_text("utf-8"), 60)
         tell(process, "repaired")
     lab.host.run(sys.executable, "-m", "sikkerguard", "cleanup", env=environment)
 

@@ -376,5 +376,5 @@ class Operations(Protocol):
 
     def reload(self, *, accept: bool) -> Mapping[str, object]:
         """Read the settings again and pull now, taking that list whatever its size if `accept` says so. Returns, for
-        JSON, the number `pull`, which the status names as `pullAnswered` when that was done, and `complaint`, a sentence
-        on settings that can't be used, or empty."""
+        JSON, the number `pull`, which the status names as `pullAnswered` when that was done, and `complaint`, a
+        sentence on settings that can't be used, or empty."""

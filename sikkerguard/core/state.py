@@ -25,8 +25,8 @@ class PullResult:
 
 @dataclass(frozen=True, slots=True)
 class ListState:
-    """The list in force: its entries by family, when it was verified, the shares of each family that it covers, from 0 to
-    1, its sources, and addresses left out of it after a trial. And what the day's quota of pulls has left."""
+    """The list in force: its entries by family, when it was verified, the shares of each family that it covers, from 0
+    to 1, its sources, and addresses left out of it after a trial. And what the day's quota of pulls has left."""
 
     blocked_v4: int = 0
     blocked_v6: int = 0
@@ -50,8 +50,8 @@ class ListState:
 
 @dataclass(frozen=True, slots=True)
 class PullState:
-    """How pulling goes. Requests for a pull are numbered from 1: `pull_answered` is the last one that a finished pull has
-    answered."""
+    """How pulling goes. Requests for a pull are numbered from 1: `pull_answered` is the last one that a finished pull
+    has answered."""
 
     last_pull: PullResult | None = None
     next_pull_at: float | None = None

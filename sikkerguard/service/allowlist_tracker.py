@@ -34,9 +34,8 @@ class AllowlistTracker:
     """The one writer of `allowed`. The host is looked at in a thread of its own, so that a host that takes long to look
     at keeps nobody from the kernel. Without a `writer` nothing is kept on disk.
 
-    `follow` is called by the repair loop every few seconds and when the host changed, and by whoever needs the allowlist
-    to be right at once.
-    """
+    `follow` is called by the repair loop every few seconds and when the host changed, and by whoever needs the
+    allowlist to be right at once."""
 
     def __init__(
         self,
@@ -87,8 +86,8 @@ class AllowlistTracker:
         self._endpoint = tuple(entries)
 
     async def begin(self, earlier: Allowlist) -> None:
-        """Find out what is allowed, without touching the kernel. `earlier` is the allowlist of the last run: all of it is
-        used where the host can't be looked at."""
+        """Find out what is allowed, without touching the kernel. `earlier` is the allowlist of the last run: all of it
+        is used where the host can't be looked at."""
         self._earlier = tuple(entry for entry in earlier.entries if entry.reason in (GATEWAY, RESOLVER))
         try:
             with self._unexpected.as_kind(KernelError, KernelError("there is not enough memory to look at the host")):
@@ -114,8 +113,8 @@ class AllowlistTracker:
 
     @asynccontextmanager
     async def tentatively(self, entries: Iterable[AllowEntry]) -> AsyncIterator[None]:
-        """Have these allowed in the kernel too, for as long as this lasts. They are never on the allowlist for it, nor on
-        disk: a start after a death knows nothing of them, and takes them out.
+        """Have these allowed in the kernel too, for as long as this lasts. They are never on the allowlist for it, nor
+        on disk: a start after a death knows nothing of them, and takes them out.
 
         Raises:
             KernelError: the allow sets could not be changed.

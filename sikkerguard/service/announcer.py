@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 _EXTEND_SECONDS, _EXTEND_AGAIN_SECONDS = 60.0, 1.0
 # So long a start waits for its first list, once the chain stands, before it is called ready without one.
 _READY_SECONDS = 10.0
-# How often the state is looked at though nothing says that it changed, since ages in it grow; and how often its sentence
-# is sent at most, since packets are counted each second.
+# How often the state is looked at though nothing says that it changed, since ages in it grow; and how often its
+# sentence is sent at most, since packets are counted each second.
 _LOOK_SECONDS, _SENTENCE_SECONDS = 5.0, 2.0
 _SHORTEST_SECONDS = 0.01
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 class Composition:
     """Every part is given what it needs, and nothing that was made after it. Two values flow down, the configuration,
-    which `settings` writes, and the allowlist, which `tracker` writes. `changes` is set when any part's state changed."""
+    which `settings` writes, and the allowlist, which `tracker` writes. `changes` is set when any part's state
+    changed."""
 
     def __init__(self, config: Config, adapters: Adapters, reader: SettingsReader) -> None:
         clock = self._clock = adapters.clock

@@ -28,8 +28,8 @@ _SHOWN_LINES = 20
 
 
 async def read_strictly(feed: Feed, query: tuple[str, ...], changes: Signal) -> Change:
-    """Pull and read a list that a program made, of which every line has to be an entry or a comment. `query` is what its
-    size depends on; `changes` is set as the work makes progress.
+    """Pull and read a list that a program made, of which every line has to be an entry or a comment. `query` is what
+    its size depends on; `changes` is set as the work makes progress.
 
     Raises:
         FetchError: the list could not be had.

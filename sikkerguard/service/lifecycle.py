@@ -1,5 +1,5 @@
-"""The life of the service: it blocks by what an earlier run left, runs its loops until it is stopped, and takes its rules
-away."""
+"""The life of the service: it blocks by what an earlier run left, runs its loops until it is stopped, and takes its
+rules away."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ class Service:
             task.result()  # the supervisor lets none of them end: what did is raised here
 
     async def _end(self) -> None:
-        """Where a stop was asked for, take the rules away; what they counted is read when no packet meets them any more,
-        and before they are gone."""
+        """Where a stop was asked for, take the rules away; what they counted is read when no packet meets them any
+        more, and before they are gone."""
         kernel, unexpected = self.parts.kernel, self.parts.unexpected
         if not self._stopped.is_set():
             await self._finish_counting(final=False)

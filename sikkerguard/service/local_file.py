@@ -44,8 +44,8 @@ class LocalLists(Protocol):
 
 
 class LocalFile:
-    """Knows which version of the file was judged last. `trouble` says why the present one is not used, or is empty. `signal`
-    is set when there is a new version."""
+    """Knows which version of the file was judged last. `trouble` says why the present one is not used, or is empty.
+    `signal` is set when there is a new version."""
 
     work = "watching the list file"
 

@@ -48,8 +48,8 @@ class KernelLogs(Protocol):
 
 
 class LogFollower:
-    """Gives each drop that the kernel's log tells of to `hints`. Where there is no log, or it ended in whichever way, it
-    is tried again every minute: what gives nothing but hints must not end the protection."""
+    """Gives each drop that the kernel's log tells of to `hints`. Where there is no log, or it ended in whichever way,
+    it is tried again every minute: what gives nothing but hints must not end the protection."""
 
     work = "following the kernel's log"
 
@@ -122,6 +122,7 @@ class LogFollower:
                 if not more:
                     await _readable(source.fileno())
         except OSError as error:
+            self._note(LogState(source.name, earlier + source.lost))
             return _ended(f"The kernel's log in {source.name}", error.strerror or str(error))
 
     def _note(self, state: LogState) -> None:

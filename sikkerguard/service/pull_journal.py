@@ -57,8 +57,8 @@ class PullJournal:
         await self._save(self._without_mark(), _LIST_SECONDS)
 
     async def note_refusal(self, error: SikkerGuardError, name: str) -> None:
-        """Remember for which signs a version of this source was held back; any other refusal ends that. What could not be
-        had at all says nothing."""
+        """Remember for which signs a version of this source was held back; any other refusal ends that. What could not
+        be had at all says nothing."""
         memory = self.memory
         if isinstance(error, ListError):
             signs = error.signs if isinstance(error, HeldBackError) else frozenset[str]()

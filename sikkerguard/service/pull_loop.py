@@ -93,8 +93,8 @@ class PullLoop:
 
     def pull_now(self, *, accept: bool = False) -> int:
         """Pull now, by the settings of now, and take that list whatever its size if `accept` says so; earlier failures
-        are forgotten. A fetch that is under way is broken off for it, a trial comes to its end first. Returns the number
-        of this request: see `PullState.pull_answered`."""
+        are forgotten. A fetch that is under way is broken off for it, a trial comes to its end first. Returns the
+        number of this request: see `PullState.pull_answered`."""
         self._request += 1
         self._accept_wanted = self._accept_wanted or accept
         self._failures = 0
@@ -198,8 +198,8 @@ class PullLoop:
     # What is tried, and what a failure means
 
     async def _attempt_pull(self, fetched: asyncio.Task[tuple[Change, int | None]], *, accept: bool) -> float:
-        """Put in force what was fetched; what went wrong with either is logged in one line, with what stays protected and
-        when it is tried again. Returns the seconds until the next pull."""
+        """Put in force what was fetched; what went wrong with either is logged in one line, with what stays protected
+        and when it is tried again. Returns the seconds until the next pull."""
         self._unreachable = False
         first = self._lists.value is None
         try:
@@ -227,8 +227,8 @@ class PullLoop:
         return jittered(self._config.value.pull_interval, self._clock.random)
 
     async def _attempt_readmission(self) -> float:
-        """Apply the allowlist to the list in force. Returns the seconds until it has to be tried again, infinite where it
-        went well. The rhythm of the pulls is not touched by it."""
+        """Apply the allowlist to the list in force. Returns the seconds until it has to be tried again, infinite where
+        it went well. The rhythm of the pulls is not touched by it."""
         try:
             with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
                 await self._runner.readmit()

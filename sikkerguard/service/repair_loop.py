@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from sikkerguard.core.firewall.diff import summarize
 from sikkerguard.core.state import RepairState
 from sikkerguard.errors import BusyError, KernelError, as_sentence
 from sikkerguard.service.said import Said
@@ -156,8 +157,10 @@ class RepairLoop:
         self.state = replace(self.state, verified_ok_at=now, alive_at=now, trouble="")
         self._said.say("")
         if operations:
-            what = "; ".join(operation.describe().partition("\n")[0].rstrip(":") for operation in operations)
-            log.warning("Someone changed our rules; repaired: %s", what)
+            what = summarize(operations)
+            log.warning("Another program changed our rules (%s); repaired.", what)
+            for operation in operations:
+                log.debug("Repaired: %s", operation.describe())
             self.state = replace(self.state, repairs=self.state.repairs + 1, last_repair=what)
         self._changes.set()
 

@@ -13,8 +13,8 @@ class Said:
         self.sentence = ""
 
     def say(self, sentence: str, level: int = logging.ERROR, error: BaseException | None = None) -> bool:
-        """Log the sentence, with the trace of an `error`, if it differs from the last one; an empty one says that all is
-        well, and logs nothing. Returns whether it differed."""
+        """Log the sentence, with the trace of an `error`, if it differs from the last one; an empty one says that all
+        is well, and logs nothing. Returns whether it differed."""
         changed = sentence != self.sentence
         self.sentence = sentence
         if changed and sentence:

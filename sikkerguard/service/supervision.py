@@ -1,4 +1,5 @@
-"""Keeping loops alive: what nobody thought of is logged once, with its trace, and the loop begins anew after a pause."""
+"""Keeping loops alive: what nobody thought of is logged once, with its trace, and the loop begins anew after a
+pause."""
 
 from __future__ import annotations
 

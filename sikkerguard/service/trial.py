@@ -85,8 +85,8 @@ class _LostError(SelfTestError):
 
 
 class Trial:
-    """The steps of a trial. `running` says whether a candidate blocks on trial; `recovery_seconds` lie between two looks
-    at whether the host has recovered."""
+    """The steps of a trial. `running` says whether a candidate blocks on trial; `recovery_seconds` lie between two
+    looks at whether the host has recovered."""
 
     def __init__(
         self,

@@ -280,7 +280,7 @@ def test_cleanup_beside_a_service_is_refused_without_force(guard: Guard) -> None
     # One whose socket is away is known by its lock.
     (guard.state / "control.sock").rename(guard.state / "elsewhere")
     assert "(process " in complaints(guard.cli("cleanup"))[0]
-    guard.expected_errors.append("Someone changed our rules")
+    guard.expected_errors.append("Another program changed our rules")
     done = guard.cli("cleanup", "--force", **wrong)
     assert (done.returncode, done.stdout) == (0, "Nothing of SikkerGuard is left in the kernel.\n")
     assert "runs and will put it back; stop that instead." in done.stderr

@@ -392,7 +392,7 @@ def test_what_a_removed_rule_had_counted_is_counted(guard: Guard) -> None:
         # In one go, so that nobody has looked in between.
         wire.send([tcp(LISTED, 23)] * 1000)
         guard.lab.host.run("iptables-legacy", "-w", "-t", "raw", "-F")
-        guard.logged("Someone changed our rules; repaired", times=number)
+        guard.logged("Another program changed our rules", times=number)
     wire.send([tcp(LISTED, 23)] * 10)
     settle(guard, 3010)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scripts.laboratory.network import Laboratory
     from tests.kernel.conftest import Guard
 
-REPAIRED = "WARNING Someone changed our rules; repaired: "
+REPAIRED = "WARNING Another program changed our rules "
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def test_what_someone_does_to_our_rules_is_made_good_at_the_next_look(guard: Gua
     assert_protecting(lab)
     status = guard.status()
     assert status["repairs"] == 1
-    assert line.endswith(f"repaired: {status['lastRepair']}")
+    assert line.endswith(f"({status['lastRepair']}); repaired.")
 
 
 @pytest.mark.parametrize(

@@ -528,7 +528,7 @@ def test_logcheck_mails_what_is_wrong() -> None:
         "Waiting for a key, and starting by itself once there is one: There is no key yet.",
         "sikkerguard: SIKKER_SCORE_MIN: '0' is not a number from 1 to 100.",
         "Traceback (most recent call last):",
-        "Blocking 8774 IPs; Someone changed our rules; repaired: Blocking 8774 IPs",
+        "Blocking 8774 IPs; Another program changed our rules (Blocking 8774 IPs); repaired.",
         "Stopped",
     ]
     unit = "sikkerguard.service"

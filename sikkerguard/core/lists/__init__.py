@@ -1,0 +1,1 @@
+"""Lists: read, admitted, guarded in their size, kept as generations."""

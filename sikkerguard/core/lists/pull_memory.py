@@ -80,8 +80,8 @@ def believable(
     verified: VerifiedList, memory: PullMemory, limits: Limits
 ) -> tuple[VerifiedList, PullMemory, tuple[str, ...]]:
     """The cached list without sources of which no history is known and which cover too much: a version of ours that had
-    no such guard took them. Every other source has a history in the memory that is returned. The sentences, without full
-    stops, say what is not used and why."""
+    no such guard took them. Every other source has a history in the memory that is returned. The sentences, without
+    full stops, say what is not used and why."""
     complaints = []
     left_out = set[str]()
     for name in sorted({source.name for source in verified.sources} - memory.sources.keys()):

@@ -1,9 +1,8 @@
 """Which addresses requests may be sent to, and so may never be blocked: those that proved whose they are.
 
 A name's addresses come from DNS, which anyone may forge and which has no end. So an address of SikkerAPI counts only
-once it completed a verified handshake, and a proxy's once it took a connection; at most `MAX_ADDRESSES` are tried at a time, and
-kept. An address that the operator wrote himself needs no proof.
-"""
+once it completed a verified handshake, and a proxy's once it took a connection; at most `MAX_ADDRESSES` are tried at a
+time, and kept. An address that the operator wrote himself needs no proof."""
 
 from __future__ import annotations
 
@@ -57,9 +56,9 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a way's addresses: at most `MAX_ADDRESSES` `proofs`, the newest first; when others were last tried in
-    vain (`refused`); when any was last tried (`tried_at`); and whether no proof counts as fresh (`doubted`), since they
-    are of an earlier run, or nothing proved itself when it was last asked. Times are Unix seconds."""
+    """What is known of a way's addresses: at most `MAX_ADDRESSES` `proofs`, the newest first; when others were last
+    tried in vain (`refused`); when any was last tried (`tried_at`); and whether no proof counts as fresh (`doubted`),
+    since they are of an earlier run, or nothing proved itself when it was last asked. Times are Unix seconds."""
 
     proofs: tuple[Proof, ...] = ()
     refused: Mapping[str, float] = field(default_factory=dict)

@@ -67,7 +67,7 @@ class ChangeMonitor:
         loop = asyncio.get_running_loop()
         try:
             self._netlink = _event_socket()
-            loop.add_reader(self._netlink, self._drain_netlink)
+            loop.add_reader(self._netlink, self._drain_netlink, self._netlink)
         except OSError as error:
             log.warning("Changes of addresses and routes are seen by polling only: %s.", error)
         try:
@@ -109,12 +109,11 @@ class ChangeMonitor:
                 if existing in self._folders:
                     self._folder_watches.add(watch)
 
-    def _drain_netlink(self) -> None:
-        assert self._netlink is not None
+    def _drain_netlink(self, netlink: socket.socket) -> None:
         relevant = False
         try:
             for _ in range(_AT_ONCE):
-                relevant |= self._matters(self._netlink.recv(65536))
+                relevant |= self._matters(netlink.recv(65536))
         except BlockingIOError:
             pass
         except OSError as error:

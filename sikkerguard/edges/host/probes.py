@@ -45,7 +45,8 @@ _NEIGHBOUR_SECONDS, _NEIGHBOUR_LOOK_SECONDS = 7.0, 0.2
 
 
 class Probes:
-    """Runs every probe at once. The callables say where to look at that moment; `endpoint` is what requests connect to."""
+    """Runs every probe at once. The callables say where to look at that moment; `endpoint` is what requests connect
+    to."""
 
     def __init__(
         self,
@@ -62,12 +63,11 @@ class Probes:
         """The findings, in a fixed order: gateways, resolvers, the API or the proxy, by the addresses at which requests
         find it."""
         gateways = await asyncio.to_thread(lambda: tuple(self._gateways()))
-        checks: list[Awaitable[ProbeResult | tuple[ProbeResult, ...]]] = []
-        for gateway in gateways:
-            checks.append(_gateway(gateway) if gateway.address else self._no_gateway(gateway))
-        for resolver in self._resolvers():
-            checks.append(_query(resolver, self._endpoint.host))
-        checks.append(_connect(self._endpoint, tuple(api_addresses)[:MAX_ADDRESSES]))
+        checks: list[Awaitable[ProbeResult | tuple[ProbeResult, ...]]] = [
+            *(_gateway(gateway) if gateway.address else self._no_gateway(gateway) for gateway in gateways),
+            *(_query(resolver, self._endpoint.host) for resolver in self._resolvers()),
+            _connect(self._endpoint, tuple(api_addresses)[:MAX_ADDRESSES]),
+        ]
         results: list[ProbeResult] = []
         for found in await asyncio.gather(*checks):
             results += [found] if isinstance(found, ProbeResult) else found

@@ -48,7 +48,7 @@ BLOCKING = State(
         quota_remaining=7,
     ),
     pull=PullState(PullResult(NOW - 7200, ""), next_pull_at=NOW + 22 * 3600, pulls=3, pull_answered=2),
-    repair=RepairState(UP - 2, UP - 1, repairs=1, last_repair="create the sets sikkerguard-v4"),
+    repair=RepairState(UP - 2, UP - 1, repairs=1, last_repair="2 sets"),
     allowlist=AllowlistState("8 IPs + 8 CIDR ranges"),
     traffic=TrafficStats(
         dropped=PacketCount(12345, 678900),
@@ -205,7 +205,7 @@ def test_the_status_has_what_readers_rely_on() -> None:
         "leftOut": ["203.0.113.53"],
         "onTrial": False,
         "repairs": 1,
-        "lastRepair": "create the sets sikkerguard-v4",
+        "lastRepair": "2 sets",
         "droppedPackets": 12345,
         "droppedBytes": 678900,
         "droppedPacketsToday": 1234,

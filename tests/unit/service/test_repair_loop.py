@@ -108,11 +108,10 @@ def test_what_another_program_changed_is_repaired_said_and_counted(caplog: pytes
             await asyncio.sleep(30)
         state = made.parts.repairs.state
         assert state.repairs == 1
-        assert "block 1 addresses in sikkerguard-v4" in state.last_repair
-        assert "put the jump" in state.last_repair
+        assert state.last_repair == "1 blocked network, 1 jump"
 
     run(main())
-    assert caplog.text.count("Someone changed our rules; repaired:") == 1
+    assert caplog.text.count("Another program changed our rules (1 blocked network, 1 jump); repaired.") == 1
 
 
 @pytest.mark.parametrize("where", ["observe", "allow", "repair"])

@@ -28,6 +28,8 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import pytest
+
 from sikkerguard.config.settings import Config
 from sikkerguard.core.host.surroundings import HostAllowlist
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
@@ -427,6 +429,7 @@ def kill_often(directory: Path, standin: Standin, dice: random.Random, begun: fl
     return left
 
 
+@pytest.mark.slow
 def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

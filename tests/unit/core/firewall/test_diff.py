@@ -227,6 +227,7 @@ def kernels(draw: st.DrawFn, family: Family) -> tuple[DesiredFamily, ObservedFam
     return wanted, ObservedFamily(sets, tuple(misfits), allow, excepted, rules, tuple(jumps))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_whatever_the_kernel_holds_the_plan_repairs_it(data: st.DataObject) -> None:

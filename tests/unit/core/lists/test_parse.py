@@ -138,6 +138,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from([b"", GOOD, GOOD * 3])) + body
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(bodies())
 def test_a_list_is_read_as_a_slow_reader_reads_it(body: bytes) -> None:
@@ -311,6 +312,7 @@ CEILINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CEILINGS)
 def test_a_list_may_have_so_much_of_everything_and_no_more(kind: str) -> None:
     line, most, reason = CEILINGS[kind]

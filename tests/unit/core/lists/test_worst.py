@@ -86,6 +86,7 @@ print(json.dumps([outcome, found[0] - time - wasted[0], found[1] - memory]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "source", "expected"),
     [

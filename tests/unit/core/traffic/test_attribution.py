@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,6 +265,7 @@ def check_all_attributed(every: list[Attribution], sender: Sender) -> None:
     assert sender.counted <= sender.netfilter.dropped
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(readings, max_size=6), st.sampled_from([0, 2, 70, 1000]), st.sampled_from([1, 3, 1000]))
 def test_every_packet_that_the_sets_counted_is_attributed_once(

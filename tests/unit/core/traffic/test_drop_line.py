@@ -465,6 +465,7 @@ def mutated(line: str, pick: Callable[[int], int]) -> str:
     return " ".join(words)
 
 
+@pytest.mark.slow
 def test_of_a_million_mutated_lines_none_raises_or_tells_of_an_address_that_is_not_its_source() -> None:
     drawn = int(os.environ.get("SIKKERGUARD_SEED") or secrets.randbits(64))
     print(f"to see these lines again: SIKKERGUARD_SEED={drawn}")

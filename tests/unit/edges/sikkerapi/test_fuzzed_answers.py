@@ -31,6 +31,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
+@pytest.mark.slow
 def test_no_answer_ends_anything(capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("SIKKER_FUZZ_SEED") or time.time())
     with capsys.disabled():
