@@ -57,8 +57,6 @@ from tests.standin.tiers import FREE, Key
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pytest
-
     from sikkerguard.core.interfaces import ReportClient
     from sikkerguard.core.reports.outcomes import Outcome
     from sikkerguard.core.reports.rows import ReportAnswer, ReportBatch

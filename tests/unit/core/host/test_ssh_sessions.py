@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sikkerguard.core.host.ssh_sessions import MOST_PEERS, STANDING_SECONDS, Connection, Standing, follow, peers
-from sikkerguard.core.net.address import parse_address
 from sikkerguard.core.net.family import Family
 from sikkerguard.edges.host.ssh_sessions import SshPeers
+from tests.unit.core.lists.test_admission import listing
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -85,8 +85,7 @@ class Root:
 
     def look(self, *ports: int) -> tuple[str, ...]:
         """Who counts now."""
-        listed = {parse_address(text) for text in self.listed}
-        return self.peers.look(ports, lambda family, number: (family, number) in listed)
+        return self.peers.look(ports, listing(*self.listed))
 
     def look_when_all_stand(self, *ports: int) -> tuple[str, ...]:
         """Who counts when every connection of now was seen for two minutes."""
