@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.sources import SIKKERAPI
-from sikkerguard.core.schedule import after_unfinished, jittered, retry_delay
+from sikkerguard.core.schedule import after_unfinished, jittered, needs_a_person, retry_delay
 from sikkerguard.core.state import PullResult, PullState
 from sikkerguard.errors import (
-    KeyRefused,
     ListError,
-    SettingsRefused,
     SikkerGuardError,
     UnexpectedError,
     Unreachable,
@@ -211,7 +209,7 @@ class PullLoop:
         except SikkerGuardError as error:
             self._failures += 1
             self._unreachable = isinstance(error, Unreachable) and error.retry_after is None
-            self.needs_correction = isinstance(error, KeyRefused | SettingsRefused)
+            self.needs_correction = needs_a_person(error)
             pause = retry_delay(error, self._failures, self._clock.random)
             await self._journal.note_refusal(error, SIKKERAPI)
             self._runner.note_trouble(SIKKERAPI, as_sentence(error))
