@@ -187,6 +187,8 @@ class Laboratory:
 
     def rules(self) -> str:
         """Every rule of the host that any tool shows, without counters and the moments of printing."""
+        # Without the counters of policies, which iptables 1.8.9 sets to zero at any change of the table
+        # (findings/libiptc-policy-counters.sh).
         texts = []
         for tool in ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-save", "ip6tables-save"):
             texts += [

@@ -32,7 +32,7 @@ USER_AGENT = f"SikkerGuard/{VERSION}"
 _CONNECT_SECONDS = 10.0
 # Where there are several addresses, each has so long; the last one has all the time.
 _CONNECT_SECONDS_EACH = 3.0
-# With these nothing was sent. The last one is what httpx on Debian 12 lets through.
+# With these nothing was sent. The last one passes httpx where httpcore is older than 1.0.6, as on Debian 12.
 _UNCONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLCertVerificationError)
 _MAX_STATUS = 64 << 10
 # SikkerAPI's answers to a request without a key, or with one that it does not know or refuses.

@@ -43,9 +43,9 @@ class CancelledByLibraryError(OSError):
 async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Run this coroutine for so many seconds at most, and return its result.
 
-    It gets a task of its own: anyio before 4 cancels the task in which it connects, and does not take that back, so
-    that an `asyncio.timeout` would let that cancellation out instead of a `TimeoutError`, as if the service was
-    stopped.
+    It gets a task of its own: anyio before 3.7 cancels the task in which it connects, and does not take that back, so
+    that a `timeout` around it, and with Python 3.11.2 each later one in that task, would let its own cancellation out
+    instead of a `TimeoutError`, as if the service was stopped (findings/anyio-leaves-cancellation.sh).
 
     Raises:
         TimeoutError: it took longer, and was cancelled.

@@ -294,8 +294,8 @@ def _new_rule(family: Family) -> Any:
 
 
 def _built(family: Family, rule: Rule) -> Any:
-    # All options of a match are set before the next one is created: otherwise the library gives options of a later
-    # match of the same kind to the wrong one.
+    # All options of a match are set before the next one is made: those that are set later are lost silently where a
+    # match of the same kind was made in between, in whatever rule (findings/python-iptables-second-match.sh).
     built = _new_rule(family)
     for match in rule.matches:
         _set_options(built.create_match(match.name), match)
