@@ -83,11 +83,11 @@ class ListError(SikkerGuardError):
 
 
 class HeldBackError(ListError):
-    """The list looks wrong, but might be right: if the next one shows no other `signs`, it will be believed."""
+    """The list looks wrong, but might be right: if the next one shows no other `suspicions`, it will be believed."""
 
-    def __init__(self, message: str, signs: frozenset[str]) -> None:
+    def __init__(self, message: str, suspicions: frozenset[str]) -> None:
         super().__init__(message)
-        self.signs = signs
+        self.suspicions = suspicions
 
 
 class KernelError(SikkerGuardError):

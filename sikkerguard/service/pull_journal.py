@@ -61,7 +61,7 @@ class PullJournal:
         be had at all says nothing."""
         memory = self.memory
         if isinstance(error, ListError):
-            signs = error.signs if isinstance(error, HeldBackError) else frozenset[str]()
+            signs = error.suspicions if isinstance(error, HeldBackError) else frozenset[str]()
             refused = error.source or name
             if signs or refused in memory.sources:
                 memory = memory.with_source(refused, memory.of(refused).with_held_back(signs))

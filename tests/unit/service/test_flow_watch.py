@@ -54,7 +54,7 @@ def test_a_list_that_cuts_the_host_s_own_connections_is_held_back_once(
     if refused:
         with pytest.raises(HeldBackError) as error:
             checked(connections, committed, held_back, accept=accept)
-        assert error.value.signs == {CONNECTIONS}
+        assert error.value.suspicions == {CONNECTIONS}
     else:
         checked(connections, committed, held_back, accept=accept)
     # What is cut is said in any case.

@@ -169,8 +169,8 @@ def test_a_list_that_cuts_this_host_s_own_connections_is_held_back_once_and_neve
         with pytest.raises(HeldBackError, match="cuts connections") as caught:
             await desk.take(cutting)
         assert caught.value.source == SIKKERAPI
-        assert caught.value.signs == {CONNECTIONS}
-        history = desk.memory.of(SIKKERAPI).with_held_back(caught.value.signs)
+        assert caught.value.suspicions == {CONNECTIONS}
+        history = desk.memory.of(SIKKERAPI).with_held_back(caught.value.suspicions)
         desk.memory = desk.memory.with_source(SIKKERAPI, history)
         await desk.take(cutting)
         assert len(desk.backend.committed) == 19

@@ -180,7 +180,7 @@ class NetlinkSets:
             raise _refused("emptied", name, code)
 
     def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets, in one step. `BusyError` is raised at once: pyroute2 (up to 0.7) retries
+        """Exchange the contents of two sets, in one step. `BusyError` is raised at once: pyroute2 before 0.9 retries
         for nine seconds by itself, in which nobody would renew a trial."""
         # IPSET_ATTR_SETNAME2 is another name for the attribute of a type's name.
         names = self._named(one) + _attribute(_ATTR_TYPENAME, other.encode() + b"\0")

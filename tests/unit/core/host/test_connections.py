@@ -76,7 +76,7 @@ def test_much_of_what_the_host_is_after_holds_a_list_back(cut: int, in_all: int,
         return
     with pytest.raises(HeldBackError, match=rf"to {cut} of the {in_all} addresses.*--accept") as refused:
         hold_back(found, sessions, frozenset({"halved"}))
-    assert refused.value.signs == {"halved", CONNECTIONS}
+    assert refused.value.suspicions == {"halved", CONNECTIONS}
 
 
 def test_whoever_came_by_himself_holds_nothing_back() -> None:

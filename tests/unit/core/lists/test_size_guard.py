@@ -77,8 +77,8 @@ def signs(offered: Offer, known: SourceHistory) -> frozenset[str]:
     """The signs for which it is held back, once."""
     error = refusal(offered, known)
     assert isinstance(error, HeldBackError)
-    check(offered, known.with_held_back(error.signs))
-    return error.signs
+    check(offered, known.with_held_back(error.suspicions))
+    return error.suspicions
 
 
 # Empty, too wide, too much
@@ -238,7 +238,7 @@ def test_under_a_tenth_is_believed_when_it_is_said_again() -> None:
 def test_reasons_that_take_turns_hold_a_list_back_once_each() -> None:
     error = refusal(offer(499), history(1000, held=frozenset({"connections"})))
     assert isinstance(error, HeldBackError)
-    assert error.signs == {HALVED, "connections"}
+    assert error.suspicions == {HALVED, "connections"}
 
 
 def test_shrinkage_is_measured_against_the_version_before() -> None:
@@ -255,7 +255,7 @@ def test_a_list_that_was_cut_off_is_held_back_and_then_believed() -> None:
 def test_a_refusal_says_all_that_is_wrong_once() -> None:
     error = refusal(offer(99, terminated=False), history(1000))
     assert isinstance(error, HeldBackError)
-    assert error.signs == {HALVED, SHRUNK, CUT_OFF}
+    assert error.suspicions == {HALVED, SHRUNK, CUT_OFF}
     assert str(error).count("shrank from 1000 to 99 entries, to less than a tenth") == 1
     assert "middle of a line" in str(error)
 
@@ -294,6 +294,6 @@ def test_what_is_held_back_is_believed_by_its_second_pull(
     try:
         check(offered, history(before))
     except HeldBackError as refused:
-        check(offered, history(before).with_held_back(refused.signs))
+        check(offered, history(before).with_held_back(refused.suspicions))
     except ListError:
         assert size > 2 * before
