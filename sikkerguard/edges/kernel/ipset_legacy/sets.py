@@ -1,7 +1,7 @@
 """Sets: created and destroyed through pyroute2; swapped, filled and read through our own netlink socket.
 
 pyroute2's sockets, from 0.9 on, refuse to work inside a running event loop. Its calls act on every set of the host
-where they get no name, so a name is mandatory here, and must be one of ours. """
+where they get no name, so a name is mandatory here, and must be one of ours."""
 
 from __future__ import annotations
 
