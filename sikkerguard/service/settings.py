@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.config.variables import FIXED
 from sikkerguard.errors import ConfigError
-from sikkerguard.service.disk_thread import within
+from sikkerguard.service.disk_thread import DiskThread, within
 from sikkerguard.service.watched import Watched
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ class SettingsWatch:
         self._settings = settings
         self._pulls = pulls
         self._reload = reload
+        # Not a thread of the loop's own, for whose end the process waits: this disk may hang too.
+        self._disk = DiskThread("settings")
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -128,7 +130,7 @@ class SettingsWatch:
             await asyncio.sleep(_LOOK_SECONDS)
             if not self._pulls.needs_correction and not self._settings.trouble:
                 continue
-            found = await asyncio.to_thread(self._settings.stamps)
+            found = await self._disk.run(self._settings.stamps)
             if found == before and self._settings.has_changed(found):
                 self._reload.now()
             before = found
