@@ -200,7 +200,8 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
             )
     database.close()
     before = records(guard)
-    assert len(before[1]) == len(before[2]) == 1
+    _, _, blocked, outbox = before
+    assert len(blocked) == len(outbox) == 1
     guard.serve(SSH, WEB)
     guard.start(SIKKER_DRY_RUN="true", SIKKER_REPORT_INTERVAL="10s")
     guard.logged("Dry run: would be blocking 2 IPs")
