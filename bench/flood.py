@@ -122,6 +122,9 @@ def flood_the_service(
         found_seconds[_GOOD] = _best(wire, crossed(_GOOD_SOURCES, [443]), packets)
         lab.host.run("iptables-legacy", "-w", "-t", "raw", "-D", "PREROUTING", "-i", "wan", "-j", "DROP")
         return found_seconds
+    except AssertionError:
+        print("The end of the service's log:", *log.read_text("utf-8").splitlines()[-20:], sep="\n  ")
+        raise
     finally:
         service.terminate()
         service.wait(30)
