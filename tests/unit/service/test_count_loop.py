@@ -228,8 +228,8 @@ def address(number: int) -> bytes:
 
 def attributed(dropped: PacketCount, counters: Mapping[Family, PacketCount], *listings: SetListing) -> TrafficSample:
     """As the kernel backend attributes these listings, all of whose packets are there."""
-    found = attribute(listings, {})
-    return TrafficSample(dropped, counters, found.flows, found.attributed, found.replies, found.ports, found.sources)
+    found, _ = attribute(listings, {})
+    return replace(found, dropped=dropped, counters=counters)
 
 
 def sample(
