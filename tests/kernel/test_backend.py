@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.core.firewall.inspection import Inspection
+from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sikkerguard.core.lists.allowlist import AllowEntry
-    from sikkerguard.core.reports.stats import ReportStats
+    from sikkerguard.core.reports.outcomes import ReportStats
 
 # The largest request, and a row's longest `protocol`, by SikkerAPI's documentation of /v1/key/bulk-report. "2 MB" is
 # read as two million bytes, which is right for either meaning.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from sikkerguard.core.interfaces import FirewallBackend
-    from sikkerguard.core.traffic.pending import PendingTraffic
+    from sikkerguard.core.traffic.records import PendingTraffic
     from sikkerguard.core.traffic.sample import FlowKey
 
 _Result = TypeVar("_Result")

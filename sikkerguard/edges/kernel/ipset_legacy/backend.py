@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sikkerguard.core.firewall.diff import Operation
-    from sikkerguard.core.firewall.inspection import Inspection
+    from sikkerguard.core.firewall.state import Inspection
     from sikkerguard.core.lists.allowlist import Allowlist
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
