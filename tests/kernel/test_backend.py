@@ -15,8 +15,9 @@ from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist
+from sikkerguard.core.net.packed import Runs
 from sikkerguard.errors import KernelError
 from tests.kernel.conftest import PROJECT
 from tests.kernel.traffic import Traffic
@@ -36,7 +37,7 @@ def blocklist(*texts: str) -> Blocklist:
     networks = {}
     for family in Family:
         prefixes = [prefix for found, prefix in map(parse_prefix, texts) if found is family]
-        singles = Sorter(family)
+        singles = Runs(family.size)
         whole = [each for each in prefixes if each.length == family.bits]
         singles.add([each.first.to_bytes(family.size, "big") for each in whole])
         networks[family] = canonical(family, singles, [each for each in prefixes if each.length < family.bits])

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.firewall.state import Candidate
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist, Networks
-from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.net.packed import Prefix, Runs
 from sikkerguard.edges.kernel.ipset_legacy.set_contents import candidate_contents, committed_contents
 from sikkerguard.errors import KernelError
 
@@ -50,7 +50,7 @@ class ListLoader:
         networks = {family: Networks(family) for family in Family}
         for family in self._families:
             names = set_names(family)
-            singles = Sorter(family)
+            singles = Runs(family.size)
             singles.add([address for address, _, _ in self._sets.prefixes(names.singles, family)])
             ranges = (
                 Prefix(int.from_bytes(address, "big"), length)
