@@ -25,7 +25,7 @@ from scripts.laboratory.api import KEY, LaboratoryApi, serving
 from scripts.laboratory.network import API, Laboratory, laboratory
 from scripts.laboratory.resolver import Resolver
 from scripts.laboratory.tools import wait_for
-from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.size_guard import Limits
 from sikkerguard.core.lists.sources import SIKKERAPI, ListedSource, VerifiedList
@@ -116,7 +116,7 @@ class NoDrops:
 async def updates(connections: Connections, limits: Limits) -> AsyncIterator[tuple[ListUpdate, Conditions]]:
     """What puts a list in force, and by which conditions, in a kernel that has nothing of ours yet, nor afterwards."""
     kernel = KernelThread(open_backend(dry_run=False))
-    allowlist = Allowlist(always_allowed())
+    allowlist = Allowlist(ALWAYS_ALLOWED)
     try:
         await kernel.adopt(Blocklist(), allowlist)
         trial = Trial(kernel, connections, NoDrops(), Wakeup())

@@ -75,7 +75,8 @@ class ListLoader:
         if free:
             with self._trial.covering(family):
                 self._exchange(family, self.committed)
-            self._clear_candidate(family)
+            self._trial.empty(family)
+            self._unload_candidate(family)
 
     def stage(self, blocklist: Blocklist) -> None:
         """Load a candidate and read it back. No packet meets it yet."""
@@ -139,10 +140,6 @@ class ListLoader:
         """Put what is in the candidate's sets, which is this list, into the committed ones."""
         pairs = zip(committed_contents(family, blocklist), candidate_contents(family, blocklist), strict=True)
         self._contents.exchange([(old.name, new.name, new.networks) for old, new in pairs])
-
-    def _clear_candidate(self, family: Family) -> None:
-        self._trial.empty(family)
-        self._unload_candidate(family)
 
     def _unload_candidate(self, family: Family) -> None:
         # Not a flush: the set would keep the memory of its big table.
