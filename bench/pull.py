@@ -25,13 +25,14 @@ from scripts.laboratory.api import KEY, LaboratoryApi, serving
 from scripts.laboratory.network import API, Laboratory, laboratory
 from scripts.laboratory.resolver import Resolver
 from scripts.laboratory.tools import wait_for
-from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.size_guard import Limits
 from sikkerguard.core.lists.sources import SIKKERAPI, ListedSource, VerifiedList
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist
+from sikkerguard.core.net.packed import Runs
 from sikkerguard.core.selftest import Outcome, ProbeResult
 from sikkerguard.edges.host.connections import OutgoingWatch
 from sikkerguard.edges.kernel.select import open_backend
@@ -115,7 +116,7 @@ class NoDrops:
 async def updates(connections: Connections, limits: Limits) -> AsyncIterator[tuple[ListUpdate, Conditions]]:
     """What puts a list in force, and by which conditions, in a kernel that has nothing of ours yet, nor afterwards."""
     kernel = KernelThread(open_backend(dry_run=False))
-    allowlist = Allowlist(always_allowed())
+    allowlist = Allowlist(ALWAYS_ALLOWED)
     try:
         await kernel.adopt(Blocklist(), allowlist)
         trial = Trial(kernel, connections, NoDrops(), Wakeup())
@@ -167,7 +168,7 @@ def _spread(seconds: list[float]) -> str:
 def cached(state: Path, lines: list[str]) -> None:
     """Leave a verified list in the state directory, as a service that ran before did."""
     state.mkdir(mode=0o700, exist_ok=True)
-    sorter = Sorter(Family.V4)
+    sorter = Runs(Family.V4.size)
     sorter.add([socket.inet_aton(line) for line in lines])
     networks = canonical(Family.V4, sorter, [])
     source = ListedSource("SikkerAPI", Blocklist(v4=networks), time.time())

@@ -15,7 +15,7 @@ from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 if TYPE_CHECKING:
     import argparse
 
-    from sikkerguard.core.firewall.inspection import Inspection
+    from sikkerguard.core.firewall.state import Inspection
     from sikkerguard.core.lists.allowlist import Allowlist
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family

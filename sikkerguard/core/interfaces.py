@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sikkerguard.core.firewall.diff import Operation
-    from sikkerguard.core.firewall.inspection import Inspection
+    from sikkerguard.core.firewall.state import Inspection
     from sikkerguard.core.host.flows import Flow
     from sikkerguard.core.host.surroundings import Surroundings
     from sikkerguard.core.lists.allowlist import Allowlist
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
-    from sikkerguard.core.reports.outcomes import Outcome
+    from sikkerguard.core.reports.outcomes import Outcome, Recovered, ReportStats
     from sikkerguard.core.reports.rows import ReportAnswer, ReportBatch, Row
     from sikkerguard.core.reports.screen import Screen
-    from sikkerguard.core.reports.stats import Recovered, ReportStats
     from sikkerguard.core.selftest import ProbeResult
     from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
-    from sikkerguard.core.traffic.pending import PendingTraffic
-    from sikkerguard.core.traffic.records import SavedTraffic
+    from sikkerguard.core.traffic.records import PendingTraffic, SavedTraffic
     from sikkerguard.core.traffic.sample import PacketCount, TrafficSample
 
 

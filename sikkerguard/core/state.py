@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.reports.stats import ReportStats
+from sikkerguard.core.reports.outcomes import ReportStats
 from sikkerguard.core.traffic.sample import TrafficStats
 
 if TYPE_CHECKING:

@@ -112,28 +112,15 @@ def read(path: Path) -> bytes:
     """
     try:
         # Not to wait where somebody has put a FIFO.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ListError(f"{path} is no regular file")
-            content = _read_to_limit(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise ListError(f"{path} can't be read ({error.strerror})") from error
-    except ValueError as error:  # a NUL in the path
-        raise ListError(f"{path} can't be read ({error})") from error
+            # All of it is asked for at once: then there is one piece, of which no copy is made.
+            content = file.read(LARGEST_FILE + 1)
+    except IsADirectoryError:
+        raise ListError(f"{path} is no regular file") from None
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
+        raise ListError(f"{path} can't be read ({getattr(error, 'strerror', None) or error})") from error
     if len(content) > LARGEST_FILE:
         raise ListError(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
     return content
-
-
-def _read_to_limit(handle: int) -> bytes:
-    """The file's content, but no more than one byte beyond the largest size."""
-    pieces: list[bytes] = []
-    left = LARGEST_FILE + 1
-    # All of it is asked for at once, and mostly comes at once: then there is one piece, of which no copy is made.
-    while left and (piece := os.read(handle, left)):
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.host.surroundings import HostAllowlist
-from sikkerguard.core.lists.allowlist import GATEWAY, RESOLVER, Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, GATEWAY, RESOLVER, Allowlist
 from sikkerguard.core.net.address import to_text
 from sikkerguard.core.state import AllowlistState
 from sikkerguard.errors import KernelError, as_sentence
@@ -96,7 +96,7 @@ class AllowlistTracker:
             trouble = f"{as_sentence(error)}; what was allowed before stays so, and it is looked again."
             log.error("%s", trouble)
             self.state = AllowlistState(trouble=trouble)
-            allowed = HostAllowlist(Allowlist(tuple(dict.fromkeys((*always_allowed(), *earlier.entries)))))
+            allowed = HostAllowlist(Allowlist(tuple(dict.fromkeys((*ALWAYS_ALLOWED, *earlier.entries)))))
         self.in_kernel = allowed.allowlist
         self.allowed.set(allowed)
         self.state = replace(self.state, summary=allowed.allowlist.summary())
@@ -148,7 +148,7 @@ class AllowlistTracker:
         if found.gateways:
             self._earlier = ()
         # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
-        entries = (*always_allowed(), *found.allowed, *self._endpoint, *config.whitelist, *self._earlier)
+        entries = (*ALWAYS_ALLOWED, *found.allowed, *self._endpoint, *config.whitelist, *self._earlier)
         return HostAllowlist(Allowlist(tuple(dict.fromkeys(entries))), found.gateways)
 
     async def _follow(self) -> None:

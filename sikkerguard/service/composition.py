@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sikkerguard.core import health
-from sikkerguard.core.reports.stats import ReportStats
+from sikkerguard.core.reports.outcomes import ReportStats
 from sikkerguard.core.state import State
 from sikkerguard.service.allowlist_tracker import AllowlistTracker
 from sikkerguard.service.announcer import Announcer

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.durations import duration_text
+from sikkerguard.core.reports.outcomes import ReportStats
 from sikkerguard.core.reports.rows import dropped_line, reported_line, row_of, spent_line, unanswered_line
-from sikkerguard.core.reports.stats import ReportStats
 from sikkerguard.core.schedule import jittered, retry_delay
 from sikkerguard.core.traffic.totals import day_of
 from sikkerguard.errors import FetchError, RecordError, Unanswered, as_sentence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sikkerguard.config.settings import Config
     from sikkerguard.core.host.surroundings import HostAllowlist
     from sikkerguard.core.interfaces import Clock, ReportOutbox, Signal
-    from sikkerguard.core.reports.stats import Recovered
+    from sikkerguard.core.reports.outcomes import Recovered
     from sikkerguard.service.disk_thread import DiskThread
     from sikkerguard.service.report_screen import ListedSources
     from sikkerguard.service.report_sender import ReportClients, ReportEndpoint

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from sikkerguard.core.interfaces import Clock, Signal, TrafficRecords
     from sikkerguard.core.traffic.counting import Memory
-    from sikkerguard.core.traffic.pending import PendingTraffic
-    from sikkerguard.core.traffic.records import SavedTraffic
+    from sikkerguard.core.traffic.records import PendingTraffic, SavedTraffic
 
 log = logging.getLogger(__name__)
 

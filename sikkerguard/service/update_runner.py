@@ -11,10 +11,9 @@ from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.admission import admit
 from sikkerguard.core.lists.coverage import extent_of
 from sikkerguard.core.lists.parse import merge_content
-from sikkerguard.core.lists.pull_memory import believable
+from sikkerguard.core.lists.pull_memory import believable, source_statuses
 from sikkerguard.core.lists.size_guard import Limits
 from sikkerguard.core.lists.sources import LOCAL_FILE
-from sikkerguard.core.lists.status import source_statuses
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.state import ListState
 from sikkerguard.service.feed_reader import read_strictly

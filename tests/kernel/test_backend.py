@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.core.firewall.inspection import Inspection
-from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
+from sikkerguard.core.firewall.state import Inspection
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, AllowEntry, Allowlist
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist
+from sikkerguard.core.net.packed import Runs
 from sikkerguard.errors import KernelError
 from tests.kernel.conftest import PROJECT
 from tests.kernel.traffic import Traffic
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LISTED, LISTED_V6, IN_RANGE = "203.0.113.7", "2001:db8:7::7", "198.51.100.77"
 INNOCENT, INNOCENT_V6, ALLOWED = "203.0.113.200", "2001:db8:aa::1", "203.0.113.9"
-ALLOWLIST = Allowlist((*always_allowed(), AllowEntry(*parse_prefix(ALLOWED), "resolver")))
+ALLOWLIST = Allowlist((*ALWAYS_ALLOWED, AllowEntry(*parse_prefix(ALLOWED), "resolver")))
 
 
 def blocklist(*texts: str) -> Blocklist:
@@ -36,7 +37,7 @@ def blocklist(*texts: str) -> Blocklist:
     networks = {}
     for family in Family:
         prefixes = [prefix for found, prefix in map(parse_prefix, texts) if found is family]
-        singles = Sorter(family)
+        singles = Runs(family.size)
         whole = [each for each in prefixes if each.length == family.bits]
         singles.add([each.first.to_bytes(family.size, "big") for each in whole])
         networks[family] = canonical(family, singles, [each for each in prefixes if each.length < family.bits])

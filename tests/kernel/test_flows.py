@@ -15,7 +15,7 @@ import pytest
 
 from scripts.laboratory.network import HOST, HOST_LAN, HOST_V6, INNER, INNER_V6, ping
 from scripts.laboratory.tools import wait_for
-from sikkerguard.core.host.flows import Direction, Flow, NewlyCovered, newly_dropped, opened_since
+from sikkerguard.core.host.flows import Flow, NewlyCovered, newly_dropped, opened_since
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
@@ -124,10 +124,10 @@ def read(lab: Laboratory, covers: Callable[[Family, int], bool] | None = None) -
     return found
 
 
-def of(flows: Iterable[Flow], *peers: str) -> set[tuple[str, int, int, Direction, bool, bool]]:
+def of(flows: Iterable[Flow], *peers: str) -> set[tuple[str, int, int, bool, bool, bool]]:
     """The flows with these peers, or with all, but for whether something is unanswered."""
     return {
-        (flow.address, flow.protocol, flow.port, flow.direction, flow.opened_here, flow.established)
+        (flow.address, flow.protocol, flow.port, flow.outgoing, flow.opened_here, flow.established)
         for flow in flows
         if not peers or flow.address in peers
     }
@@ -135,14 +135,14 @@ def of(flows: Iterable[Flow], *peers: str) -> set[tuple[str, int, int, Direction
 
 def outgoing(
     peer: str, port: int, protocol: int = TCP, *, here: bool = True, established: bool = True
-) -> tuple[str, int, int, Direction, bool, bool]:
-    return peer, protocol, port, Direction.OUTGOING, here, established
+) -> tuple[str, int, int, bool, bool, bool]:
+    return peer, protocol, port, True, here, established
 
 
 def incoming(
     peer: str, port: int, protocol: int = TCP, *, here: bool = True, established: bool = True
-) -> tuple[str, int, int, Direction, bool, bool]:
-    return peer, protocol, port, Direction.INCOMING, here, established
+) -> tuple[str, int, int, bool, bool, bool]:
+    return peer, protocol, port, False, here, established
 
 
 def listed(*texts: str) -> Blocklist:
@@ -276,7 +276,7 @@ def test_what_tracking_picked_up_half_way_is_incoming_by_the_port_that_listens(w
     session.sendall(b"the first packet that is tracked")
     line = wait_for("an entry", lambda: tracking(lab))
     assert f"src={HOST} dst={PEER} sport=22 " in line
-    assert {flow.direction for flow in read(lab)} == {Direction.INCOMING}
+    assert {flow.outgoing for flow in read(lab)} == {False}
 
 
 @TRACKED
@@ -560,7 +560,7 @@ from sikkerguard.edges.host.flows import read_flows
 from sikkerguard.edges.host.connections import OutgoingWatch
 with OutgoingWatch() as watch:
     for flow in read_flows():
-        print(flow.address, flow.port, flow.direction.value)
+        print(flow.address, flow.port, flow.outgoing)
     print(watch.available)
 """
 
@@ -584,4 +584,4 @@ def test_an_ordinary_user_needs_one_capability_to_read_and_one_to_watch(wires: W
         check=False,
     )
     assert not done.stderr
-    assert done.stdout == f"{PEER} 53 outgoing\n{'net_raw' in capabilities}\n"
+    assert done.stdout == f"{PEER} 53 True\n{'net_raw' in capabilities}\n"

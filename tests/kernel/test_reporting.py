@@ -21,7 +21,7 @@ from scripts.laboratory.tools import wait_for
 from sikkerguard.core.lists.lookup import Listing
 from sikkerguard.core.reports.rows import row_of
 from sikkerguard.core.reports.screen import Screen
-from sikkerguard.core.traffic.pending import PendingTraffic
+from sikkerguard.core.traffic.records import PendingTraffic
 from sikkerguard.core.traffic.totals import Totals, day_of
 from sikkerguard.edges.storage.database import FILE, Database
 from sikkerguard.edges.storage.outbox import Outbox

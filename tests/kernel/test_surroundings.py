@@ -24,7 +24,8 @@ import pytest
 from scripts.laboratory.network import API, GATEWAY, GATEWAY_V6, HOST, HOST_LAN, HOST_V6, RESOLVER
 from scripts.laboratory.resolver import Resolver
 from scripts.laboratory.tools import wait_for
-from sikkerguard.edges.host.addresses import addresses, as_text
+from sikkerguard.core.net.address import packed_to_text
+from sikkerguard.edges.host.addresses import addresses
 from sikkerguard.edges.host.monitor import ChangeMonitor
 from tests.kernel.conftest import SIKKERGUARD
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 IMPATIENT = (sys.executable, "-m", "tests.kernel.impatient")
 TRUSTING = (sys.executable, "-m", "tests.kernel.trusting")
-# As the product promises it (design, section 4).
+# As the product promises it.
 SECONDS_TO_ALLOW = 2
 ALLOWED_RANGES = 7  # loopback, link-local and private ranges that are allowed on every host
 
@@ -532,7 +533,7 @@ def test_an_address_is_found_however_many_come_and_go_meanwhile(lab: Laboratory)
     def look() -> int:
         looks = 0
         while churning.poll() is None:
-            assert set(stable) <= set(map(as_text, addresses().own))
+            assert set(stable) <= set(map(packed_to_text, addresses().own))
             looks += 1
         return looks
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# As the product promises it (design, section 4), not read from the product.
+# As the product promises it, not read from the product.
 TRIAL_SECONDS = 10.0
 LISTED, LISTED_V6 = "203.0.113.7", "2001:db8:7::7"
 CANDIDATE = "203.0.113.8"

@@ -20,7 +20,7 @@ from sikkerguard.config.settings import Config, effective
 from sikkerguard.config.variables import VARIABLES
 from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.admission import admit, describe_removed
-from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, AllowEntry, Allowlist
 from sikkerguard.core.lists.parse import (
     LARGEST_FILE,
     MOST_ENTRIES,
@@ -384,7 +384,7 @@ def removed() -> str:
 
 def dry_run_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """As rsyslog writes them: the end of a line in a message is #012."""
-    allowlist = Allowlist(always_allowed())
+    allowlist = Allowlist(ALWAYS_ALLOWED)
     blocklist = read_custom("list", b"192.0.2.7\n198.51.100.0/24\n2001:db8::/32\n")[0].content
     kernel = DryRunBackend()
     with caplog.at_level(logging.INFO):
@@ -398,7 +398,7 @@ def dry_run_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def quiet(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], list[str]]:
     """What the program says at level info, by file and format."""
-    summary = Allowlist(always_allowed()).summary()
+    summary = Allowlist(ALWAYS_ALLOWED).summary()
     ages = [duration_text(seconds) for seconds in (1, 600, 7200, 864000)]
     found = {
         ("service/count_loop.py", "%s"): blocked_lines(),

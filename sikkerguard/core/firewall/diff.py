@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from sikkerguard.core.firewall.names import CHAIN, CHAINS, HOOK, TABLE, set_names, tool_name
 from sikkerguard.core.firewall.rules import Rule, chain_rules
@@ -46,11 +46,14 @@ class Operation(Protocol):
 class _OnSets:
     """Changes these sets of one family."""
 
+    _description: ClassVar[str]
     family: Family
     names: tuple[str, ...]
 
+    def describe(self) -> str:
+        return self._description.format(", ".join(self.names))
+
     def objects(self) -> tuple[str, int]:
-        """See `Operation`."""
         return "set", len(self.names)
 
 
@@ -58,25 +61,19 @@ class DropMisfits(_OnSets):
     """Replace sets that have our names but are of another kind. Where the kernel refuses to swap two kinds of sets,
     the set is destroyed, and before it the rules that refer to it; later operations make both anew."""
 
-    def describe(self) -> str:
-        """See `Operation`."""
-        return f"replace the sets {', '.join(self.names)}, which are of another kind"
+    _description = "replace the sets {}, which are of another kind"
 
 
 class CreateSets(_OnSets):
     """Create the sets that are missing."""
 
-    def describe(self) -> str:
-        """See `Operation`."""
-        return f"create the sets {', '.join(self.names)}"
+    _description = "create the sets {}"
 
 
 class EmptySets(_OnSets):
     """Empty the sets that are for a candidate, while there is none: an address in them would be blocked."""
 
-    def describe(self) -> str:
-        """See `Operation`."""
-        return f"empty the sets {', '.join(self.names)}, since nothing is on trial"
+    _description = "empty the sets {}, since nothing is on trial"
 
 
 @dataclass(frozen=True, slots=True)

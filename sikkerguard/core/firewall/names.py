@@ -75,11 +75,6 @@ class SetNames:
         """Every set that is in the kernel while we block."""
         return astuple(self)
 
-    def in_rules(self) -> tuple[str, ...]:
-        """Every set that a rule refers to."""
-        old = (self.old_hits, self.old_sources, self.old_replies, self.old_repliers)
-        return tuple(name for name in self.all() if name not in old)
-
     def counting_begun(self) -> CountingSets:
         """The sets that count what a source may have begun."""
         return CountingSets(self.hits, self.sources, self.old_hits, self.old_sources)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.host.flows import Direction, Flow
+from sikkerguard.core.host.flows import flow_with
 from sikkerguard.core.host.netlink import attributes
-from sikkerguard.core.net.family import Family, family_of
+from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
+
+    from sikkerguard.core.host.flows import Flow
 
 # The subsystem's number, and the command that lists entries.
 GET = 1 << 8 | 1
@@ -159,10 +161,12 @@ def flows_of(
 
     def incoming(peer: bytes, port: int, here: bool) -> Flow:
         # One reply of ours proves nothing of who a stranger is; the third packet of a handshake does.
-        return _flow(peer, protocol, port, Direction.INCOMING, here, assured, not assured)
+        return flow_with(peer, protocol, port, outgoing=False, here=here, established=assured, unanswered=not assured)
 
     def outgoing(here: bool) -> Flow:
-        return _flow(answering, protocol, answering_port, Direction.OUTGOING, here, replied, not replied)
+        return flow_with(
+            answering, protocol, answering_port, outgoing=True, here=here, established=replied, unanswered=not replied
+        )
 
     if source in own:
         if protocol == TCP and listens(source, source_port):
@@ -176,10 +180,3 @@ def flows_of(
         else:
             flows.append(incoming(answering, answering_port, False))
     return tuple(flows)
-
-
-def _flow(
-    peer: bytes, protocol: int, port: int, direction: Direction, here: bool, established: bool, unanswered: bool
-) -> Flow:
-    address = int.from_bytes(peer, "big")
-    return Flow(family_of(peer), address, protocol, port, direction, here, established, unanswered)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.address import to_text
-from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
 
 if TYPE_CHECKING:
@@ -23,21 +22,15 @@ if TYPE_CHECKING:
     from sikkerguard.core.net.networks import Blocklist, Networks
 
 
-class Direction(Enum):
-    """Who sent the first packet: this host or something behind it, or anybody else."""
-
-    OUTGOING = "outgoing"
-    INCOMING = "incoming"
-
-
 @dataclass(frozen=True, slots=True)
 class Flow:
     """An exchange of packets with one peer.
 
     `peer` is the address whose packets arrive here: of an outgoing flow the one that answers, after all translation.
     `port` is the peer's service for an outgoing flow and ours for an incoming one, as the packets name it on arrival;
-    0 where `protocol` (an IP protocol number) has none. `opened_here` says whether this host itself is the end of it,
-    and not a container or a machine behind it. `established` is false while one side alone has spoken, and
+    0 where `protocol` (an IP protocol number) has none. `outgoing` says whether this host or something behind it sent
+    the first packet, and not anybody else; `opened_here` whether this host itself is the end of it, and not a container
+    or a machine behind it. `established` is false while one side alone has spoken, and
     `unanswered` is true where the last thing sent has had no answer, or nobody can say whether it had.
     """
 
@@ -45,15 +38,10 @@ class Flow:
     peer: int
     protocol: int
     port: int
-    direction: Direction
+    outgoing: bool
     opened_here: bool
     established: bool
     unanswered: bool
-
-    @property
-    def outgoing(self) -> bool:
-        """Whether it was opened from here, or from behind."""
-        return self.direction is Direction.OUTGOING
 
     @property
     def address(self) -> str:
@@ -63,6 +51,14 @@ class Flow:
     def rank(self) -> tuple[bool, bool, str, int, int, int]:
         """What flows are sorted by: outgoing ones first, of these the host's own, then by peer, protocol and port."""
         return (not self.outgoing, not self.opened_here, self.family.label, self.peer, self.protocol, self.port)
+
+
+def flow_with(
+    peer: bytes, protocol: int, port: int, *, outgoing: bool, here: bool, established: bool, unanswered: bool
+) -> Flow:
+    """The flow with this packed address, as `Flow` has it."""
+    number = int.from_bytes(peer, "big")
+    return Flow(family_of(peer), number, protocol, port, outgoing, here, established, unanswered)
 
 
 class NewlyCovered:

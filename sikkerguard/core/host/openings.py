@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.host.flows import Direction, Flow
+from sikkerguard.core.host.flows import flow_with
 from sikkerguard.core.host.socket_filter import ECHO_REQUEST
-from sikkerguard.core.net.family import Family, family_of
+from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import ICMP, TCP, TUNNELS, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Container
+
+    from sikkerguard.core.host.flows import Flow
 
 _V6_HEADER = 40
 _SYN, _FIN_SYN_RST_ACK = 0x02, 0x17
@@ -99,16 +101,8 @@ class Openings:
             and packet.target not in self._heard
         )
         if opens and len(self._called) < _MOST_CALLED:
-            flow = Flow(
-                family_of(packet.target),
-                int.from_bytes(packet.target, "big"),
-                packet.protocol,
-                packet.target_port,
-                Direction.OUTGOING,
-                opened_here=True,
-                established=False,
-                unanswered=True,
-            )
+            peer, protocol, port = packet.target, packet.protocol, packet.target_port
+            flow = flow_with(peer, protocol, port, outgoing=True, here=True, established=False, unanswered=True)
             self._called[flow] = None
 
     def called(self) -> frozenset[Flow]:

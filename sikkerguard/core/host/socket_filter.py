@@ -55,9 +55,10 @@ def first_packets(own: Iterable[bytes], bound: Iterable[int]) -> bytes:
         for instruction in (_jump(_EQUAL, port, 0, 1), _answer(0))
     ]
     program = [
-        _load(_WORD, _INTERFACE),
-        *_refuse_if(_LOOPBACK_INTERFACE),
-        _load(_WORD, _KIND),
+        _simple(_WORD, _INTERFACE),
+        _jump(_EQUAL, _LOOPBACK_INTERFACE, 0, 1),
+        _answer(0),
+        _simple(_WORD, _KIND),
         _jump(_EQUAL, TO_US, 2, 0),
         *_refuse_unless(FROM_US),
         _simple(_STORE, 0),
@@ -65,7 +66,7 @@ def first_packets(own: Iterable[bytes], bound: Iterable[int]) -> bytes:
     v4 = _network(Family.V4, [address for address in addresses if len(address) == Family.V4.size])
     v6 = _network(Family.V6, [address for address in addresses if len(address) == Family.V6.size])
     program += [
-        _load(_WORD, _PROTOCOL),
+        _simple(_WORD, _PROTOCOL),
         _jump(_EQUAL, _ETHERTYPE[Family.V4], 0, 1),
         _simple(_JUMP, 3),
         *_refuse_unless(_ETHERTYPE[Family.V6]),
@@ -88,20 +89,20 @@ def _network(family: Family, own: list[bytes]) -> list[_Instruction]:
             # Over the rest of the addresses, and the refusal.
             rest = (len(own) - at - 1) * (2 * words + 1) + 1
             for number, word in enumerate(struct.unpack(f">{words}I", address)):
-                check += [_load(_WORD, source + 4 * number), _jump(_EQUAL, word, 0, 2 * (words - number) - 1)]
+                check += [_simple(_WORD, source + 4 * number), _jump(_EQUAL, word, 0, 2 * (words - number) - 1)]
             check.append(_simple(_JUMP, rest))
         check.append(_answer(0))
     # Only of what goes out.
     guarded = [_simple(_RECALL, 0), _jump(_EQUAL, FROM_US, 1, 0), _simple(_JUMP, len(check)), *check]
     if family is Family.V6:
-        return [*guarded, _simple(_INDEX, 40), _load(_BYTE, 6)]
+        return [*guarded, _simple(_INDEX, 40), _simple(_BYTE, 6)]
     return [
         *guarded,
-        _load(_HALF, 6),
+        _simple(_HALF, 6),
         _jump(_SET, 0x1FFF, 0, 1),
         _answer(0),
         _simple(_HEADER_LENGTH, 0),
-        _load(_BYTE, 9),
+        _simple(_BYTE, 9),
     ]
 
 
@@ -110,13 +111,13 @@ def _transport(ports: list[_Instruction]) -> list[_Instruction]:
     outgoing = [_simple(_RECALL, 0), *_refuse_unless(FROM_US)]
     tcp = [
         *outgoing,
-        _load(_BYTE_BEHIND, 13),
+        _simple(_BYTE_BEHIND, 13),
         _simple(_AND, 0x17),  # FIN, SYN, RST, ACK
         *_refuse_unless(0x02),
         _answer(SNAP),
     ]
     icmp = [
-        (ICMP[family], [*outgoing, _load(_BYTE_BEHIND, 0), *_refuse_unless(ECHO_REQUEST[family]), _answer(SNAP)])
+        (ICMP[family], [*outgoing, _simple(_BYTE_BEHIND, 0), *_refuse_unless(ECHO_REQUEST[family]), _answer(SNAP)])
         for family in Family
     ]
     tunnel = [*outgoing, _answer(SNAP)]
@@ -124,9 +125,9 @@ def _transport(ports: list[_Instruction]) -> list[_Instruction]:
     udp = [
         _simple(_RECALL, 0),
         _jump(_EQUAL, FROM_US, 0, 2),
-        _load(_HALF_BEHIND, 0),
+        _simple(_HALF_BEHIND, 0),
         _simple(_JUMP, 1),
-        _load(_HALF_BEHIND, 2),
+        _simple(_HALF_BEHIND, 2),
         *ports,
         _answer(SNAP),
     ]
@@ -137,16 +138,8 @@ def _transport(ports: list[_Instruction]) -> list[_Instruction]:
     return [*program, *_refuse_unless(UDP), *udp]
 
 
-def _refuse_if(value: int) -> list[_Instruction]:
-    return [_jump(_EQUAL, value, 0, 1), _answer(0)]
-
-
 def _refuse_unless(value: int) -> list[_Instruction]:
     return [_jump(_EQUAL, value, 1, 0), _answer(0)]
-
-
-def _load(code: int, place: int) -> _Instruction:
-    return (code, 0, 0, place)
 
 
 def _simple(code: int, constant: int) -> _Instruction:

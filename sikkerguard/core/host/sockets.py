@@ -8,12 +8,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from sikkerguard.core.host.flows import Direction, Flow
-from sikkerguard.core.net.family import Family, family_of
+from sikkerguard.core.host.flows import flow_with
+from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Container
+
+    from sikkerguard.core.host.flows import Flow
 
 # SOCK_DIAG_BY_FAMILY of `include/uapi/linux/sock_diag.h`.
 GET = 20
@@ -80,13 +82,12 @@ def socket_flow(each: Socket, protocol: int, listens: bool, ephemeral: Container
     outgoing = calling or (not called and not listens and each.local_port in ephemeral)
     # UDP's sockets don't tell of answers.
     unanswered = calling or called or protocol != TCP or each.retransmits
-    return Flow(
-        family_of(each.remote),
-        int.from_bytes(each.remote, "big"),
+    return flow_with(
+        each.remote,
         protocol,
         each.remote_port if outgoing else each.local_port,
-        Direction.OUTGOING if outgoing else Direction.INCOMING,
-        opened_here=True,
+        outgoing=outgoing,
+        here=True,
         established=not (calling or called),
         unanswered=unanswered,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, AllowEntry, Allowlist
 from sikkerguard.core.lists.sources import Admission
-from sikkerguard.core.net.address import Interval, parse_prefix
+from sikkerguard.core.net.address import Interval
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.intervals import cut, merge, subtract, touched
 from sikkerguard.core.net.networks import Blocklist, Networks
@@ -54,7 +54,7 @@ def describe_removed(removed: Mapping[str, int]) -> str:
 
 def allowed_though_listed(listed: Blocklist, allowlist: Allowlist) -> tuple[str, ...]:
     """A sentence for each of this host's own connections that the list would have cut."""
-    always = {(family, prefix) for family, prefix in map(parse_prefix, (text for _, text in ALWAYS_ALLOWED))}
+    always = {(entry.family, entry.prefix) for entry in ALWAYS_ALLOWED}
     return tuple(
         f"{entry} {_listed_as(entry)} and stays allowed."
         for entry in allowlist.entries

@@ -11,24 +11,6 @@ if TYPE_CHECKING:
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
 
-# What every host talks to and no list can know better about (design, section 4).
-ALWAYS_ALLOWED = (
-    ("loopback", "127.0.0.0/8"),
-    ("loopback", "::1"),
-    ("private network", "10.0.0.0/8"),
-    ("private network", "172.16.0.0/12"),
-    ("private network", "192.168.0.0/16"),
-    ("link-local", "169.254.0.0/16"),
-    ("link-local", "fe80::/10"),
-    ("private network", "fc00::/7"),
-)
-
-
-def always_allowed() -> tuple[AllowEntry, ...]:
-    """The ranges that are allowed on every host."""
-    return tuple(AllowEntry(*parse_prefix(text), reason) for reason, text in ALWAYS_ALLOWED)
-
-
 # Reasons for which an entry is allowed, where someone asks for them.
 GATEWAY, RESOLVER, API, PROXY, SSH = "default gateway", "resolver", "SikkerAPI", "proxy", "SSH session"
 
@@ -43,6 +25,22 @@ class AllowEntry:
 
     def __str__(self) -> str:
         return f"{to_text(self.family, self.prefix)} ({self.reason})"
+
+
+# What every host talks to and no list can know better about.
+ALWAYS_ALLOWED = tuple(
+    AllowEntry(*parse_prefix(text), reason)
+    for reason, text in (
+        ("loopback", "127.0.0.0/8"),
+        ("loopback", "::1"),
+        ("private network", "10.0.0.0/8"),
+        ("private network", "172.16.0.0/12"),
+        ("private network", "192.168.0.0/16"),
+        ("link-local", "169.254.0.0/16"),
+        ("link-local", "fe80::/10"),
+        ("private network", "fc00::/7"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

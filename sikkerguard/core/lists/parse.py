@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist
-from sikkerguard.core.net.packed import Ranges, pack
+from sikkerguard.core.net.packed import Ranges, Runs, pack
 from sikkerguard.core.net.special import is_shorter
 from sikkerguard.errors import ListError
 
@@ -82,8 +82,8 @@ class _Collector:
         self.short = 0
         self.name = name
         self._remedy = remedy
-        self.v4, self.v6 = Sorter(Family.V4), Sorter(Family.V6)
-        self.v4_ranges, self.v6_ranges = Sorter(Family.V4, ranges=True), Sorter(Family.V6, ranges=True)
+        self.v4, self.v6 = Runs(Family.V4.size), Runs(Family.V6.size)
+        self.v4_ranges, self.v6_ranges = Runs(Family.V4.size + 1), Runs(Family.V6.size + 1)
         self.rejected: Counter[str] = Counter()
         self.samples: list[str] = []
         self.line_number = 0
@@ -302,7 +302,7 @@ def merge_content(contents: Iterable[Blocklist]) -> Blocklist:
         return parts[0]
     merged = {}
     for family in Family:
-        singles, ranges = Sorter(family), Sorter(family, ranges=True)
+        singles, ranges = Runs(family.size), Runs(family.size + 1)
         for part in parts:
             singles.add_row(part.of(family).singles)
             ranges.add_row(part.of(family).ranges.packed)

@@ -13,10 +13,12 @@ from sikkerguard.core.lists.admission import without_special
 from sikkerguard.core.lists.coverage import Extent, extent_of
 from sikkerguard.core.lists.parse import merge_content
 from sikkerguard.core.lists.size_guard import SourceHistory, Version, check_coverage
+from sikkerguard.core.lists.sources import SourceStatus
+from sikkerguard.core.net.family import Family
 from sikkerguard.errors import ListError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from sikkerguard.core.lists.size_guard import Limits
     from sikkerguard.core.lists.sources import VerifiedList
@@ -74,6 +76,28 @@ def from_json(known: Mapping[str, object]) -> PullMemory:
         except (ValueError, TypeError, KeyError, OverflowError):
             continue
     return PullMemory(histories, unfinished if isinstance(unfinished, int) and unfinished > 0 else 0)
+
+
+def source_statuses(
+    memory: PullMemory, in_force: Collection[str], troubles: Mapping[str, str]
+) -> tuple[SourceStatus, ...]:
+    """One for each source that is known or in trouble. `in_force` has the names of those in the list in force, and
+    `troubles` says by name why a newer version is not used."""
+    statuses = []
+    for name in sorted(memory.sources.keys() | troubles.keys(), reverse=True):
+        versions = memory.of(name).versions if name in in_force else ()
+        extent = versions[-1].extent if versions else None
+        statuses.append(
+            SourceStatus(
+                name,
+                entries=extent.entries if extent else 0,
+                taken_at=versions[-1].taken_at if versions else None,
+                covered_v4=extent.share(Family.V4) if extent else 0.0,
+                covered_v6=extent.share(Family.V6) if extent else 0.0,
+                trouble=troubles.get(name, ""),
+            )
+        )
+    return tuple(statuses)
 
 
 def believable(

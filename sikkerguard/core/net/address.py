@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
-from sikkerguard.core.net.family import Family
+from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
 
 
@@ -23,6 +23,12 @@ def to_text(family: Family, prefix: Prefix) -> str:
         # The C library writes the last 32 bits of some addresses as IPv4, which we do not take back.
         text = f"{text.rpartition(':')[0]}:{prefix.first >> 16 & 0xFFFF:x}:{prefix.first & 0xFFFF:x}"
     return text if prefix.length == family.bits else f"{text}/{prefix.length}"
+
+
+def packed_to_text(address: bytes) -> str:
+    """`192.0.2.1`, from a packed address."""
+    family = family_of(address)
+    return to_text(family, Prefix(int.from_bytes(address, "big"), family.bits))
 
 
 def parse_prefix(text: str) -> tuple[Family, Prefix]:

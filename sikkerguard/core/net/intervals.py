@@ -60,15 +60,7 @@ def subtract(interval: Interval, holes: Sequence[Interval]) -> list[Interval]:
     return left
 
 
-class Sorter(Runs):
-    """Packed addresses of one family or, with `ranges`, packed ranges, in any order, to one ascending blob with each of
-    them once."""
-
-    def __init__(self, family: Family, *, ranges: bool = False) -> None:
-        super().__init__(family.size + ranges)
-
-
-def canonical(family: Family, singles: Sorter, prefixes: Iterable[Prefix]) -> Networks:
+def canonical(family: Family, singles: Runs, prefixes: Iterable[Prefix]) -> Networks:
     """Drop what is there twice, join neighbouring ranges, and drop singles that a range covers. The prefixes come in
     any order; where there may be many of them, a `Ranges` of them in ascending order, which may then overlap, takes
     the least room.
@@ -152,7 +144,7 @@ def cut(networks: Networks, holes: Iterable[Interval]) -> Networks:
         return Networks(family, singles, networks.ranges)
     ranges += packed[behind * size :]
     if extra:
-        sorter = Sorter(family)
+        sorter = Runs(family.size)
         sorter.add_row(singles)
         sorter.add(extra)
         singles = sorter.blob()

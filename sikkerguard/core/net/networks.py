@@ -7,7 +7,6 @@ what the kernel wants to be sent.
 from __future__ import annotations
 
 import socket
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -49,9 +48,7 @@ class Networks:
         """The entry that covers this address, or None."""
         size, singles = self.family.size, self.singles
         packed = address.to_bytes(size, "big")
-        at = size * bisect_left(
-            range(len(singles) // size), packed, key=lambda place: singles[place * size : place * size + size]
-        )
+        at = size * position(singles, size, packed)
         if singles[at : at + size] == packed:
             return Prefix(address, self.family.bits)
         low, high = self.ranges.span(address, address)

@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.net.address import parse_prefix, to_text
+from sikkerguard.core.net.address import packed_to_text, parse_prefix
 from sikkerguard.core.net.family import Family, family_of
-from sikkerguard.core.net.packed import Prefix
 from sikkerguard.core.services.lookup import category_of_source, service_of
 from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP
 from sikkerguard.errors import Unanswered
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sikkerguard.core.lists.allowlist import AllowEntry
-    from sikkerguard.core.reports.stats import ReportStats
+    from sikkerguard.core.reports.outcomes import ReportStats
 
 # The largest request, and a row's longest `protocol`, by SikkerAPI's documentation of /v1/key/bulk-report. "2 MB" is
 # read as two million bytes, which is right for either meaning.
@@ -45,8 +44,7 @@ class Row:
 
     def ip(self) -> str:
         """The address as text."""
-        family = family_of(self.address)
-        return to_text(family, Prefix(int.from_bytes(self.address, "big"), family.bits))
+        return packed_to_text(self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,28 +16,6 @@ from sikkerguard.core.services.protocols import PROTOCOLS, WITH_PORTS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Names and numbers as SikkerAPI's documentation of /v1/key/report lists them.
-CATEGORIES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "brute_force": 1,
-        "port_scan": 2,
-        "ddos": 3,
-        "web_exploit": 4,
-        "sql_injection": 5,
-        "phishing": 6,
-        "spam": 7,
-        "bad_bot": 8,
-        "exploited_host": 9,
-        "malware": 10,
-        "dns_abuse": 11,
-        "open_proxy": 12,
-        "iot_targeted": 13,
-        "spoofing": 14,
-        "fraud": 15,
-        "other": 16,
-    }
-)
-
 # How many distinct ports make a source a scanner, whatever it was after at each. The two detectors that others run
 # by default, Zeek's scan.zeek and CrowdSec's iptables-scan-multi_ports, both say 15, and much less would not do: who
 # is after mailboxes alone touches 7 (25, 110, 143, 465, 587, 993, 995), and who is after web servers about as many.
@@ -54,7 +32,7 @@ _WITH_PORTS: Final = frozenset(PROTOCOLS[number].upper() for number in WITH_PORT
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is met at a port: `name` (lower case, at most 32 characters), `category` (a key of CATEGORIES), and the name
+    """What is met at a port: `name` (lower case, at most 32 characters), `category` (by SikkerAPI's name), and the name
     under which it is reported: a label that the owner of the host made up stays with him."""
 
     name: str
@@ -63,18 +41,9 @@ class Service:
 
 
 _UNKNOWN: Final = Service("unknown", "port_scan", "unknown")
-_BY_NAME: Final = {
-    (protocol, name): Service(name, category, name)
-    for protocol, categories in SERVICES.items()
-    for category, names in categories.items()
-    for name in names
-}
+_BY_NAME: Final = {(protocol, name): Service(name, category, name) for protocol, category, name, _ in SERVICES}
 _BY_PORT: Final = {
-    (protocol, port): _BY_NAME[protocol, name]
-    for protocol, categories in SERVICES.items()
-    for names in categories.values()
-    for name, ports in names.items()
-    for port in ports
+    (protocol, port): _BY_NAME[protocol, name] for protocol, _, name, ports in SERVICES for port in ports
 }
 SERVICE_NAMES: Final = frozenset(name for _, name in _BY_NAME)
 

@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.services.protocols import REPLY, TCP
-from sikkerguard.core.traffic.sample import UNATTRIBUTED, PacketCount
+from sikkerguard.core.traffic.sample import UNATTRIBUTED, PacketCount, TrafficSample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +34,8 @@ _MAX_FLOWS = 4096
 Hit = tuple[bytes, int, int, int, int]
 Source = tuple[bytes, int, int]
 
-# Packets by source and by UNATTRIBUTED or, for replies, REPLY.
+# Packets that are counted by their entry by port, and that the next listings' counts by source will contain once more,
+# since the kernel's two sets can't be read at one moment: by source, and by UNATTRIBUTED or, for replies, REPLY.
 CarryOver = Mapping[tuple[bytes, int], int]
 
 
@@ -72,38 +73,22 @@ class SourceAddresses(Collection[bytes]):
         return any(address == each for each in self)
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """The packets of some listings by whose they are. `attributed`, `replies`, `flows`, `ports` and `sources` are those
-    of `TrafficSample`.
-
-    `carry_over` are packets that are counted here by their entry by port, and that the next listings' counts by source
-    will contain once more, since the kernel's two sets can't be read at one moment.
-    """
-
-    attributed: int
-    replies: int
-    flows: tuple[tuple[FlowKey, int], ...]
-    ports: Mapping[tuple[int, int], int]
-    sources: Collection[bytes]
-    carry_over: CarryOver
-
-
-def attribute(listings: Sequence[SetListing], carry_over: CarryOver) -> Attribution:
-    """Attribute the packets of all these listings; `carry_over` is what the attribution before left."""
+def attribute(listings: Sequence[SetListing], carry_over: CarryOver) -> tuple[TrafficSample, CarryOver]:
+    """Attribute the packets of all these listings; `carry_over` is what the attribution before left. Returns a sample
+    without what the DROP rules counted, and what is left for the next attribution."""
     ports: Counter[tuple[int, int]] = Counter()
     carried: dict[tuple[bytes, int], int] = {}
     begun = _largest([each for each in listings if not each.replies], UNATTRIBUTED, carry_over, ports, carried)
     replies = _largest([each for each in listings if each.replies], REPLY, carry_over, ports, carried)
-    return Attribution(
+    sample = TrafficSample(
         attributed=ports.total(),
         replies=sum(packets for (protocol, _), packets in ports.items() if protocol == REPLY),
         flows=(*begun, *replies),
         ports=ports,
         # Every source is among these: the first packet of each entry by port is counted by its source.
         sources=SourceAddresses(tuple(each.by_source for each in listings if each.by_source)),
-        carry_over=carried,
     )
+    return sample, carried
 
 
 def _largest(

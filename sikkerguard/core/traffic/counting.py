@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.traffic.day_summary import DaySummary
 from sikkerguard.core.traffic.log_window import LogWindow
-from sikkerguard.core.traffic.pending import PendingTraffic
+from sikkerguard.core.traffic.records import PendingTraffic
 from sikkerguard.core.traffic.sample import NOTHING, TrafficStats
 from sikkerguard.core.traffic.totals import Totals, day_of
 

@@ -8,12 +8,12 @@ dropped.
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
+from sikkerguard.core.net.address import packed_to_text
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.services.lookup import service_of
 from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, WITH_PORTS, WITH_TYPES
@@ -155,7 +155,7 @@ def in_fields(line: Line, port_map: Mapping[int, str]) -> dict[str, str]:
     if line.key is not None:
         address, protocol, port = line.key
         name = _protocol(protocol, port)
-        fields |= {"SIKKER_SRC": _text(address), "SIKKER_PROTO": name}
+        fields |= {"SIKKER_SRC": packed_to_text(address), "SIKKER_PROTO": name}
         if protocol == REPLY:
             # Not SIKKER_DPT, which is a port of this host that was aimed at.
             fields |= {"SIKKER_SERVICE": "reply"} | ({} if port == UNATTRIBUTED else {"SIKKER_SPT": str(port)})
@@ -168,7 +168,7 @@ def in_words(key: FlowKey, packets: int, port_map: Mapping[int, str]) -> str:
     """A flow and its packets as a line: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`. `port_map` has names for ports
     that go before those of `core.services`."""
     address, protocol, port = key
-    source = _text(address)
+    source = packed_to_text(address)
     name = _protocol(protocol, port)
     what = ""
     if protocol == UNATTRIBUTED:
@@ -194,10 +194,6 @@ def _has_room(source: bytes, lines: Counter[bytes]) -> bool:
     further = lines.total() - len(lines)
     share = source not in lines or (lines[source] < _MAX_LINES_PER_SOURCE and further < _MAX_FURTHER_LINES)
     return share and lines.total() < _MAX_LINES
-
-
-def _text(address: bytes) -> str:
-    return socket.inet_ntop(family_of(address).number, address)
 
 
 def _size(item: tuple[FlowKey, float]) -> float:

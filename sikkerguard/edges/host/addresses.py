@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 from dataclasses import dataclass
 
@@ -51,8 +50,3 @@ def ends(message: bytes) -> tuple[bytes, bytes]:
     parts = payloads(message, ADDRESS.size)
     other = parts.get(_ADDRESS, b"")
     return parts.get(_LOCAL, other), other
-
-
-def as_text(packed: bytes) -> str:
-    """The usual way to write a packed address."""
-    return socket.inet_ntop(socket.AF_INET if len(packed) == Family.V4.size else socket.AF_INET6, packed)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.host import conntrack, routes, sockets
-from sikkerguard.core.host.flows import Direction, Flow
-from sikkerguard.core.lists.allowlist import always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.services.protocols import TCP, UDP
 from sikkerguard.edges.host.addresses import addresses
@@ -23,6 +22,8 @@ from sikkerguard.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sikkerguard.core.host.flows import Flow
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _MOST = 10_000
 _MOST_LOOKUPS = 1_000
 # The addresses to which the internet knows no way.
 _PRIVATE = {
-    family: [(entry.prefix.first, entry.prefix.last(family)) for entry in always_allowed() if entry.family is family]
+    family: [(entry.prefix.first, entry.prefix.last(family)) for entry in ALWAYS_ALLOWED if entry.family is family]
     for family in Family
 }
 _CONNECTED = ~(1 << sockets.TIME_WAIT | 1 << sockets.CLOSED | 1 << sockets.LISTEN) & 0xFFF
@@ -112,7 +113,8 @@ class _Reading:
         self._listening: set[tuple[int, int, bytes]] = set()
         # Where only its port says that a socket was the caller: by protocol, and address and port of both ends.
         self._presumed: dict[tuple[int, bytes, int, bytes, int], Flow] = {}
-        self._found: dict[Direction, dict[Flow, None]] = {direction: {} for direction in Direction}
+        # By whether they are outgoing.
+        self._found: dict[bool, dict[Flow, None]] = {True: {}, False: {}}
         self._full = False
         self._attached: dict[bytes, bool] = {}
 
@@ -122,7 +124,7 @@ class _Reading:
             self._add(flow)
         if self._full:
             log.warning("There are more connections than the %d of each direction that were looked at.", _MOST)
-        return tuple(flow for direction in Direction for flow in self._found[direction])
+        return (*self._found[True], *self._found[False])
 
     def read_sockets(self) -> None:
         """TCP and UDP, both families."""
@@ -181,7 +183,7 @@ class _Reading:
             self._add(flow)
 
     def _add(self, flow: Flow) -> None:
-        found = self._found[flow.direction]
+        found = self._found[flow.outgoing]
         if len(found) < _MOST:
             found[flow] = None
         elif flow not in found:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.host.surroundings import Surroundings
 from sikkerguard.core.lists.allowlist import GATEWAY, RESOLVER, SSH, AllowEntry
-from sikkerguard.core.net.address import parse_address
+from sikkerguard.core.net.address import packed_to_text, parse_address
 from sikkerguard.core.net.packed import Prefix
-from sikkerguard.edges.host.addresses import addresses, as_text
+from sikkerguard.edges.host.addresses import addresses
 from sikkerguard.edges.host.monitor import ChangeMonitor
 from sikkerguard.edges.host.resolvers import RESOLVER_FILES, resolvers
 from sikkerguard.edges.host.routes import Routes
@@ -56,8 +56,8 @@ class Observer:
         texts = [
             *((gateway.address, GATEWAY) for gateway in routes.gateways if gateway.address),
             *((address, RESOLVER) for address in resolvers() if not address.startswith(("127.", "::1"))),
-            *((as_text(packed), "own address") for packed in on_links.own),
-            *((as_text(packed), "point-to-point peer") for packed in on_links.peers),
+            *((packed_to_text(packed), "own address") for packed in on_links.own),
+            *((packed_to_text(packed), "point-to-point peer") for packed in on_links.peers),
             *((address, SSH) for address in self._ssh.look(ssh_ports, listed)),
         ]
         entries: dict[AllowEntry, None] = {}

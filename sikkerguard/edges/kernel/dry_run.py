@@ -7,8 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.firewall.diff import diff
-from sikkerguard.core.firewall.inspection import Inspection
-from sikkerguard.core.firewall.state import ObservedFamily, desired_state
+from sikkerguard.core.firewall.state import Inspection, ObservedFamily, desired_state
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist
 

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Released, Settled
+from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Recovered, Released, ReportStats, Settled
 from sikkerguard.core.reports.rows import MAX_ROWS, ReportBatch, Row, first_request
 from sikkerguard.core.reports.screen import Cover, Leader, fate_of, source_of
-from sikkerguard.core.reports.stats import Recovered, ReportStats
 from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, total, write
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from sqlite3 import Connection
 
-    from sikkerguard.core.traffic.pending import PendingTraffic
+    from sikkerguard.core.traffic.records import PendingTraffic
     from sikkerguard.core.traffic.sample import FlowKey
     from sikkerguard.edges.storage.database import Database
 

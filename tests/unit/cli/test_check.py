@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sikkerguard.cli.check import combine, read_address
-from sikkerguard.core.firewall.inspection import Inspection
+from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.lists.sources import LeftOut, ListedSource, VerifiedList
 from sikkerguard.core.net.address import parse_prefix

@@ -6,7 +6,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.firewall.inspection import Inspection
+from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.host.surroundings import Surroundings
 from sikkerguard.core.lists.allowlist import Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from sikkerguard.core.interfaces import FirewallBackend
-    from sikkerguard.core.traffic.pending import PendingTraffic
+    from sikkerguard.core.traffic.records import PendingTraffic
     from sikkerguard.core.traffic.sample import FlowKey
 
 _Result = TypeVar("_Result")
@@ -228,8 +228,8 @@ def address(number: int) -> bytes:
 
 def attributed(dropped: PacketCount, counters: Mapping[Family, PacketCount], *listings: SetListing) -> TrafficSample:
     """As the kernel backend attributes these listings, all of whose packets are there."""
-    found = attribute(listings, {})
-    return TrafficSample(dropped, counters, found.flows, found.attributed, found.replies, found.ports, found.sources)
+    found, _ = attribute(listings, {})
+    return replace(found, dropped=dropped, counters=counters)
 
 
 def sample(

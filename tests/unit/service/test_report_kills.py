@@ -39,7 +39,7 @@ from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Prefix, Ranges
 from sikkerguard.core.reports.outcomes import QuotaNoted
 from sikkerguard.core.reports.rows import Row, row_of
-from sikkerguard.core.traffic.pending import PendingTraffic
+from sikkerguard.core.traffic.records import PendingTraffic
 from sikkerguard.core.traffic.sample import PacketCount
 from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.sikkerapi.reports import BulkReportClient

@@ -25,10 +25,9 @@ from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Ranges
-from sikkerguard.core.reports.outcomes import QuotaNoted
+from sikkerguard.core.reports.outcomes import QuotaNoted, Recovered
 from sikkerguard.core.reports.rows import ReportAnswer, row_of
 from sikkerguard.core.reports.screen import Screen
-from sikkerguard.core.reports.stats import Recovered
 from sikkerguard.core.traffic.totals import day_of
 from sikkerguard.edges.sikkerapi.client import ApiClient
 from sikkerguard.edges.sikkerapi.reports import BulkReportClient
@@ -49,9 +48,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sikkerguard.core.interfaces import ReportClient
-    from sikkerguard.core.reports.outcomes import Outcome
+    from sikkerguard.core.reports.outcomes import Outcome, ReportStats
     from sikkerguard.core.reports.rows import ReportBatch
-    from sikkerguard.core.reports.stats import ReportStats
     from sikkerguard.service.report_sender import ReportClients
     from tests.standin.messages import Request
 

@@ -11,11 +11,9 @@ from sikkerguard.core.firewall.diff import FillCommitted
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.firewall.state import Candidate
 from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
-from sikkerguard.edges.kernel.ipset_legacy.counted_chains import CountedChains
 from sikkerguard.edges.kernel.ipset_legacy.counters import CounterReader
 from sikkerguard.edges.kernel.ipset_legacy.inspection import Inspector
 from sikkerguard.edges.kernel.ipset_legacy.loader import ListLoader
-from sikkerguard.edges.kernel.ipset_legacy.misfits import Misfits
 from sikkerguard.edges.kernel.ipset_legacy.removal import Removal
 from sikkerguard.edges.kernel.ipset_legacy.repair import Repair
 from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sikkerguard.core.firewall.diff import Operation
-    from sikkerguard.core.firewall.inspection import Inspection
+    from sikkerguard.core.firewall.state import Inspection
     from sikkerguard.core.lists.allowlist import Allowlist
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.networks import Blocklist
@@ -52,10 +50,8 @@ class IpsetBackend:
         self._counters = CounterReader(sets, chains, self._families)
         self._inspector = Inspector(sets, self._contents, chains, self._families)
         self._loader = ListLoader(sets, self._contents, trial, self._families)
-        counted = CountedChains(chains, self._counters)
-        misfits = Misfits(sets, self._contents, counted)
         self._repair = Repair(
-            sets, self._contents, counted, misfits, trial, self._loader, self._inspector, self._families
+            sets, self._contents, chains, self._counters, trial, self._loader, self._inspector, self._families
         )
 
     @classmethod

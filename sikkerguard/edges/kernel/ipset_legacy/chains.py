@@ -139,18 +139,14 @@ class Chains:
             entry = table.next_rule(entry)
         return found
 
-    def _table(self, family: Family) -> Any:
+    def _refreshed(self, family: Family) -> Any:
         if family not in self._tables:
             iptc = library()
             apply_patches()
             kind = iptc.Table if family is Family.V4 else iptc.Table6
             self._tables[family] = kind(TABLE, autocommit=False)
+        self._tables[family].refresh()
         return self._tables[family]
-
-    def _refreshed(self, family: Family) -> Any:
-        table = self._table(family)
-        table.refresh()
-        return table
 
     def _chain(self, table: Any, name: str) -> Any:
         return library().Chain(table, name)
@@ -249,23 +245,16 @@ class Chains:
         return written if found == read_back else found
 
     def _raw_rules(self, table: Any) -> tuple[Rule, ...]:
-        found: list[Rule] = []
-        for name in CHAINS:
-            if table.is_chain(name):
-                found += self._rules_of(table, name)
-        return tuple(found)
-
-    def _rules_of(self, table: Any, name: str) -> list[Rule]:
         found = []
-        for rule in self._chain(table, name).rules:
-            matches = [_extension(match) for match in rule.matches]
-            # Addresses, interfaces and protocol: ours name none, so whatever is there makes it another rule.
-            goto = bool(rule.target.goto)
-            header = _without_goto(rule.get_ip())
-            if any(header):
-                matches.append(Extension("header", (("bytes", (header.hex(),)),)))
-            found.append(Rule(tuple(matches), _extension(rule.target), name, goto))
-        return found
+        for name in filter(table.is_chain, CHAINS):
+            for rule in self._chain(table, name).rules:
+                matches = [_extension(match) for match in rule.matches]
+                # Addresses, interfaces and protocol: ours name none, so whatever is there makes it another rule.
+                header = _without_goto(rule.get_ip())
+                if any(header):
+                    matches.append(Extension("header", (("bytes", (header.hex(),)),)))
+                found.append(Rule(tuple(matches), _extension(rule.target), name, bool(rule.target.goto)))
+        return tuple(found)
 
 
 def _new_jump(family: Family) -> Any:

@@ -11,7 +11,7 @@ For the thread that owns netfilter only. Methods that read the kernel raise `Ker
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.firewall.names import CountingSets, set_names
@@ -121,11 +121,8 @@ class CounterReader:
         self._listings = []
 
     def _attribute(self, reading: _Reading) -> TrafficSample:
-        found = attribute(reading.listings, self._carry_over)
-        self._carry_over = found.carry_over
-        return TrafficSample(
-            reading.dropped, reading.counters, found.flows, found.attributed, found.replies, found.ports, found.sources
-        )
+        sample, self._carry_over = attribute(reading.listings, self._carry_over)
+        return replace(sample, dropped=reading.dropped, counters=reading.counters)
 
     def _read_counter(self, family: Family) -> None:
         resets = self._resets[family]
@@ -194,8 +191,8 @@ class CounterReader:
                 self._read_in_place(family, counting)
                 return
             self._sleep(_IN_FLIGHT_SECONDS)
-        hits = self._sets.hits(counting.old_by_port, family)
-        sources = self._sets.counts(counting.old_by_source, family)
+        hits = self._sets.hits(counting.old_by_port)
+        sources = self._sets.counts(counting.old_by_source)
         self._sets.flush(counting.old_by_port)
         self._sets.flush(counting.old_by_source)
         self._take(family, counting, hits, sources)
@@ -209,9 +206,9 @@ class CounterReader:
         hits: list[Hit] = []
         sources: list[Source] = []
         for by_port in (counting.by_port, counting.old_by_port):
-            hits += self._sets.hits(by_port, family)
+            hits += self._sets.hits(by_port)
         for by_source in (counting.by_source, counting.old_by_source):
-            sources += self._sets.counts(by_source, family)
+            sources += self._sets.counts(by_source)
         for name in counting.all():
             self._sets.flush(name)
         self._take(family, counting, hits, sources)

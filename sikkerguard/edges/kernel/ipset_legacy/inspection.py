@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.firewall.inspection import Inspection
 from sikkerguard.core.firewall.names import set_names
-from sikkerguard.core.firewall.state import ObservedFamily
+from sikkerguard.core.firewall.state import Inspection, ObservedFamily
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.edges.kernel.ipset_legacy.set_kinds import kind_of
 

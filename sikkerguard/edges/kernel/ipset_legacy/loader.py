@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.firewall.state import Candidate
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist, Networks
-from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.net.packed import Prefix, Runs
 from sikkerguard.edges.kernel.ipset_legacy.set_contents import candidate_contents, committed_contents
 from sikkerguard.errors import KernelError
 
@@ -50,7 +50,7 @@ class ListLoader:
         networks = {family: Networks(family) for family in Family}
         for family in self._families:
             names = set_names(family)
-            singles = Sorter(family)
+            singles = Runs(family.size)
             singles.add([address for address, _, _ in self._sets.prefixes(names.singles, family)])
             ranges = (
                 Prefix(int.from_bytes(address, "big"), length)
@@ -75,7 +75,8 @@ class ListLoader:
         if free:
             with self._trial.covering(family):
                 self._exchange(family, self.committed)
-            self._clear_candidate(family)
+            self._trial.empty(family)
+            self._unload_candidate(family)
 
     def stage(self, blocklist: Blocklist) -> None:
         """Load a candidate and read it back. No packet meets it yet."""
@@ -139,10 +140,6 @@ class ListLoader:
         """Put what is in the candidate's sets, which is this list, into the committed ones."""
         pairs = zip(committed_contents(family, blocklist), candidate_contents(family, blocklist), strict=True)
         self._contents.exchange([(old.name, new.name, new.networks) for old, new in pairs])
-
-    def _clear_candidate(self, family: Family) -> None:
-        self._trial.empty(family)
-        self._unload_candidate(family)
 
     def _unload_candidate(self, family: Family) -> None:
         # Not a flush: the set would keep the memory of its big table.

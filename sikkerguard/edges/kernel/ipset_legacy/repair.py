@@ -19,18 +19,22 @@ from sikkerguard.core.firewall.diff import (
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.firewall.state import Candidate, desired_state
 from sikkerguard.core.lists.allowlist import Allowlist
+from sikkerguard.core.net.networks import Networks
+from sikkerguard.edges.kernel.ipset_legacy.references import References
+from sikkerguard.edges.kernel.ipset_legacy.set_contents import committed_contents
 from sikkerguard.edges.kernel.ipset_legacy.set_kinds import ALLOW, kind_of
-from sikkerguard.errors import BusyError, KernelError
+from sikkerguard.errors import BusyError, KernelError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sikkerguard.core.firewall.diff import Step
+    from sikkerguard.core.firewall.rules import Rule
     from sikkerguard.core.net.family import Family
-    from sikkerguard.edges.kernel.ipset_legacy.counted_chains import CountedChains
+    from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
+    from sikkerguard.edges.kernel.ipset_legacy.counters import CounterReader
     from sikkerguard.edges.kernel.ipset_legacy.inspection import Inspector
     from sikkerguard.edges.kernel.ipset_legacy.loader import ListLoader
-    from sikkerguard.edges.kernel.ipset_legacy.misfits import Misfits
     from sikkerguard.edges.kernel.ipset_legacy.set_contents import SetContents
     from sikkerguard.edges.kernel.ipset_legacy.sets import Sets
     from sikkerguard.edges.kernel.ipset_legacy.trial import TrialSets
@@ -45,8 +49,8 @@ class Repair:
         self,
         sets: Sets,
         contents: SetContents,
-        chains: CountedChains,
-        misfits: Misfits,
+        chains: Chains,
+        counters: CounterReader,
         trial: TrialSets,
         loader: ListLoader,
         inspector: Inspector,
@@ -55,7 +59,7 @@ class Repair:
         self._sets = sets
         self._contents = contents
         self._chains = chains
-        self._misfits = misfits
+        self._counters = counters
         self._trial = trial
         self._loader = loader
         self._inspector = inspector
@@ -109,7 +113,7 @@ class Repair:
         match step:
             case DropMisfits():
                 for name in step.names:
-                    self._misfits.replace(family, name, self._loader.committed)
+                    self._replace_misfit(family, name)
             case CreateSets():
                 for name in step.names:
                     # One that replaced a misfit is there already.
@@ -125,9 +129,58 @@ class Repair:
             case FillCommitted():
                 self._loader.load_committed(family)
             case WriteChains():
-                self._chains.write(family, step.rules)
+                self._keep_counts()
+                # The DROP rule goes on counting from its last reading.
+                self._chains.write(family, step.rules, self._counters.reading(family))
             case PlaceJump():
                 self._chains.place_jump(family)
+
+    def _replace_misfit(self, family: Family, name: str) -> None:
+        """Make a set that has our name but is of another kind be of its own, with what it is to hold of the committed
+        list; or, where two kinds can't be swapped, destroy it.
+
+        For that our chains are removed only where it is certain that the set can be destroyed then. Otherwise nothing
+        would block meanwhile, and if another program keeps the set, for good.
+        """
+        kind, entries = kind_of(family, name)
+        wanted = {content.name: content.networks for content in committed_contents(family, self._loader.committed)}
+        try:
+            self._contents.replace(name, kind, wanted.get(name, Networks(family)), entries)
+        except BusyError:
+            raise
+        except KernelError as error:
+            log.debug("%s; it is destroyed instead.", as_sentence(error))
+        else:
+            return
+        header = self._sets.header(name)
+        rules, _ = self._chains.read(family)
+        if header is not None and header.references > _mentions(name, rules or ()):
+            raise BusyError(
+                f"the set {name} is of another kind, and {References(self._sets).sentence(name)}; rules are left as "
+                "they are"
+            )
+        if header is not None and header.references:
+            self._keep_counts()
+            self._chains.remove(family)
+        self._sets.destroy(name)
+
+    def _keep_counts(self) -> None:
+        """Read the counters before rules go, so that nothing that they counted is lost. Blocking does not wait for
+        it."""
+        try:
+            self._counters.collect()
+        except KernelError as error:
+            log.warning(
+                "%s. Our rules are repaired all the same; whose packets were dropped in the last moments may stay "
+                "unknown.",
+                as_sentence(error),
+            )
+
+
+def _mentions(name: str, rules: Iterable[Rule]) -> int:
+    """How often these rules refer to a set."""
+    extensions = (each for rule in rules for each in (*rule.matches, rule.target))
+    return sum(name in values for each in extensions for _, values in each.options)
 
 
 def _as_one(failures: Sequence[KernelError]) -> KernelError:

@@ -69,7 +69,7 @@ class SetContents:
         """Make the set hold exactly this: by a swap with a new one, or entry by entry where another program lists
         it."""
         try:
-            self._swap_in(name, kind, networks)
+            self.replace(name, kind, networks)
         except BusyError:
             self._say_listed(name)
             if len(networks):
@@ -113,17 +113,14 @@ class SetContents:
             if disagreement := self.disagreement(name, networks):
                 raise KernelError(f"set {name} was changed entry by entry but {disagreement}")
 
-    def replace(self, name: str, kind: SetKind, networks: Networks, entries: int) -> None:
-        """Put a set of this kind, with this content and room for so many entries, in the place of one of another kind.
-        Rules that refer to it, whoever's, go on to refer to the name.
+    def replace(self, name: str, kind: SetKind, networks: Networks, entries: int = 0) -> None:
+        """Put a set of this kind, with this content and room for at least so many entries, in the place of one that may
+        be of another kind. Rules that refer to it, whoever's, go on to refer to the name.
 
         Raises:
             BusyError: another program is listing it.
             KernelError: the kernel does not swap these two kinds.
         """
-        self._swap_in(name, kind, networks, entries)
-
-    def _swap_in(self, name: str, kind: SetKind, networks: Networks, entries: int = 0) -> None:
         fresh = self._fresh(name, kind, networks.family, max(entries, len(networks)))
         try:
             self._sets.add(fresh, networks.family, networks.singles, networks.ranges)

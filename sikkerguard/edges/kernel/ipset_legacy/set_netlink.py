@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from sikkerguard.core.host.netlink import DONE, DUMP, ERROR, attribute, error_code, messages, request
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.packed import Ranges
 from sikkerguard.edges.kernel.ipset_legacy.set_listing import (
@@ -51,8 +52,7 @@ _FLAG_COUNTERS = 1 << 3
 _FLAG_LIST_SETNAME, _FLAG_LIST_HEADER = 1 << 1, 1 << 2
 _NESTED, _NET_BYTEORDER = 0x8000, 0x4000
 
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
+_ACK = 4
 
 # Entries in one message: from about 800 on their number no longer matters to speed, and the attribute that holds them
 # has 16 bits for its length.
@@ -94,19 +94,15 @@ class SetHeader(NamedTuple):
     whole: bool = True
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
-
-
 def _address(family: Family, packed: bytes) -> bytes:
     kind = 1 if family is Family.V4 else 2
-    return _attribute(DATA_IP | _NESTED, _attribute(kind | _NET_BYTEORDER, packed))
+    return attribute(DATA_IP | _NESTED, attribute(kind | _NET_BYTEORDER, packed))
 
 
 def _frames(family: Family, suffix: bytes) -> tuple[bytes, bytes]:
     """What comes before and after the packed address in an entry with these further attributes. An address is 4 or 16
     bytes, so that no padding depends on it, and a million entries are one `join`."""
-    whole = _attribute(_ATTR_DATA | _NESTED, _address(family, bytes(family.size)) + suffix)
+    whole = attribute(_ATTR_DATA | _NESTED, _address(family, bytes(family.size)) + suffix)
     head = len(whole) - family.size - len(suffix)
     return whole[:head], suffix
 
@@ -119,10 +115,10 @@ def encode_batches(
     `singles` are packed addresses in a row. Ranges are grouped by prefix length, since only entries with equal
     attributes can be joined at once. `timeout` is in seconds.
     """
-    seconds = b"" if timeout is None else _attribute(DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
+    seconds = b"" if timeout is None else attribute(DATA_TIMEOUT | _NET_BYTEORDER, struct.pack(">I", timeout))
     yield from _joined(family.size, singles, *_frames(family, seconds))
     for length, addresses in Ranges.of(family, ranges).by_length().items():
-        frames = _frames(family, _attribute(DATA_CIDR, bytes([length])) + seconds)
+        frames = _frames(family, attribute(DATA_CIDR, bytes([length])) + seconds)
         yield from _joined(family.size, addresses, *frames)
 
 
@@ -168,9 +164,9 @@ class NetlinkSets:
 
     def _change(self, command: int, name: str, family: Family, batches: Iterable[bytes]) -> None:
         # ip_set_core.c wants a line number beside an ADT, to report the entry that failed by it.
-        head = self._named(name) + _attribute(_ATTR_LINENO, struct.pack("=I", 0))
+        head = self._named(name) + attribute(_ATTR_LINENO, struct.pack("=I", 0))
         for batch in batches:
-            code = self._acknowledged(command, family, head + _attribute(_ATTR_ADT | _NESTED, batch))
+            code = self._acknowledged(command, family, head + attribute(_ATTR_ADT | _NESTED, batch))
             if code:
                 raise _refused("changed", name, code)
 
@@ -183,13 +179,13 @@ class NetlinkSets:
         """Exchange the contents of two sets, in one step. `BusyError` is raised at once: pyroute2 before 0.9 retries
         for nine seconds by itself, in which nobody would renew a trial."""
         # IPSET_ATTR_SETNAME2 is another name for the attribute of a type's name.
-        names = self._named(one) + _attribute(_ATTR_TYPENAME, other.encode() + b"\0")
+        names = self._named(one) + attribute(_ATTR_TYPENAME, other.encode() + b"\0")
         if code := self._acknowledged(_CMD_SWAP, Family.V4, names):
             raise _refused("swapped", one, code)
 
     def contains(self, name: str, family: Family, address: bytes) -> bool:
         """Whether an entry of the set covers this packed address, and none excepts it (`nomatch`)."""
-        data = _attribute(_ATTR_DATA | _NESTED, _address(family, address))
+        data = attribute(_ATTR_DATA | _NESTED, _address(family, address))
         code = self._acknowledged(_CMD_TEST, family, self._named(name) + data)
         if code not in (0, _ENTRY_MISSING):
             raise _refused("searched", name, code)
@@ -197,7 +193,7 @@ class NetlinkSets:
 
     def header(self, name: str) -> SetHeader | None:
         """The set's header, or None where there is no such set."""
-        flags = _attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_HEADER))
+        flags = attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_HEADER))
         for message in self._dump(name, flags):
             described = dict(attributes(message))
             data = dict(attributes(described[_ATTR_DATA]))
@@ -217,10 +213,10 @@ class NetlinkSets:
         """The names of all sets in this network namespace, whoever's."""
         sequence = self._send(
             _CMD_LIST,
-            _REQUEST | _ACK | _DUMP,
+            _ACK | DUMP,
             Family.V4,
-            _attribute(_ATTR_PROTOCOL, bytes([_PROTOCOL]))
-            + _attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_SETNAME)),
+            attribute(_ATTR_PROTOCOL, bytes([_PROTOCOL]))
+            + attribute(_ATTR_FLAGS | _NET_BYTEORDER, struct.pack(">I", _FLAG_LIST_SETNAME)),
         )
         return [
             described[_ATTR_SETNAME].rstrip(b"\0").decode("ascii", "replace")
@@ -271,14 +267,13 @@ class NetlinkSets:
         return (value for message in self._dump(name) for kind, value in attributes(message) if kind == _ATTR_ADT)
 
     def _named(self, name: str) -> bytes:
-        return _attribute(_ATTR_PROTOCOL, bytes([_PROTOCOL])) + _attribute(_ATTR_SETNAME, name.encode() + b"\0")
+        return attribute(_ATTR_PROTOCOL, bytes([_PROTOCOL])) + attribute(_ATTR_SETNAME, name.encode() + b"\0")
 
     def _send(self, command: int, flags: int, family: Family, payload: bytes) -> int:
         self._sequence += 1
         generic = struct.pack("=BBH", family.number, 0, 0)
-        header = struct.pack("=IHHII", 20 + len(payload), _SUBSYSTEM | command, flags, self._sequence, 0)
         try:
-            self._socket.send(header + generic + payload)
+            self._socket.send(request(_SUBSYSTEM | command, flags, self._sequence, generic + payload))
         except PermissionError as error:
             raise _not_allowed() from error
         except OSError as error:
@@ -287,21 +282,21 @@ class NetlinkSets:
 
     def _acknowledged(self, command: int, family: Family, payload: bytes) -> int:
         """The kernel's answer to one request: 0, or the number of the error."""
-        sequence = self._send(command, _REQUEST | _ACK, family, payload)
+        sequence = self._send(command, _ACK, family, payload)
         for kind, body in self._received(sequence):
-            if kind == _MESSAGE_ERROR:
-                return -int(struct.unpack_from("=i", body)[0])
+            if kind == ERROR:
+                return error_code(body, 0, len(body))
         raise KernelError("the kernel sent no answer over netlink")
 
     def _dump(self, name: str, extra: bytes = b"") -> Iterator[bytes]:
         """The attributes of each message of a set's listing; nothing where there is no such set."""
-        sequence = self._send(_CMD_LIST, _REQUEST | _ACK | _DUMP, Family.V4, self._named(name) + extra)
+        sequence = self._send(_CMD_LIST, _ACK | DUMP, Family.V4, self._named(name) + extra)
         return self._messages(sequence, name)
 
     def _messages(self, sequence: int, name: str) -> Iterator[bytes]:
         for kind, body in self._received(sequence):
-            if kind == _MESSAGE_ERROR:
-                code = -int(struct.unpack_from("=i", body)[0])
+            if kind == ERROR:
+                code = error_code(body, 0, len(body))
                 if code not in (0, errno.ENOENT):
                     raise _refused("listed", name, code)
                 return
@@ -315,16 +310,10 @@ class NetlinkSets:
                 block = self._socket.recv(_RECEIVE_BYTES)
             except OSError as error:
                 raise KernelError(f"the kernel's answer over netlink was lost ({error})") from error
-            offset = 0
-            while offset + 16 <= len(block):
-                length, kind, _flags, answered, _port = struct.unpack_from("=IHHII", block, offset)
-                body = block[offset + 16 : offset + length]
-                offset += (length + 3) & ~3
-                if answered != sequence:
-                    continue
-                if kind == _MESSAGE_DONE:
+            for kind, _flags, start, end in messages(block, sequence):
+                if kind == DONE:
                     return
-                yield kind, body
+                yield kind, block[start:end]
 
 
 def _not_allowed() -> KernelError:

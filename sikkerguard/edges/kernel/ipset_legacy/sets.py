@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.firewall.names import OURS
-from sikkerguard.edges.kernel.ipset_legacy.set_netlink import BUSY, SetHeader, encode_batches
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import BUSY, encode_batches
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
-    from sikkerguard.core.traffic.attribution import Hit, Source
-    from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets
-
-__all__ = ["SetHeader", "SetKind", "Sets"]
+    from sikkerguard.edges.kernel.ipset_legacy.set_netlink import NetlinkSets, SetHeader
 
 _MIN_HASH_SIZE, _MIN_LIMIT = 64, 1024
 _MAX_NAME = 31
@@ -58,13 +55,16 @@ class SetKind:
 
 
 class Sets:
-    """Everything that is done to sets. Every method raises `KernelError` when the kernel refuses.
+    """Everything that is done to sets. Every method raises `KernelError` when the kernel refuses. What only reads
+    a set is done by `netlink` as it is.
 
     `while_waiting` is called again and again while something takes long, or another program is waited for.
     """
 
     def __init__(self, netlink: NetlinkSets, while_waiting: Callable[[], None]) -> None:
         self._netlink = netlink
+        self.header, self.contains, self.packets = netlink.header, netlink.contains, netlink.packets
+        self.prefixes, self.hits, self.counts = netlink.prefixes, netlink.hits, netlink.counts
         self._pyroute2: Any = None
         self._while_waiting = while_waiting
         self._given_up: dict[str, float] = {}
@@ -139,31 +139,6 @@ class Sets:
             if number:
                 self._while_waiting()
             yield batch
-
-    def header(self, name: str) -> SetHeader | None:
-        """The set's header, or None where there is no such set."""
-        return self._netlink.header(name)
-
-    def contains(self, name: str, family: Family, address: bytes) -> bool:
-        """Whether an entry of the set covers this packed address, and none excepts it (`nomatch`)."""
-        return self._netlink.contains(name, family, address)
-
-    def prefixes(self, name: str, family: Family) -> Iterator[tuple[bytes, int, bool]]:
-        """(packed address, prefix length, whether it is `nomatch`) of every entry of a set of addresses or ranges;
-        nothing where there is no such set."""
-        return self._netlink.prefixes(name, family)
-
-    def hits(self, name: str, family: Family) -> Collection[Hit]:
-        """(packed address, port, protocol, bytes, packets) of every entry of a set by address and port."""
-        return self._netlink.hits(name)
-
-    def counts(self, name: str, family: Family) -> Collection[Source]:
-        """(packed address, bytes, packets) of every entry of a set by address."""
-        return self._netlink.counts(name)
-
-    def packets(self, name: str, family: Family, prefix: Prefix) -> int:
-        """How many packets matched this entry since it was added."""
-        return self._netlink.packets(name, family, prefix)
 
     def lists_with(self, name: str) -> list[str]:
         """The sets of sets, whoever's, that this set is a member of."""

@@ -145,6 +145,13 @@ class Netfilter:
         return total
 
 
+def in_rules(family: Family) -> tuple[str, ...]:
+    """Every set that a rule refers to."""
+    extensions = (each for rule in chain_rules(family) for each in (*rule.matches, rule.target))
+    words = {word for each in extensions for _, values in each.options for word in values}
+    return tuple(name for name in set_names(family).all() if name in words)
+
+
 def _key(packet: Packet, direction: str) -> Hashable:
     if direction == "src":
         return packet.source

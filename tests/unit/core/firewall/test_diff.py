@@ -26,6 +26,7 @@ from sikkerguard.core.firewall.state import Candidate, DesiredFamily, ObservedFa
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.packed import Prefix
+from tests.unit.core.firewall.netfilter import in_rules
 from tests.unit.core.net.test_intervals import families, prefixes
 
 WANTED = DesiredFamily(singles=3, ranges=2, allow=frozenset({Prefix(0, 8), Prefix(1 << 24, 16)}))
@@ -200,7 +201,7 @@ def carry_out(operation: Step, observed: ObservedFamily, wanted: DesiredFamily) 
             assert observed.allow == wanted.allow, "blocks before it allows"
             return replace(observed, sets={**observed.sets, names.singles: singles, names.ranges: ranges})
         case WriteChains(_, rules):
-            assert set(names.in_rules()) <= observed.sets.keys(), "a rule can't name a set that is not there"
+            assert set(in_rules(family)) <= observed.sets.keys(), "a rule can't name a set that is not there"
             assert observed.allow == wanted.allow, "blocks before it allows"
             return replace(observed, rules=rules)
         case PlaceJump():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sikkerguard.core.firewall.names import loading_names, set_names
 from sikkerguard.core.net.family import Family
+from tests.unit.core.firewall.netfilter import in_rules
 
 # The longest name of a set that the kernel takes: IPSET_MAXNAMELEN of linux/netfilter/ipset/ip_set.h less its end.
 LONGEST_NAME = 31
@@ -25,4 +26,4 @@ def test_rules_refer_to_every_set_but_those_that_are_swapped_in_to_be_read() -> 
             for each in (counting.old_by_port, counting.old_by_source)
         }
         assert len(swapped_in) == 4
-        assert set(names.all()) - set(names.in_rules()) == swapped_in
+        assert set(names.all()) - set(in_rules(family)) == swapped_in

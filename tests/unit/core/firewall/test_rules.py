@@ -13,7 +13,7 @@ from sikkerguard.core.firewall.names import CHAIN, CHAINS, COUNT_CHAIN, LOG_PREF
 from sikkerguard.core.firewall.rules import chain_rules
 from sikkerguard.core.net.family import Family
 from tests.unit.core.firewall import test_headers as headers
-from tests.unit.core.firewall.netfilter import LOG_LINES, PORTS, Netfilter, Packet
+from tests.unit.core.firewall.netfilter import LOG_LINES, PORTS, Netfilter, Packet, in_rules
 from tests.unit.core.net.test_intervals import families
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def memberships(family: Family) -> Iterator[frozenset[str]]:
     names = set_names(family)
     counting = (*names.counting_begun().all(), *names.counting_replies().all())
-    lists = [name for name in names.in_rules() if name not in counting]
+    lists = [name for name in in_rules(family) if name not in counting]
     for chosen in product([False, True], repeat=6):
         yield frozenset(name for name, inside in zip(lists, chosen, strict=True) if inside)
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from sikkerguard.core.host.connections import CONNECTIONS, MOST_LEFT_OUT, cut_connections, explain, hold_back
-from sikkerguard.core.host.flows import Direction, Flow
+from sikkerguard.core.host.flows import Flow
 from sikkerguard.core.lists.sources import LeftOut
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist
@@ -15,13 +15,13 @@ from sikkerguard.core.selftest import Outcome, ProbeResult
 from sikkerguard.errors import HeldBackError
 from tests.unit.core.lists.test_admission import listing
 
-OUTGOING, INCOMING = Direction.OUTGOING, Direction.INCOMING
+INCOMING = False
 FAILED = (ProbeResult("DNS by 127.0.0.1", Outcome.FAILED, "did not resolve in 3 tries"),)
 
 
 def flow(
     peer: str,
-    direction: Direction = OUTGOING,
+    outgoing: bool = True,
     port: int = 443,
     *,
     here: bool = True,
@@ -30,7 +30,7 @@ def flow(
 ) -> Flow:
     family = Family.V6 if ":" in peer else Family.V4
     number = int.from_bytes(socket.inet_pton(family.number, peer), "big")
-    return Flow(family, number, 6, port, direction, here, established, unanswered)
+    return Flow(family, number, 6, port, outgoing, here, established, unanswered)
 
 
 def own(count: int, first: int = 1) -> list[Flow]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.lists.admission import admit, allowed_though_listed, describe_removed
-from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, AllowEntry, Allowlist
 from sikkerguard.core.lists.sources import LeftOut
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
@@ -211,7 +211,7 @@ def test_what_is_left_out_is_cut_out_exactly_and_counted() -> None:
 
 
 def test_the_always_allowed_ranges_are_those_of_the_design() -> None:
-    assert {str(network(entry.family, entry.prefix)) for entry in always_allowed()} == {
+    assert {str(network(entry.family, entry.prefix)) for entry in ALWAYS_ALLOWED} == {
         "127.0.0.0/8",
         "::1/128",
         "10.0.0.0/8",
@@ -244,7 +244,7 @@ def test_removals_are_described_with_the_most_frequent_first() -> None:
     ],
 )
 def test_an_own_connection_on_the_list_is_told(listed: str, allowed: str, told: bool) -> None:
-    allowlist = Allowlist((*always_allowed(), *allowing(allowed).entries))
+    allowlist = Allowlist((*ALWAYS_ALLOWED, *allowing(allowed).entries))
     sentences = allowed_though_listed(listing(listed), allowlist)
     assert len(sentences) == told
     assert all(allowed in sentence and "resolver" in sentence for sentence in sentences)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from sikkerguard.core.lists.generations import MAX_GENERATIONS, Change, sources_after, split_generations
 from sikkerguard.core.lists.sources import ListedSource, VerifiedList
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.net.intervals import Sorter, canonical
+from sikkerguard.core.net.intervals import canonical
 from sikkerguard.core.net.networks import Blocklist
-from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.net.packed import Prefix, Runs
 
 # Few different entries, so that pulls share many; ranges that can't join or cover each other or the singles.
 _PULLS = st.lists(
@@ -19,7 +19,7 @@ _PULLS = st.lists(
 
 
 def _blocklist(singles: set[int], ranges: set[int], v6: set[int]) -> Blocklist:
-    v4_sorter, v6_sorter = Sorter(Family.V4), Sorter(Family.V6)
+    v4_sorter, v6_sorter = Runs(Family.V4.size), Runs(Family.V6.size)
     v4_sorter.add([(0x0B000000 + number).to_bytes(4, "big") for number in singles])
     v6_sorter.add([((0x2001 << 112) + number).to_bytes(16, "big") for number in v6])
     prefixes = [Prefix(0x0C000000 + (number << 9), 24) for number in ranges]

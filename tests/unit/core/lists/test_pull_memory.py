@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sikkerguard.core.lists.coverage import Extent
-from sikkerguard.core.lists.pull_memory import PullMemory, believable, from_json
+from sikkerguard.core.lists.pull_memory import PullMemory, believable, from_json, source_statuses
 from sikkerguard.core.lists.size_guard import Limits, SourceHistory, Version
-from sikkerguard.core.lists.sources import ListedSource, VerifiedList
+from sikkerguard.core.lists.sources import ListedSource, SourceStatus, VerifiedList
 from tests.unit.core.lists.test_admission import listing
 
 counts = st.integers(0, 2**61)
@@ -90,3 +90,25 @@ def test_what_is_kept_and_has_a_history_was_believed_once() -> None:
     assert believable(VerifiedList((), 4.0), known, LIMITS) == (VerifiedList((), 4.0), known, ())
     wider = Limits(max_growth=2.0, max_coverage=0.1)
     assert believable(verified, PullMemory(), wider)[0] == verified
+
+
+# 1/256 of IPv4, and 1/8 of 2000::/3 counted in /64s.
+EXTENT = Extent(7, 1 << 24, 1 << 58)
+KNOWN = PullMemory({"SikkerAPI": SourceHistory((Version(1.0, Extent(1, 1, 0)), Version(2.0, EXTENT)))})
+
+
+def test_a_source_in_force_is_shown_as_its_last_version() -> None:
+    assert source_statuses(KNOWN, {"SikkerAPI"}, {}) == (SourceStatus("SikkerAPI", 7, 2.0, 1 / 256, 1 / 8),)
+
+
+def test_what_is_remembered_of_a_source_that_is_not_in_force_is_not_shown() -> None:
+    assert source_statuses(KNOWN, (), {}) == (SourceStatus("SikkerAPI", 0, None, 0.0, 0.0),)
+
+
+def test_one_in_trouble_is_shown_though_nothing_is_known_of_it() -> None:
+    troubles = {"SIKKER_CUSTOM_BLACKLIST": "It can't be read.", "SikkerAPI": "It can't be reached."}
+    assert source_statuses(KNOWN, {"SikkerAPI", "SIKKER_CUSTOM_BLACKLIST"}, troubles) == (
+        SourceStatus("SikkerAPI", 7, 2.0, 1 / 256, 1 / 8, "It can't be reached."),
+        SourceStatus("SIKKER_CUSTOM_BLACKLIST", 0, None, 0.0, 0.0, "It can't be read."),
+    )
+    assert source_statuses(PullMemory(), (), {}) == ()

@@ -22,7 +22,7 @@ import asyncio, json, resource, sys, tempfile
 from pathlib import Path
 from bench.worst import LISTS, joined
 from sikkerguard.core.lists.generations import split_generations
-from sikkerguard.core.lists.allowlist import Allowlist, always_allowed
+from sikkerguard.core.lists.allowlist import Allowlist, ALWAYS_ALLOWED
 from sikkerguard.core.lists.sources import ListedSource, VerifiedList
 from sikkerguard.core.lists.parse import ApiParser, merge_content
 from sikkerguard.core.lists.coverage import extent_of
@@ -67,7 +67,7 @@ def processed():
         content = parser.finish().content
     source = ListedSource("list", content, 1.0)
     extent_of(without_special(content))
-    half = ListedSource("list", admit(content, Allowlist(always_allowed())).blocklist, 0.0)
+    half = ListedSource("list", admit(content, Allowlist(ALWAYS_ALLOWED)).blocklist, 0.0)
     sources = split_generations((half,), source)
     merge_content([each.content for each in sources])
     Store(Path(directory)).save_list(VerifiedList(sources, 1.0))

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sikkerguard.core.net.address import Interval
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.intervals import (
-    Sorter,
     canonical,
     cut,
     merge,
@@ -26,7 +25,7 @@ from sikkerguard.core.net.intervals import (
     touched,
     without_singles,
 )
-from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.net.packed import Prefix, Runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +46,7 @@ steady = settings(deadline=None, max_examples=80)
 
 def gather(family: Family, singles: Iterable[bytes] = (), ranges: Iterable[Prefix] = ()) -> Networks:
     """The canonical form of these, the singles being packed."""
-    sorter = Sorter(family)
+    sorter = Runs(family.size)
     sorter.add(list(singles))
     return canonical(family, sorter, ranges)
 
@@ -193,7 +192,7 @@ def test_a_great_many_singles_are_sorted_and_each_is_there_once(family: Family) 
     # A multiplier that is prime to the size of the space: all different, and in no order at all.
     step = 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << family.bits) | 1
     singles = [(n * step % (1 << family.bits)).to_bytes(family.size, "big") for n in range(40_000)]
-    sorter = Sorter(family)
+    sorter = Runs(family.size)
     for start in range(0, len(singles), 7_000):
         sorter.add(singles[start : start + 7_000])
         sorter.add(singles[start : start + 9_000])

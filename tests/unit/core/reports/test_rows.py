@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.reports.outcomes import ReportStats
 from sikkerguard.core.reports.rows import (
     MAX_BYTES,
     MAX_PROTOCOL,
@@ -26,10 +27,10 @@ from sikkerguard.core.reports.rows import (
     row_of,
     spent_line,
 )
-from sikkerguard.core.reports.stats import ReportStats
-from sikkerguard.core.services.lookup import CATEGORIES, PORT_SCAN_THRESHOLD
+from sikkerguard.core.services.lookup import PORT_SCAN_THRESHOLD
 from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.errors import Unanswered
+from tests.standin.reports import CATEGORIES
 
 V4 = bytes([203, 0, 113, 7])
 V6 = bytes.fromhex("20010db8000000000000000000000007")

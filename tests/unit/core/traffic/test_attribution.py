@@ -13,14 +13,14 @@ from sikkerguard.core.firewall.names import CountingSets, set_names
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.core.traffic.attribution import (
-    Attribution,
+    CarryOver,
     Hit,
     SetListing,
     Source,
     SourceAddresses,
     attribute,
 )
-from sikkerguard.core.traffic.sample import UNATTRIBUTED, FlowKey, PacketCount
+from sikkerguard.core.traffic.sample import UNATTRIBUTED, FlowKey, PacketCount, TrafficSample
 from tests.unit.core.firewall.netfilter import OCTETS, PORTS, Netfilter, Packet
 
 if TYPE_CHECKING:
@@ -73,21 +73,21 @@ def _listed(netfilter: Netfilter, counting: CountingSets) -> tuple[list[Hit], li
 
 def test_a_packet_that_made_an_entry_is_counted_by_it_alone() -> None:
     sources = [count(1, 2), count(2, 1)]
-    found = attribute([begun([hit(1, 23, 47), hit(1, 22, 3), hit(2, 53, 2, 17)], sources)], {})
-    assert found == Attribution(
+    found, carry_over = attribute([begun([hit(1, 23, 47), hit(1, 22, 3), hit(2, 53, 2, 17)], sources)], {})
+    assert found == TrafficSample(
         attributed=52,
         replies=0,
         flows=(((address(1), 6, 23), 47), ((address(1), 6, 22), 3), ((address(2), 17, 53), 2)),
         ports={(6, 23): 47, (6, 22): 3, (17, 53): 2},
         sources=sources_of(sources),
-        carry_over={},
     )
+    assert carry_over == {}
 
 
 def test_packets_that_have_no_entry_are_counted_by_their_source() -> None:
     sources = [count(1, 1001), count(2, 7)]
-    found = attribute([begun([hit(1, 23, 5)], sources)], {})
-    assert found == Attribution(
+    found, carry_over = attribute([begun([hit(1, 23, 5)], sources)], {})
+    assert found == TrafficSample(
         attributed=1012,
         replies=0,
         flows=(
@@ -97,30 +97,29 @@ def test_packets_that_have_no_entry_are_counted_by_their_source() -> None:
         ),
         ports={(6, 23): 5, (UNATTRIBUTED, UNATTRIBUTED): 1007},
         sources=sources_of(sources),
-        carry_over={},
     )
+    assert carry_over == {}
 
 
 def test_entries_whose_sources_are_counted_later_are_carried_over() -> None:
     # As when packets come between the swaps of the two sets.
-    first = attribute([begun([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)])], {})
+    first, carry_over = attribute([begun([hit(1, 23, 5), hit(1, 22, 1), hit(2, 23, 1)], [count(1, 1)])], {})
     assert first.attributed == 7
-    assert first.carry_over == {(address(1), UNATTRIBUTED): 1, (address(2), UNATTRIBUTED): 1}
-    second = attribute([begun([hit(2, 23, 4)], [count(1, 3), count(2, 2)])], first.carry_over)
-    assert (second.attributed, second.carry_over) == (6, {})
+    assert carry_over == {(address(1), UNATTRIBUTED): 1, (address(2), UNATTRIBUTED): 1}
+    second, left = attribute([begun([hit(2, 23, 4)], [count(1, 3), count(2, 2)])], carry_over)
+    assert (second.attributed, left) == (6, {})
     assert second.flows == (((address(2), 6, 23), 4), ((address(1), UNATTRIBUTED, UNATTRIBUTED), 2))
 
 
 def test_of_nothing_nothing_is_attributed() -> None:
-    nothing = Attribution(0, 0, (), {}, sources_of(), {})
-    assert attribute([], {}) == attribute([begun([], [])], {}) == nothing
+    assert attribute([], {}) == attribute([begun([], [])], {}) == (TrafficSample(sources=sources_of()), {})
 
 
 def test_both_families_are_attributed() -> None:
     v6 = bytes(15) + b"\1"
     both = [begun([hit(1, 23, 2)], [count(1, 1)]), begun([(v6, 22, 6, 80, 1)], [(v6, 80, 1)])]
-    found = attribute(both, {})
-    assert (found.attributed, found.carry_over) == (3, {})
+    found, carry_over = attribute(both, {})
+    assert (found.attributed, carry_over) == (3, {})
     assert dict(found.flows) == {(address(1), 6, 23): 2, (v6, 6, 22): 1}
     assert list(found.sources) == [address(1), v6]
     assert len(found.sources) == 2
@@ -130,11 +129,11 @@ def test_both_families_are_attributed() -> None:
 
 def test_of_more_than_are_told_apart_the_largest_are_and_all_are_counted() -> None:
     hits = [hit(source, 23, 1 + source % 3) for source in range(3 * FLOWS)]
-    found = attribute([begun(hits, [count(source, 1) for source in range(3 * FLOWS)])], {})
+    found, carry_over = attribute([begun(hits, [count(source, 1) for source in range(3 * FLOWS)])], {})
     assert len(found.flows) == FLOWS
     assert {packets for _, packets in found.flows} == {3}
     assert found.attributed == sum(packets for *_, packets in hits) == found.ports[6, 23]
-    assert found.carry_over == {}
+    assert carry_over == {}
 
 
 def test_replies_are_attributed_apart_from_what_their_source_began() -> None:
@@ -142,7 +141,7 @@ def test_replies_are_attributed_apart_from_what_their_source_began() -> None:
         begun([hit(1, 23, 5)], [count(1, 8)]),
         replied([hit(1, 443, 40), hit(1, 53, 6, 17)], [count(1, 3), count(2, 9)]),
     ]
-    found = attribute(both, {})
+    found, carry_over = attribute(both, {})
     assert set(found.flows) == {
         ((address(1), 6, 23), 5),
         ((address(1), UNATTRIBUTED, UNATTRIBUTED), 7),
@@ -154,20 +153,20 @@ def test_replies_are_attributed_apart_from_what_their_source_began() -> None:
     }
     assert sum(packets for _, packets in found.flows) == found.attributed == 68
     assert found.ports == {(6, 23): 5, (UNATTRIBUTED, UNATTRIBUTED): 7, (REPLY, 443): 40, (REPLY, UNATTRIBUTED): 16}
-    assert (found.replies, found.carry_over) == (56, {})
+    assert (found.replies, carry_over) == (56, {})
     assert set(found.sources) == {address(1), address(2)}
 
 
 def test_what_is_carried_over_of_replies_is_of_nothing_else() -> None:
-    first = attribute([begun([hit(1, 23, 2)], []), replied([hit(1, 443, 4)], [])], {})
-    assert first.carry_over == {(address(1), UNATTRIBUTED): 1, (address(1), REPLY): 1}
-    second = attribute([begun([], [count(1, 3)]), replied([], [count(1, 1)])], first.carry_over)
-    assert (second.flows, second.carry_over) == ((((address(1), UNATTRIBUTED, UNATTRIBUTED), 2),), {})
+    _, carry_over = attribute([begun([hit(1, 23, 2)], []), replied([hit(1, 443, 4)], [])], {})
+    assert carry_over == {(address(1), UNATTRIBUTED): 1, (address(1), REPLY): 1}
+    second, left = attribute([begun([], [count(1, 3)]), replied([], [count(1, 1)])], carry_over)
+    assert (second.flows, left) == ((((address(1), UNATTRIBUTED, UNATTRIBUTED), 2),), {})
 
 
 def test_replies_take_no_place_from_what_may_be_reported() -> None:
     flood = [hit(source, 443, 1000) for source in range(2 * FLOWS)]
-    found = attribute([begun([hit(1, 23, 1)], [count(1, 1)]), replied(flood, [])], {})
+    found, _ = attribute([begun([hit(1, 23, 1)], [count(1, 1)]), replied(flood, [])], {})
     assert ((address(1), 6, 23), 1) in found.flows
     assert len(found.flows) == FLOWS + 1
 
@@ -241,8 +240,7 @@ class Sender:
         return total
 
 
-def check_all_attributed(every: list[Attribution], sender: Sender) -> None:
-    assert every[-1].carry_over == {}
+def check_all_attributed(every: list[TrafficSample], sender: Sender) -> None:
     assert sum(found.attributed for found in every) == sender.counted
     summed: Counter[FlowKey] = Counter()
     for found in every:
@@ -274,7 +272,8 @@ def test_every_packet_that_the_sets_counted_is_attributed_once(
     rooms = {NAMES.hits: hits_room, NAMES.sources: sources_room}
     rooms |= {NAMES.replies: hits_room, NAMES.repliers: sources_room}
     sender = Sender(Netfilter(Family.V4, frozenset({NAMES.singles}), rooms))
-    every, carry_over = list[Attribution](), dict[tuple[bytes, int], int]()
+    every = list[TrafficSample]()
+    carry_over: CarryOver = {}
     for before, first, between, second in [*drawn, ([], None, [], None), ([], None, [], None)]:
         sender.send(before)
         # As the counter reader does it.
@@ -282,8 +281,9 @@ def test_every_packet_that_the_sets_counted_is_attributed_once(
             sender.swap(counting.by_source, counting.old_by_source, first)
             sender.send(between)
             sender.swap(counting.by_port, counting.old_by_port, second)
-        every.append(attribute(listed(sender.netfilter), carry_over))
-        carry_over = dict(every[-1].carry_over)
+        found, carry_over = attribute(listed(sender.netfilter), carry_over)
+        every.append(found)
+    assert carry_over == {}
     check_all_attributed(every, sender)
     if sources_room == 1000:
         assert sender.counted == sender.netfilter.dropped == sum(sender.sent.values())
@@ -292,5 +292,5 @@ def test_every_packet_that_the_sets_counted_is_attributed_once(
 def test_listings_are_only_gone_through() -> None:
     # A listing need not be a list: a hundred thousand entries are not made into objects.
     hits, sources = {hit(1, 23, 5): None}.keys(), {count(1, 1): None}.keys()
-    found = attribute([SetListing(hits, sources)], {})
-    assert (found.attributed, found.carry_over) == (5, {})
+    found, carry_over = attribute([SetListing(hits, sources)], {})
+    assert (found.attributed, carry_over) == (5, {})

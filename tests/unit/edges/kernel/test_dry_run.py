@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.firewall.inspection import Inspection
+from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family

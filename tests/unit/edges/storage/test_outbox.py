@@ -18,11 +18,10 @@ from sikkerguard.core.lists.lookup import Listing
 from sikkerguard.core.lists.sources import LOCAL_FILE
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.packed import Prefix
-from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Released, Settled
+from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Recovered, Released, ReportStats, Settled
 from sikkerguard.core.reports.rows import MAX_ROWS, Row, row_of
 from sikkerguard.core.reports.screen import Screen
-from sikkerguard.core.reports.stats import Recovered, ReportStats
-from sikkerguard.core.traffic.pending import PendingTraffic
+from sikkerguard.core.traffic.records import PendingTraffic
 from sikkerguard.edges.storage.database import Database
 from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore

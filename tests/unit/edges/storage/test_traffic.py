@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.reports.rows import row_of
 from sikkerguard.core.services.protocols import REPLY
-from sikkerguard.core.traffic.pending import PendingTraffic
-from sikkerguard.core.traffic.records import SavedTraffic
+from sikkerguard.core.traffic.records import PendingTraffic, SavedTraffic
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, PacketCount
 from sikkerguard.core.traffic.totals import Totals
 from sikkerguard.edges.storage.database import FILE, Database

@@ -23,7 +23,7 @@ from sikkerguard.core.traffic.attribution import SourceAddresses
 from sikkerguard.core.traffic.counter_resets import CounterResets
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, PacketCount, TrafficSample
 from sikkerguard.edges.kernel.ipset_legacy.counters import CounterReader
-from sikkerguard.edges.kernel.ipset_legacy.sets import SetHeader
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import SetHeader
 from sikkerguard.errors import BusyError, KernelError
 from tests.unit.core.firewall.netfilter import OCTETS, PORTS, Netfilter, Packet
 
@@ -133,8 +133,9 @@ class Host:
         self._called("flush")
         self._set(set_name).clear()
 
-    def hits(self, set_name: str, family: Family) -> list[Hit]:
+    def hits(self, set_name: str) -> list[Hit]:
         self._called("hits")
+        family = Family.V6 if set_name.endswith("v6") else Family.V4
         assert self.listed or set_name in (set_names(family).old_hits, set_names(family).old_replies)
         return [
             (address(family, each[0]), each[1], 6, packets * OCTETS, packets)
@@ -142,8 +143,9 @@ class Host:
             if isinstance(each, tuple)
         ]
 
-    def counts(self, set_name: str, family: Family) -> list[Source]:
+    def counts(self, set_name: str) -> list[Source]:
         self._called("counts")
+        family = Family.V6 if set_name.endswith("v6") else Family.V4
         assert self.listed or set_name in (set_names(family).old_sources, set_names(family).old_repliers)
         return [
             (address(family, each), packets * OCTETS, packets)

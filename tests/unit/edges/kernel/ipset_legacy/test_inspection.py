@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sikkerguard.core.firewall.inspection import Inspection
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.firewall.rules import chain_rules
-from sikkerguard.core.firewall.state import ObservedFamily
+from sikkerguard.core.firewall.state import Inspection, ObservedFamily
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.packed import Prefix
 from sikkerguard.edges.kernel.ipset_legacy.inspection import Inspector

@@ -9,7 +9,7 @@ import pytest
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.net.family import Family
 from sikkerguard.edges.kernel.ipset_legacy.removal import Removal
-from sikkerguard.edges.kernel.ipset_legacy.sets import SetHeader
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import SetHeader
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:

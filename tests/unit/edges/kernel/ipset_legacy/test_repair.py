@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,14 +14,13 @@ from sikkerguard.core.lists.allowlist import Allowlist
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.traffic.sample import PacketCount
-from sikkerguard.edges.kernel.ipset_legacy.counted_chains import CountedChains
 from sikkerguard.edges.kernel.ipset_legacy.repair import Repair
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import SetHeader
 from sikkerguard.errors import BusyError, KernelError
 
 if TYPE_CHECKING:
     from sikkerguard.core.firewall.rules import Rule
-    from sikkerguard.edges.kernel.ipset_legacy.chains import Chains
-    from sikkerguard.edges.kernel.ipset_legacy.counters import CounterReader
+    from sikkerguard.core.net.networks import Networks
 
 
 def sound(family: Family) -> ObservedFamily:
@@ -36,6 +35,7 @@ class Parts:
     other_entries: set[Family] = field(default_factory=set)
     failures: dict[str, KernelError] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    headers: dict[str, SetHeader] = field(default_factory=dict)
     invalid: int = 0
     committed: Blocklist = field(default_factory=Blocklist)
 
@@ -64,8 +64,8 @@ class Parts:
     def change_sample(self) -> None:
         self._called("sample")
 
-    def header(self, name: str) -> None:
-        return None
+    def header(self, name: str) -> SetHeader | None:
+        return self.headers.get(name)
 
     def create(self, name: str, kind: object, family: Family, entries: int) -> None:
         self._called(f"create {name}")
@@ -76,13 +76,28 @@ class Parts:
     def fill(self, name: str, kind: object, family: Family, wanted: object) -> None:
         self._called(f"fill {name}")
 
-    def replace(self, family: Family, name: str, committed: Blocklist) -> None:
+    def replace(self, name: str, kind: object, networks: Networks, entries: int) -> None:
         self._called(f"replace {name}")
 
-    # Chains.
-    def write(self, family: Family, rules: tuple[Rule, ...]) -> None:
-        assert rules == chain_rules(family)
+    def destroy(self, name: str) -> None:
+        self._called(f"destroy {name}")
+
+    # Chains and their counters.
+    def read(self, family: Family) -> tuple[tuple[Rule, ...] | None, tuple[int, ...]]:
+        return self.observed[family].rules, self.observed[family].jumps
+
+    def write(self, family: Family, rules: tuple[Rule, ...], dropped: PacketCount) -> None:
+        assert (rules, dropped) == (chain_rules(family), (7, 420))
         self._called(f"write {family.label}")
+
+    def remove(self, family: Family) -> None:
+        self._called(f"remove {family.label}")
+
+    def collect(self) -> None:
+        self._called("collect")
+
+    def reading(self, family: Family) -> PacketCount:
+        return PacketCount(7, 420)
 
     def place_jump(self, family: Family) -> None:
         self._called(f"jump {family.label}")
@@ -110,7 +125,7 @@ def test_all_is_made_in_a_safe_order() -> None:
     parts.observed[Family.V4] = ObservedFamily(misfits=("sikkerguard-v4",))
     assert parts.run() == ["DropMisfits", "CreateSets", "WriteChains", "PlaceJump"]
     created = [f"create {name}" for name in set_names(Family.V4).all()]
-    assert parts.calls == ["tidy", "replace sikkerguard-v4", *created, "write v4", "jump v4", "sample"]
+    assert parts.calls == ["tidy", "replace sikkerguard-v4", *created, "collect", "write v4", "jump v4", "sample"]
 
 
 def test_what_is_left_of_a_trial_is_emptied_the_switch_first() -> None:
@@ -164,36 +179,30 @@ def test_a_trial_is_invalid_once_the_rules_were_changed(observed: ObservedFamily
     assert (parts.invalid, parts.calls) == (invalid, [])
 
 
-@dataclass
-class Counted:
-    """Chains and the reader of their counters."""
-
-    failure: KernelError | None
-    calls: list[str] = field(default_factory=list)
-
-    def collect(self) -> None:
-        self.calls.append("collect")
-        if self.failure is not None:
-            raise self.failure
-
-    def reading(self, family: Family) -> PacketCount:
-        return PacketCount(7, 420)
-
-    def write(self, family: Family, rules: tuple[Rule, ...], dropped: PacketCount) -> None:
-        assert dropped == (7, 420)
-        self.calls.append("write")
-
-    def remove(self, family: Family) -> None:
-        self.calls.append("remove")
-
-
 @pytest.mark.parametrize("failure", [None, KernelError("no such set")])
 def test_counters_are_read_before_a_rule_goes_and_blocking_does_not_wait_for_it(
     failure: KernelError | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted = Counted(failure)
-    chains = CountedChains(cast("Chains", counted), cast("CounterReader", counted))
-    chains.write(Family.V4, chain_rules(Family.V4))
-    chains.remove(Family.V4)
-    assert counted.calls == ["collect", "write", "collect", "remove"]
-    assert len(caplog.records) == 2 * (failure is not None)
+    name = set_names(Family.V4).singles
+    parts = Parts(observed={each: replace(sound(each), rules=()) for each in Family})
+    parts.observed[Family.V4] = replace(sound(Family.V4), misfits=(name,))
+    # Of another kind, so that it can't be swapped; and all rules that refer to it are ours.
+    parts.failures[f"replace {name}"] = KernelError("of different types")
+    parts.headers = {name: SetHeader("hash:net", Family.V4.number, 0, 1024, 2, counters=True, timeout=False)}
+    if failure is not None:
+        parts.failures["collect"] = failure
+    assert parts.run() == ["DropMisfits", "WriteChains", "PlaceJump", "WriteChains"]
+    collected = ["collect"] * (failure is None)
+    destroyed = [*collected, "remove v4", f"destroy {name}"]
+    assert parts.calls[1:-1] == [*destroyed, *collected, "write v4", "jump v4", *collected, "write v6"]
+    assert len(caplog.records) == 3 * (failure is not None)
+
+
+def test_a_set_of_another_kind_that_another_program_refers_to_is_kept_with_our_rules() -> None:
+    name = set_names(Family.V4).singles
+    parts = Parts()
+    parts.observed[Family.V4] = replace(sound(Family.V4), misfits=(name,))
+    parts.failures[f"replace {name}"] = BusyError("another program is listing it")
+    with pytest.raises(BusyError, match=r"^another program is listing it$"):
+        parts.run()
+    assert parts.calls == ["tidy", "sample"]

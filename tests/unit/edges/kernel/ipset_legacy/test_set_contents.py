@@ -20,7 +20,8 @@ from sikkerguard.edges.kernel.ipset_legacy.set_contents import (
     committed_contents,
 )
 from sikkerguard.edges.kernel.ipset_legacy.set_kinds import ALLOW, RANGES, SINGLES
-from sikkerguard.edges.kernel.ipset_legacy.sets import SetHeader, SetKind
+from sikkerguard.edges.kernel.ipset_legacy.set_netlink import SetHeader
+from sikkerguard.edges.kernel.ipset_legacy.sets import SetKind
 from sikkerguard.errors import BusyError, FullError, KernelError
 from tests.unit.core.net.test_intervals import gather
 

@@ -33,6 +33,7 @@ class Netlink:
         raise AssertionError("a set was changed")
 
     add = delete = flush = change
+    header = contains = packets = prefixes = hits = counts = change
 
     def swap(self, one: str, other: str) -> None:
         self.tries += 1

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.traffic.pending import PendingTraffic
+from sikkerguard.core.traffic.records import PendingTraffic
 
 
 def key(number: int) -> tuple[bytes, int, int]:
