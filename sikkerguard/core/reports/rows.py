@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.net.address import parse_prefix, to_text
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
-from sikkerguard.core.services.lookup import category_of_source, service_of
-from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP
+from sikkerguard.core.ports.lookup import category_of_source, service_of
+from sikkerguard.core.ports.protocols import PROTOCOLS, REPLY, TCP
 from sikkerguard.errors import Unanswered
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sikkerguard.core.host import conntrack, routes, sockets
 from sikkerguard.core.host.flows import Direction, Flow
 from sikkerguard.core.lists.allowlist import always_allowed
 from sikkerguard.core.net.family import Family, family_of
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 from sikkerguard.edges.host.addresses import addresses
 from sikkerguard.edges.host.netlink import NetlinkReader
 from sikkerguard.errors import KernelError

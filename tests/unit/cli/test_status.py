@@ -11,7 +11,7 @@ from sikkerguard.cli.command import Outcome
 from sikkerguard.cli.service_client import ServiceClient
 from sikkerguard.cli.status import print_status
 from sikkerguard.core.health import status
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 from tests.unit.core.test_health import BLOCKING, NOW
 
