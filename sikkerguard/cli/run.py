@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.edges.http import control_socket
 from sikkerguard.edges.http.control import Control
-from sikkerguard.edges.http.web import Web
+from sikkerguard.edges.http.page import Page
 from sikkerguard.edges.kernel import modules
 from sikkerguard.edges.log_output import handlers
 from sikkerguard.edges.storage.lock import NamespaceLock
@@ -108,9 +108,9 @@ def _listeners(config: Config, service: Service) -> Listeners:
     can do without, since it may stand beside a service that has it."""
     found = control_socket.runtime_directory(os.environ)
     control = Control((*((found,) if found else ()), config.state_dir), service)
-    web = Web(config.health_host, config.health_port, service)
+    page = Page(config.health_host, config.health_port, service)
     optional = (control.name,) if config.dry_run else ()
-    return Listeners((web, control), service.parts.changes, optional)
+    return Listeners((page, control), service.parts.changes, optional)
 
 
 @contextmanager
