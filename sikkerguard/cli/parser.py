@@ -63,7 +63,9 @@ def make_parser() -> _Parser:
         description="Keeps known attackers out, and never locks you out.",
         epilog="Settings are read from SIKKER_* variables and from /etc/sikkerguard/sikkerguard.env.",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from this file")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from this file; stands before the command"
+    )
     parser.add_argument(
         "-V", "--version", action="version", version=f"sikkerguard {VERSION}", help="print the version and exit"
     )

@@ -59,7 +59,7 @@ def test_a_mistyped_command_does_not_act_on_the_terminal(words: list[str], capsy
 
 def test_what_else_is_wrong_is_said_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
     assert parser.run_command(["check"]) is Outcome.WRONG_USE
-    assert "the following arguments are required: address" in capsys.readouterr().err
+    assert "the following arguments are required: ADDRESS" in capsys.readouterr().err
 
 
 def test_each_command_has_a_name_of_its_own_and_a_line_of_help() -> None:
