@@ -284,7 +284,7 @@ def inside(kind: str) -> None:
     import iptc  # noqa: F401
     import pyroute2  # noqa: F401
 
-    import sikkerguard.cli.run  # noqa: F401
+    import sikkerguard.cli.wiring  # noqa: F401
 
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     gc.collect()

@@ -43,7 +43,7 @@ def main() -> int:
         Outcome.BLOCKED: BLOCKED,
     }
     try:
-        return codes[parser.run(sys.argv[1:])]
+        return codes[parser.run_command(sys.argv[1:])]
     except ConfigError as error:
         for complaint in error.complaints:
             complain(complaint)

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from sikkerguard.cli import run
+from sikkerguard.cli import wiring
 from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core.host.surroundings import Gateway, Surroundings
@@ -100,7 +100,7 @@ class Unprotected(SystemAdapters):
 def main() -> int:
     """Run until a signal says stop."""
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader, Unprotected)
+    wiring.run(reader.load(), reader, Unprotected)
     return 0
 
 

@@ -1,1 +1,2 @@
-"""The command line: one file a command, and the wiring of the service."""
+"""The command line: the commands, a file each (`run` has `restore` as well, `parser` has `version` and `help`), and the
+wiring of the service."""

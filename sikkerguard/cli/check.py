@@ -14,6 +14,7 @@ from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from sikkerguard.core.firewall.state import Inspection
     from sikkerguard.core.lists.allowlist import Allowlist
@@ -34,13 +35,14 @@ class ListedBy:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """All that is known of an address. `allowed_by` is the allowlist's entry that protects it; `packets` counts those
-    that the entry which blocks it has dropped, since the list was loaded; `left_out` names the self-test that failed
-    while it was blocked, where it is left out of the list for that."""
+    """All that is known of an address. `listings` is None where no list is kept on disk; `allowed_by` is the entry of
+    the allowlist that protects it; `packets` counts those that the entry which blocks it has dropped, since the list
+    was loaded; `left_out` names the self-test that failed while it was blocked, where it is left out of the list for
+    that."""
 
     address: str
     blocked: bool
-    listings: tuple[ListedBy, ...]
+    listings: tuple[ListedBy, ...] | None
     allowed_by: str | None
     packets: int
     left_out: str | None = None
@@ -50,14 +52,16 @@ class Finding:
         # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
         return json.dumps(asdict(self), indent=2).replace("\x7f", "\\u007f")
 
-    def as_text(self) -> str:
-        """Format it as sentences, one a line."""
+    def as_text(self, state_dir: Path) -> str:
+        """Format it as sentences, one a line; `state_dir` is where a list would be kept."""
         verdict = "is blocked" if self.blocked else "is not blocked"
         lines = [f"{self.address} {verdict}."]
-        for listing in self.listings:
+        for listing in self.listings or ():
             since = datetime.datetime.fromtimestamp(listing.since, datetime.UTC)
             lines.append(f"Listed by {listing.source} as {listing.entry}, since {since:%Y-%m-%d %H:%M} UTC.")
-        if not self.listings:
+        if self.listings is None:
+            lines.append(f"No list is kept in {state_dir}, so it is not known whether it is listed.")
+        elif not self.listings:
             lines.append("It is on no list.")
         if self.allowed_by:
             lines.append(f"The allowlist protects it: {self.allowed_by}.")
@@ -97,7 +101,7 @@ def combine(
     return Finding(
         address=to_text(family, prefix),
         blocked=seen.blocked,
-        listings=_listings(verified, family, prefix.first),
+        listings=None if verified is None else _listings(verified, family, prefix.first),
         allowed_by=str(protector) if protector else None,
         packets=seen.packets if seen.blocked else 0,
         left_out=next((each.test for each in left_out if (each.family, each.address) == (family, prefix.first)), None),
@@ -112,9 +116,7 @@ def _load_list(store: Store) -> VerifiedList | None:
         raise SikkerGuardError(f"{error}{advice}") from error
 
 
-def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[ListedBy, ...]:
-    if verified is None:
-        return ()
+def _listings(verified: VerifiedList, family: Family, address: int) -> tuple[ListedBy, ...]:
     found = []
     for source in verified.sources:
         entry = source.content.of(family).find(address)
@@ -128,7 +130,8 @@ def _run(options: argparse.Namespace) -> Outcome:
     from sikkerguard.edges.kernel.select import open_backend
     from sikkerguard.edges.storage.store import Store
 
-    store = Store(settings_reader(options).state_dir())
+    state_dir = settings_reader(options).state_dir()
+    store = Store(state_dir)
     verified, allowlist = _load_list(store), store.load_allowlist()
     backend = open_backend(dry_run=False)
     try:
@@ -138,12 +141,12 @@ def _run(options: argparse.Namespace) -> Outcome:
     if options.json:
         print(found.as_json())
     else:
-        print_lines(found.as_text().splitlines())
+        print_lines(found.as_text(state_dir).splitlines())
     return Outcome.BLOCKED if found.blocked else Outcome.FINE
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address")
+    parser.add_argument("address", metavar="ADDRESS", help="an IPv4 or IPv6 address")
     add_json_option(parser)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from sikkerguard.cli.command import Command, Outcome, settings_reader, warn
@@ -11,8 +13,12 @@ from sikkerguard.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from sikkerguard.config.settings import SettingsReader
+
+# What systemd gives to what it starts (systemd.exec(5)): one of these is enough.
+_OF_SYSTEMD = {"INVOCATION_ID", "NOTIFY_SOCKET"}
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -61,14 +67,14 @@ def check_all(reader: SettingsReader) -> Outcome:
     return Outcome.FINE
 
 
-def check_key(reader: SettingsReader) -> Outcome:
-    """Say whether the service may start, as systemd asks before each start (ExecCondition=).
+def check_key(reader: SettingsReader, environment: Mapping[str, str] = os.environ) -> Outcome:
+    """Say whether the service may start, as systemd asks before each start (ExecCondition=): `environment` shows
+    whether it is systemd that asks.
 
     Without a key it waits, and `systemctl status` shows why. A service that has run before starts without one: it
     blocks by the cached list, and says what it lacks.
     """
     from sikkerguard.edges.storage import last_good
-    from sikkerguard.edges.systemd.notifier import Notifier
 
     missing = reader.missing_key()
     if not missing:
@@ -76,17 +82,24 @@ def check_key(reader: SettingsReader) -> Outcome:
     settings = reader.load_or_last_good(last_good.load, need_key=False, defaults=True)
     if last_good.load(settings.state_dir) is not None:
         return Outcome.FINE
+    if not environment.keys() & _OF_SYSTEMD:
+        warn(f"There is no key: {missing}")
+        return Outcome.FAILED
+    from sikkerguard.edges.systemd.notifier import Notifier
+
     sentence = f"Waiting for a key, and starting by itself once there is one: {missing}"
     print(sentence, file=sys.stderr)
-    Notifier().status(sentence)
+    with closing(Notifier(environment)) as manager:
+        manager.status(sentence)
     return Outcome.FAILED
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--has-key", action="store_true", help="only say whether there is a key, and if not, what to do"
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--has-key", action="store_true", help="only say whether the service can start, and if not, what to do"
     )
-    parser.add_argument("--check", action="store_true", help="only say what is wrong (exit code 2 if anything is)")
+    only.add_argument("--check", action="store_true", help="only say what is wrong (exit code 2 if anything is)")
 
 
 COMMAND = Command(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sikkerguard.cli import check, cleanup, config, demo, health, protect, pull, status
+from sikkerguard.cli import check, cleanup, config, demo, health, pull, run, status
 from sikkerguard.cli.command import Command, Outcome
 from sikkerguard.version import VERSION
 
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
         return f"there is no command '{word}'; {meant}"
 
 
-def run(arguments: Sequence[str]) -> Outcome:
+def run_command(arguments: Sequence[str]) -> Outcome:
     """Run the command that these words name.
 
     Raises:
@@ -63,7 +63,9 @@ def make_parser() -> _Parser:
         description="Keeps known attackers out, and never locks you out.",
         epilog="Settings are read from SIKKER_* variables and from /etc/sikkerguard/sikkerguard.env.",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from this file")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from this file; stands before the command"
+    )
     parser.add_argument(
         "-V", "--version", action="version", version=f"sikkerguard {VERSION}", help="print the version and exit"
     )
@@ -100,13 +102,13 @@ def _print_help(options: argparse.Namespace) -> Outcome:
 
 # In the order in which --help shows them.
 COMMANDS = (
-    protect.RUN,
+    run.RUN,
     status.COMMAND,
     check.COMMAND,
     pull.COMMAND,
     health.COMMAND,
     config.COMMAND,
-    protect.RESTORE,
+    run.RESTORE,
     cleanup.COMMAND,
     demo.COMMAND,
     Command("version", "print the version", _print_version),

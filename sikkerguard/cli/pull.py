@@ -46,7 +46,8 @@ def pull(service: ServiceClient, *, accept: bool, step_seconds: float = _STEP_SE
         if found["pullAnswered"] >= number:
             if found["lastPullError"]:
                 raise SikkerGuardError(f"the pull failed: {printable(found['lastPullError'], MAX_LINE_LENGTH)}")
-            print(f"Blocking {int(found['blockedIps'])} IPs")
+            doing = "Dry run: would be blocking" if found["dryRun"] else "Blocking"
+            print(f"{doing} {int(found['blockedIps'])} IPs")
             return Outcome.FAILED if complaint else Outcome.FINE
         if (current := _describe_step(found)) != step:
             step, since = current, now

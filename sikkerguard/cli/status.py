@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sikkerguard.cli.command import Command, Outcome, add_json_option, print_lines
+from sikkerguard.core.lists.coverage import percent_text
 
 if TYPE_CHECKING:
     import argparse
@@ -88,7 +89,7 @@ def _format_lists(found: dict[str, Any]) -> list[str]:
 
 
 def _format_coverage(shares: dict[str, float]) -> str:
-    return f"{shares['v4']:g}% of IPv4, {shares['v6']:g}% of IPv6"
+    return f"{percent_text(shares['v4'])} of IPv4, {percent_text(shares['v6'])} of IPv6"
 
 
 def _format_value(value: object) -> str:

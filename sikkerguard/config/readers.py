@@ -167,13 +167,13 @@ def _read_ports(text: str) -> tuple[int, ...]:
 
 
 def _read_port_map(text: str) -> Mapping[int, str]:
-    from sikkerguard.core.services.lookup import parse_port_map  # a table of 390 ports, needed where one is mapped
+    from sikkerguard.core.ports.lookup import parse_port_map  # a table of 390 ports, needed where one is mapped
 
     return parse_port_map(text)
 
 
 def _write_port_map(services: Mapping[int, str]) -> str:
-    from sikkerguard.core.services.lookup import write_port_map
+    from sikkerguard.core.ports.lookup import write_port_map
 
     return write_port_map(services)
 

@@ -75,7 +75,7 @@ class Config:
         """Sentences on settings that are allowed, but perhaps not meant."""
         if not self.port_map:
             return ()
-        from sikkerguard.core.services.lookup import doubtful_labels  # a table of 390 ports, needed where one is mapped
+        from sikkerguard.core.ports.lookup import doubtful_labels  # a table of 390 ports, needed where one is mapped
 
         return tuple(
             f"SIKKER_PORT_MAP: {label!r} is a name of your own; if you mean {known!r}, write that, or "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sikkerguard.core.durations import duration_text, span_text
 from sikkerguard.core.lists.sources import SIKKERAPI
-from sikkerguard.core.services.lookup import service_of
-from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
+from sikkerguard.core.ports.lookup import service_of
+from sikkerguard.core.ports.protocols import PROTOCOLS, REPLY, TCP, WITH_PORTS
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 from sikkerguard.version import VERSION
 

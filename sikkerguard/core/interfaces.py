@@ -125,7 +125,7 @@ class ApiConnector(Protocol):
 
 
 class Feed(Protocol):
-    """A source of addresses. A new feed is one class with these members and one line where it is registered."""
+    """A source of addresses. What else a new one needs says docs/architecture.md, "To add"."""
 
     @property
     def name(self) -> str:

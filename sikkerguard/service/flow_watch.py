@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.host.connections import CONNECTIONS, cut_connections, hold_back
 from sikkerguard.core.host.flows import Flow, NewlyCovered, opened_since
 from sikkerguard.core.net.networks import Blocklist
-from sikkerguard.core.services.protocols import TCP
+from sikkerguard.core.ports.protocols import TCP
 from sikkerguard.errors import KernelError, as_sentence
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.cli import run
+from sikkerguard.cli import wiring
 from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 
@@ -61,7 +61,7 @@ class AtAStop(SystemAdapters):
 def main(when: str) -> int:
     """Run until a signal says stop."""
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader, {"start": AtAStart, "stop": AtAStop}[when])
+    wiring.run(reader.load(), reader, {"start": AtAStart, "stop": AtAStop}[when])
     return 0
 
 

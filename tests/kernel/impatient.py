@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sikkerguard.cli import run
+from sikkerguard.cli import wiring
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core import schedule
 from sikkerguard.errors import SikkerGuardError
@@ -16,7 +16,7 @@ def main() -> int:
     # Attempts that failed here, by the self-test or in the kernel.
     schedule.PAUSES = {**schedule.PAUSES, SikkerGuardError: schedule.Pauses(1.0, 1.0)}
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader)
+    wiring.run(reader.load(), reader)
     return 0
 
 

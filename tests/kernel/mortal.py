@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from sikkerguard.cli import run
+from sikkerguard.cli import wiring
 from sikkerguard.cli.adapters import SystemAdapters
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
@@ -72,7 +72,7 @@ class MortalAdapters(SystemAdapters):
 def main() -> int:
     """Run until the death that was asked for."""
     reader = SettingsReader(os.environ)
-    return run.run(reader.load(), reader, MortalAdapters)
+    return wiring.run(reader.load(), reader, MortalAdapters)
 
 
 if __name__ == "__main__":

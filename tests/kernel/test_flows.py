@@ -20,7 +20,7 @@ from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Prefix, Ranges
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 from sikkerguard.edges.host import flows as edge
 from sikkerguard.edges.host.connections import OutgoingWatch
 from sikkerguard.edges.host.flows import read_flows

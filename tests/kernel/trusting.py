@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sikkerguard.cli import run
+from sikkerguard.cli import wiring
 from sikkerguard.config.settings import SettingsReader
 from sikkerguard.core.host import ssh_sessions
 from sikkerguard.edges.host import ssh_sessions as edge
@@ -16,7 +16,7 @@ def main() -> int:
     ssh_sessions.STANDING_SECONDS = 3.0
     vars(edge)["STANDING_SECONDS"] = 3.0  # what it says
     reader = SettingsReader(os.environ)
-    run.run(reader.load(), reader)
+    wiring.run(reader.load(), reader)
     return 0
 
 

@@ -231,10 +231,10 @@ TYPES_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
         ("core.state", "from ..edges.storage.store import Store"),
         ("core.state", f"{TYPES_ONLY}from sikkerguard.edges.storage.store import Store"),
         ("core.state", "from sikkerguard.service.lifecycle import Service"),
-        ("edges.storage.store", "from sikkerguard.edges.http import web"),
-        ("edges.storage.store", "from sikkerguard.edges.http.web import Web"),
+        ("edges.storage.store", "from sikkerguard.edges.http import page"),
+        ("edges.storage.store", "from sikkerguard.edges.http.page import Page"),
         ("edges.storage.store", "from .. import http"),
-        ("edges.storage.store", "from ..http.web import Web"),
+        ("edges.storage.store", "from ..http.page import Page"),
         ("edges.storage.store", f"{TYPES_ONLY}from sikkerguard.config.settings import Config"),
         ("edges.storage.store", "def late():\n    import httpx"),
         ("edges.storage.store", f"{TYPES_ONLY}import httpx"),
@@ -271,7 +271,7 @@ TYPES_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
         ("errors", "from sikkerguard.version import VERSION"),
         ("cli.parser", "import httpx"),
         ("cli.parser", "import iptc"),
-        ("cli.run", "from pyroute2 import IPRoute"),
+        ("cli.wiring", "from pyroute2 import IPRoute"),
     ],
 )
 def test_what_is_forbidden_is_seen(importer: str, source: str) -> None:
@@ -299,7 +299,7 @@ def test_what_is_forbidden_is_seen(importer: str, source: str) -> None:
             "import asyncio\nfrom sikkerguard.core import health\nfrom sikkerguard.config.settings import Config",
         ),
         ("config.settings", "from urllib.parse import urlsplit\nfrom sikkerguard.core.net.address import parse_prefix"),
-        ("cli.parser", "from sikkerguard.edges.kernel import dry_run\nfrom sikkerguard.cli import run"),
+        ("cli.parser", "from sikkerguard.edges.kernel import dry_run\nfrom sikkerguard.cli import wiring"),
     ],
 )
 def test_what_is_allowed_is_let_through(importer: str, source: str) -> None:
@@ -346,7 +346,7 @@ COMMAND = "from sikkerguard.__main__ import main; sys.exit(main())"
         "import sikkerguard.config.settings",
         "import sikkerguard.service.lifecycle",
         # A start from the cache blocks before it has read what only a pull needs.
-        "import sikkerguard.cli.run",
+        "import sikkerguard.cli.wiring",
     ],
 )
 def test_to_be_imported_reads_no_library(program: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.host.flows import newly_dropped
 from sikkerguard.core.lists.sources import LeftOut
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 from sikkerguard.errors import HeldBackError
 
 if TYPE_CHECKING:

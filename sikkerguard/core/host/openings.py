@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sikkerguard.core.host.flows import flow_with
 from sikkerguard.core.host.socket_filter import ECHO_REQUEST
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import ICMP, TCP, TUNNELS, UDP
+from sikkerguard.core.ports.protocols import ICMP, TCP, TUNNELS, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Container

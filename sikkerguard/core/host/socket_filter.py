@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import ICMP, TCP, TUNNELS, UDP
+from sikkerguard.core.ports.protocols import ICMP, TCP, TUNNELS, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sikkerguard.core.host.flows import flow_with
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import TCP
+from sikkerguard.core.ports.protocols import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Container

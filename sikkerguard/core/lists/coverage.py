@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _UNIT_LENGTH = {Family.V4: 32, Family.V6: 64}
 # What there is to cover, in these units: all IPv4 addresses, and the /64s of 2000::/3, the global unicast addresses.
 UNITS = {Family.V4: 1 << 32, Family.V6: 1 << 61}
+# Less is not told apart: it would be written with an exponent soon.
+_LEAST_PERCENT = 0.001
 _NAMES = {Family.V4: "IPv4", Family.V6: "IPv6"}
 
 
@@ -41,7 +43,12 @@ def extent_of(content: Blocklist) -> Extent:
 
 def covered_text(extent: Extent, family: Family) -> str:
     """`86.2% of IPv4`."""
-    return f"{100 * extent.share(family):.3g}% of {_NAMES[family]}"
+    return f"{percent_text(100 * extent.share(family))} of {_NAMES[family]}"
+
+
+def percent_text(percent: float) -> str:
+    """Three digits of it: `86.2%`, `0.00233%`, and `less than 0.001%` for less than that; `0%` for nothing."""
+    return f"{percent:.3g}%" if not percent or percent >= _LEAST_PERCENT else f"less than {_LEAST_PERCENT:g}%"
 
 
 def _covered(networks: Networks) -> int:

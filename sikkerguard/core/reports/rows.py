@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.address import packed_to_text, parse_prefix
 from sikkerguard.core.net.family import Family, family_of
-from sikkerguard.core.services.lookup import category_of_source, service_of
-from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, TCP
+from sikkerguard.core.ports.lookup import category_of_source, service_of
+from sikkerguard.core.ports.protocols import PROTOCOLS, REPLY, TCP
 from sikkerguard.errors import Unanswered
 
 if TYPE_CHECKING:

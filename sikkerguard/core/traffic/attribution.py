@@ -18,7 +18,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.services.protocols import REPLY, TCP
+from sikkerguard.core.ports.protocols import REPLY, TCP
 from sikkerguard.core.traffic.sample import UNATTRIBUTED, PacketCount, TrafficSample
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from sikkerguard.core.services.protocols import REPLY, WITH_PORTS
+from sikkerguard.core.ports.protocols import REPLY, WITH_PORTS
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 
 if TYPE_CHECKING:

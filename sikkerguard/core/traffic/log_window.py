@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.address import packed_to_text
 from sikkerguard.core.net.family import Family, family_of
-from sikkerguard.core.services.lookup import service_of
-from sikkerguard.core.services.protocols import PROTOCOLS, REPLY, WITH_PORTS, WITH_TYPES
+from sikkerguard.core.ports.lookup import service_of
+from sikkerguard.core.ports.protocols import PROTOCOLS, REPLY, WITH_PORTS, WITH_TYPES
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def in_fields(line: Line, port_map: Mapping[int, str]) -> dict[str, str]:
 
 def in_words(key: FlowKey, packets: int, port_map: Mapping[int, str]) -> str:
     """A flow and its packets as a line: `BLOCKED 192.0.2.7:23 (telnet) proto=TCP x47`. `port_map` has names for ports
-    that go before those of `core.services`."""
+    that go before those of `core.ports`."""
     address, protocol, port = key
     source = packed_to_text(address)
     name = _protocol(protocol, port)

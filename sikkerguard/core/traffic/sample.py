@@ -40,7 +40,7 @@ UNATTRIBUTED = -1
 
 # Whose packets they are: the source's packed address, the number of the IP protocol, and the port that was aimed at,
 # which is type * 256 + code for ICMP and 0 where the protocol has none. Protocol and port may both be UNATTRIBUTED. Of
-# replies the protocol is REPLY of `core.services.protocols`, and the port the one that they came from, or UNATTRIBUTED.
+# replies the protocol is REPLY of `core.ports.protocols`, and the port the one that they came from, or UNATTRIBUTED.
 FlowKey = tuple[bytes, int, int]
 
 

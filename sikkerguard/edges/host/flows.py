@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.core.host import conntrack, routes, sockets
 from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED
 from sikkerguard.core.net.family import Family, family_of
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 from sikkerguard.edges.host.addresses import addresses
 from sikkerguard.edges.host.netlink import NetlinkReader
 from sikkerguard.errors import KernelError

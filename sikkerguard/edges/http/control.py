@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.edges.http.control_socket import NAME, peer_of
-from sikkerguard.edges.http.pages import Answer, Pages, Request, as_json, read
+from sikkerguard.edges.http.server import Answer, HttpServer, Request, as_json, read
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Control:
     def __init__(self, directories: Sequence[Path], operations: Operations) -> None:
         self._directories = directories
         self._operations = operations
-        self._pages = Pages(self._answer)
+        self._server = HttpServer(self._answer)
         self._place: _Place | None = None
         self._opening: asyncio.Task[_Place] | None = None
 
@@ -89,13 +89,13 @@ class Control:
             if await _beside(self._place.is_ours):
                 return
             log.warning("The control socket %s was removed, and is made anew.", self._place.path)
-            self._pages.silence()
+            self._server.silence()
             self._place = None
         # A stop in the middle of this is not to leave a socket behind.
         self._opening = asyncio.create_task(_beside(partial(_listen, self._directories)))
         self._place = await asyncio.shield(self._opening)
         self._opening = None
-        self._pages.serve(self._place.listening)
+        self._server.serve(self._place.listening)
 
     async def close(self) -> None:
         """Close the server and what is still connected, and take the socket away."""
@@ -106,7 +106,7 @@ class Control:
                         self._place = await self._opening
                         self._place.listening.close()
                 place, self._place = self._place, None
-                await self._pages.close()
+                await self._server.close()
                 if place is not None:
                     await _beside(place.remove)
 

@@ -1,24 +1,33 @@
-"""Which backend is used. A new one is a folder beside this file, and one line in `_BACKENDS`."""
+"""Which backend is used: the first of `_BACKENDS` that fits. For a new one see docs/architecture.md, "To add"."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sikkerguard.core.net.family import Family
 from sikkerguard.edges.kernel.dry_run import DryRunBackend
 from sikkerguard.edges.kernel.ipset_legacy.backend import IpsetBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from sikkerguard.core.interfaces import FirewallBackend
 
-# By name, what opens a backend for these families.
-_BACKENDS: Mapping[str, Callable[[Sequence[Family]], FirewallBackend]] = {
-    IpsetBackend.name: IpsetBackend.build,
-    DryRunBackend.name: DryRunBackend,
-}
+
+class _Choice(NamedTuple):
+    """One backend. `fits` says whether it is the one for this host, and gets whether this is a dry run; `open` opens it
+    for these families."""
+
+    fits: Callable[[bool], bool]
+    open: Callable[[Sequence[Family]], FirewallBackend]
+
+
+# In the order in which they are asked. The last one fits always.
+_BACKENDS = (
+    _Choice(lambda dry_run: dry_run, DryRunBackend),
+    _Choice(lambda dry_run: True, IpsetBackend.build),
+)
 
 
 def open_backend(*, dry_run: bool) -> FirewallBackend:
@@ -28,7 +37,7 @@ def open_backend(*, dry_run: bool) -> FirewallBackend:
     Raises:
         KernelError: netlink can't be opened.
     """
-    return _BACKENDS[DryRunBackend.name if dry_run else IpsetBackend.name](usable_families())
+    return next(choice for choice in _BACKENDS if choice.fits(dry_run)).open(usable_families())
 
 
 def usable_families(proc: Path = Path("/proc/self/net")) -> tuple[Family, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import REPLY, TCP
+from sikkerguard.core.ports.protocols import REPLY, TCP
 from sikkerguard.core.traffic.records import SavedTraffic
 from sikkerguard.core.traffic.sample import UNATTRIBUTED, PacketCount
 from sikkerguard.core.traffic.totals import Totals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,16 +47,32 @@ def test_a_check_prints_nothing_but_what_is_wrong(capsys: pytest.CaptureFixture[
         check_all(reader({**KEY, "SIKKER_API_URL": "http://192.0.2.80"}))
 
 
+def test_systemd_is_told_that_the_service_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = reader({"SIKKER_STATE_DIR": str(tmp_path / "state")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
+        assert check_key(state) is Outcome.FAILED
+        sentence = capsys.readouterr().err.removesuffix("\n")
+        assert sentence.startswith("Waiting for a key, and starting by itself once there is one: put yours into ")
+        assert manager.recv(4096).decode() == f"STATUS={sentence}"
+    assert check_key(state, {"INVOCATION_ID": "0"}) is Outcome.FAILED
+    assert capsys.readouterr().err == f"{sentence}\n"
+
+
 def test_a_service_without_a_key_waits_unless_it_has_run_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {"SIKKER_STATE_DIR": str(tmp_path / "state")}
     assert check_key(reader({**state, **KEY})) is Outcome.FINE
     assert capsys.readouterr() == ("", "")
-    assert check_key(reader(state)) is Outcome.FAILED
+    assert check_key(reader(state), {}) is Outcome.FAILED
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("Waiting for a key, and starting by itself once there is one: put yours into ")
+    assert shown.err.startswith("sikkerguard: There is no key: put yours into ")
     (tmp_path / "state").mkdir()
     Store(tmp_path / "state").save_settings({})
     assert check_key(reader(state)) is Outcome.FINE

@@ -187,5 +187,5 @@ def test_its_options() -> None:
 
 @pytest.mark.parametrize("text", ["8900", "127.0.0.1:", "127.0.0.1:70000", "::1:8900"])
 def test_an_impossible_address_is_wrong_use(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert parser.run(["demo", "--listen", text]) is Outcome.WRONG_USE
+    assert parser.run_command(["demo", "--listen", text]) is Outcome.WRONG_USE
     assert "--listen" in capsys.readouterr().err

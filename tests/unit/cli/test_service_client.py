@@ -79,6 +79,15 @@ def test_a_pull_by_other_settings_than_those_that_are_written_says_so(
 
 
 @pytest.mark.usefixtures("root")
+def test_a_pull_of_a_dry_run_does_not_say_that_it_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def ask(made: Guarded) -> None:
+        assert await made.command(pull, accept=False) is Outcome.FINE
+        assert capsys.readouterr() == ("Dry run: would be blocking 8774 IPs\n", "")
+
+    with_control(tmp_path, ask, state=replace(pulled(answered=9), dry_run=True))
+
+
+@pytest.mark.usefixtures("root")
 def test_nothing_that_is_printed_can_act_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = pulled(answered=9, failure=ESCAPES)
     state = replace(state, repair=RepairState(last_repair=ESCAPES), log=LogState(source=ESCAPES))

@@ -11,7 +11,7 @@ from sikkerguard.cli.command import Outcome
 from sikkerguard.cli.service_client import ServiceClient
 from sikkerguard.cli.status import print_status
 from sikkerguard.core.health import status
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 from tests.unit.core.test_health import BLOCKING, NOW
 
@@ -49,3 +49,9 @@ def test_replies_are_shown_with_the_port_they_came_from(capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert "Replies dropped:  67" in lines
     assert "Ports today:      443/TCP (reply): 5, any (further replies): 4" in lines
+
+
+def test_a_small_coverage_needs_no_exponent(capsys: pytest.CaptureFixture[str]) -> None:
+    few = replace(BLOCKING, lists=replace(BLOCKING.lists, covered_v4=4.25e-7, covered_v6=0.0))
+    assert print_status(Client(few), as_json=False) is Outcome.FINE
+    assert "Covered:          less than 0.001% of IPv4, 0% of IPv6" in capsys.readouterr().out.splitlines()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.health import STALLED_SECONDS, failures, reasons, sentence, status
 from sikkerguard.core.lists.sources import SourceStatus
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.reports.outcomes import ReportStats
-from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.core.state import (
     AllowlistState,
     ListState,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.config.settings import Config
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.attribution import SetListing, attribute
 from sikkerguard.core.traffic.records import SavedTraffic
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, DropEvent, PacketCount, TrafficSample, TrafficStats

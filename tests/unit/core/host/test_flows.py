@@ -21,7 +21,7 @@ from sikkerguard.core.host.sockets import Socket, read_socket, socket_flow
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Prefix, Ranges
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 from sikkerguard.edges.host import flows as edge
 from tests.unit.core.net.test_intervals import families, gather
 

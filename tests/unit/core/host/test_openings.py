@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sikkerguard.core.host.openings import Openings, Packet, read_packet
 from sikkerguard.core.host.socket_filter import FROM_US, SNAP, TO_US, first_packets
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import TCP, UDP
+from sikkerguard.core.ports.protocols import TCP, UDP
 
 OWN = {Family.V4: socket.inet_aton("198.51.100.10"), Family.V6: socket.inet_pton(socket.AF_INET6, "2001:db8:1::10")}
 FAR = {Family.V4: socket.inet_aton("203.0.113.7"), Family.V6: socket.inet_pton(socket.AF_INET6, "2001:db8:7::7")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.lists.coverage import UNITS, Extent, covered_text, extent_of
+from sikkerguard.core.lists.coverage import UNITS, Extent, covered_text, extent_of, percent_text
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from tests.unit.core.lists.test_admission import listing
@@ -34,6 +35,25 @@ def test_223_eighths_are_most_of_ipv4() -> None:
     assert extent.share(Family.V4) == 223 / 256
     assert covered_text(extent, Family.V4) == "87.1% of IPv4"
     assert covered_text(extent, Family.V6) == "0% of IPv6"
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"),
+    [
+        (0.0, "0%"),
+        (1e-300, "less than 0.001%"),
+        (4.25e-05, "less than 0.001%"),
+        (0.000999, "less than 0.001%"),
+        (0.001, "0.001%"),
+        (0.00233, "0.00233%"),
+        (2.0, "2%"),
+        (87.109375, "87.1%"),
+        (99.99, "100%"),
+        (100.0, "100%"),
+    ],
+)
+def test_no_percentage_needs_an_exponent(percent: float, text: str) -> None:
+    assert percent_text(percent) == text
 
 
 @settings(deadline=None, max_examples=200)

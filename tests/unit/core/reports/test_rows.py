@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.net.family import Family, family_of
 from sikkerguard.core.net.packed import Prefix
+from sikkerguard.core.ports.lookup import PORT_SCAN_THRESHOLD
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.reports.outcomes import ReportStats
 from sikkerguard.core.reports.rows import (
     MAX_BYTES,
@@ -27,8 +29,6 @@ from sikkerguard.core.reports.rows import (
     row_of,
     spent_line,
 )
-from sikkerguard.core.services.lookup import PORT_SCAN_THRESHOLD
-from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.errors import Unanswered
 from tests.standin.reports import CATEGORIES
 

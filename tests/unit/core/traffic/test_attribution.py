@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.firewall.names import CountingSets, set_names
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.attribution import (
     CarryOver,
     Hit,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.counting import (
     Memory,
     apply,

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.services.protocols import REPLY, WITH_PORTS
+from sikkerguard.core.ports.protocols import REPLY, WITH_PORTS
 from sikkerguard.core.traffic.day_summary import MAX_SOURCES, DaySummary, SourceSet
 from sikkerguard.core.traffic.sample import UNATTRIBUTED, TrafficSample
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.log_window import WINDOW_SECONDS, Line, LogWindow, in_fields, in_words
 from sikkerguard.core.traffic.sample import UNATTRIBUTED
 

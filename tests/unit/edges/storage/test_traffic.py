@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sikkerguard.core.net.family import Family
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.reports.rows import row_of
-from sikkerguard.core.services.protocols import REPLY
 from sikkerguard.core.traffic.records import PendingTraffic, SavedTraffic
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, PacketCount
 from sikkerguard.core.traffic.totals import Totals

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sikkerguard.core.firewall.names import set_names
 from sikkerguard.core.net.family import Family
-from sikkerguard.core.services.protocols import REPLY
+from sikkerguard.core.ports.protocols import REPLY
 from sikkerguard.core.traffic.attribution import SourceAddresses
 from sikkerguard.core.traffic.counter_resets import CounterResets
 from sikkerguard.core.traffic.sample import NOTHING, UNATTRIBUTED, PacketCount, TrafficSample

@@ -62,7 +62,7 @@ def read(request: Request, operations: Operations) -> Answer | None:
     return None
 
 
-class Pages:
+class HttpServer:
     """Answers at one listening socket. `answer` gets the request and the connection, of which it may ask who is at its
     other end."""
 

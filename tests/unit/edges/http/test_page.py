@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sikkerguard.edges.http.web import Web
+from sikkerguard.edges.http.page import Page
 from sikkerguard.errors import ListenError
 from sikkerguard.version import VERSION
 
@@ -53,7 +53,7 @@ class Pages:
         self.host = host
         self.port = free_port(host)
         self.reasons: tuple[str, ...] = ()
-        self.web = Web(host, self.port, self)
+        self.page = Page(host, self.port, self)
 
     def failures(self) -> tuple[str, ...]:
         return self.reasons
@@ -104,11 +104,11 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 @contextlib.asynccontextmanager
 async def running(host: str = LOCAL[0]) -> AsyncIterator[Pages]:
     pages = Pages(host)
-    await pages.web.open()
+    await pages.page.open()
     try:
         yield pages
     finally:
-        await pages.web.close()
+        await pages.page.close()
 
 
 def with_pages(action: Callable[[Pages], Awaitable[Any]], host: str = LOCAL[0]) -> Any:
@@ -456,10 +456,10 @@ def test_a_taken_port_is_said_and_had_once_it_is_free(host: str) -> None:
     async def freed() -> str:
         pages = Pages(host)
         with socket.create_server((host, pages.port), family=family), pytest.raises(ListenError) as caught:
-            await pages.web.open()
-        await pages.web.open()
+            await pages.page.open()
+        await pages.page.open()
         assert (await pages.ask("/healthz")).status == 200
-        await pages.web.close()
+        await pages.page.close()
         return str(caught.value)
 
     sentence = asyncio.run(freed())
@@ -471,12 +471,12 @@ def test_a_taken_port_is_said_and_had_once_it_is_free(host: str) -> None:
 
 def test_an_address_that_this_host_does_not_have_is_said() -> None:
     with pytest.raises(ListenError, match="SIKKER_HEALTH_ADDRESS"):
-        asyncio.run(Web("192.0.2.254", 1, Pages(LOCAL[0])).open())
+        asyncio.run(Page("192.0.2.254", 1, Pages(LOCAL[0])).open())
 
 
 def test_to_open_what_is_open_is_nothing() -> None:
     async def again(pages: Pages) -> None:
-        await pages.web.open()
+        await pages.page.open()
 
     with_pages(again)
 
@@ -488,14 +488,14 @@ def test_close_ends_open_connections_and_gives_the_port_back() -> None:
             # An answered request shows that the server has taken those before it.
             assert (await pages.ask("/healthz")).status == 200
             began = time.monotonic()
-            await pages.web.close()
+            await pages.page.close()
             for reader, writer in silent:
                 assert await _rest(reader) == b""
                 writer.close()
             assert time.monotonic() - began < 1
             with pytest.raises(ConnectionRefusedError):
                 await pages.connect()
-            again = Web(pages.host, pages.port, pages)
+            again = Page(pages.host, pages.port, pages)
             await again.open()
             await again.close()
 
@@ -503,4 +503,4 @@ def test_close_ends_open_connections_and_gives_the_port_back() -> None:
 
 
 def test_close_without_anything_is_nothing() -> None:
-    asyncio.run(Pages(LOCAL[0]).web.close())
+    asyncio.run(Pages(LOCAL[0]).page.close())

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from sikkerguard.core.services.port_table import SERVICES
-from sikkerguard.core.services.protocols import PROTOCOLS, WITH_PORTS
+from sikkerguard.core.ports.port_table import SERVICES
+from sikkerguard.core.ports.protocols import PROTOCOLS, WITH_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

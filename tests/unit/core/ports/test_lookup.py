@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sikkerguard.core.services.lookup import (
+from sikkerguard.core.ports.lookup import (
     PORT_SCAN_THRESHOLD,
     SERVICE_NAMES,
     Service,
@@ -20,7 +20,7 @@ from sikkerguard.core.services.lookup import (
     service_of,
     write_port_map,
 )
-from sikkerguard.core.services.port_table import SERVICES
+from sikkerguard.core.ports.port_table import SERVICES
 from tests.standin.reports import CATEGORIES
 
 

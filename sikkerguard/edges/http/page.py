@@ -11,14 +11,14 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from sikkerguard.edges.http.pages import Answer, Pages, Request, read
+from sikkerguard.edges.http.server import Answer, HttpServer, Request, read
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
     from sikkerguard.core.interfaces import Operations
 
 
-class Web:
+class Page:
     """The local page."""
 
     name = "page"
@@ -27,7 +27,7 @@ class Web:
         self._host = host
         self._port = port
         self._operations = operations
-        self._pages = Pages(self._answer)
+        self._server = HttpServer(self._answer)
         self._is_open = False
 
     async def open(self) -> None:
@@ -48,12 +48,12 @@ class Web:
                 "things are. Protection goes on, commands work, and it is tried again. Stop the program that has the "
                 "port, or name a free one in SIKKER_HEALTH_ADDRESS"
             ) from error
-        self._pages.serve(listening)
+        self._server.serve(listening)
         self._is_open = True
 
     async def close(self) -> None:
         """Close the server and what is still connected."""
-        await self._pages.close()
+        await self._server.close()
 
     def _answer(self, request: Request, _: socket.socket) -> Answer:
         if not _is_local(request.host):
