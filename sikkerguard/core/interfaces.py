@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from sikkerguard.core.traffic.records import SavedTraffic
     from sikkerguard.core.traffic.sample import PacketCount, TrafficSample
 
+    # What is kept on disk. The mapping: good settings as they were written, by variable, without the key.
+    Saved = VerifiedList | Allowlist | PullMemory | EndpointMemory | Mapping[str, str]
+
 
 class Clock(Protocol):
     """Time and chance."""
@@ -216,37 +219,25 @@ class HostObserver(Protocol):
 
 
 class StateStore(Protocol):
-    """The service's own files. Savers and `claim` raise `OSError`."""
+    """The service's own files, one for each kind of what is kept. `save` and `claim` raise `OSError`."""
 
     def claim(self) -> bool:
         """Own the directory; True where it had to be made again."""
 
-    def save_list(self, verified: VerifiedList) -> None:
-        """Write the list that passed its trial."""
+    def save(self, value: Saved) -> None:
+        """Write this in place of what was kept of its kind."""
 
     def load_list(self) -> VerifiedList | None:
         """The list that was written last. Raises `ListError` where the file is damaged."""
 
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        """Write what is allowed, and why."""
-
     def load_allowlist(self) -> Allowlist:
         """What was written last; empty where there is nothing."""
-
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        """Write what the next pull must know of earlier ones."""
 
     def load_pull_memory(self) -> PullMemory:
         """What was written last; empty where there is nothing."""
 
-    def save_endpoint(self, memory: EndpointMemory) -> None:
-        """Write which addresses of SikkerAPI, or of a proxy, were proven."""
-
     def load_endpoint(self) -> EndpointMemory:
         """What was written last; empty where there is nothing."""
-
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        """Write good settings, by variable, for a start that meets wrong ones."""
 
 
 class TrafficRecords(Protocol):

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 class AllowlistTracker:
     """The one writer of `allowed`. The host is looked at in a thread of its own, so that a host that takes long to look
-    at keeps nobody from the kernel. Without a `writer` nothing is kept on disk.
+    at keeps nobody from the kernel.
 
     `follow` is called by the repair loop every few seconds and when the host changed, and by whoever needs the
     allowlist to be right at once."""
@@ -43,7 +43,7 @@ class AllowlistTracker:
         kernel: KernelThread,
         config: Watched[Config],
         lists: ListInForce,
-        writer: StateWriter | None,
+        writer: StateWriter,
         unexpected: UnexpectedErrors,
         changes: Signal,
     ) -> None:
@@ -133,8 +133,7 @@ class AllowlistTracker:
 
     def save(self) -> None:
         """Have what is allowed on disk, for `sikkerguard check` and for a start without network."""
-        if self._writer is not None:
-            self._writer.save_allowlist(self.allowlist)
+        self._writer.save(self.allowlist)
 
     def close(self) -> None:
         """End the thread that looks at the host."""

@@ -46,14 +46,13 @@ class Connectors(Protocol):
 
 
 class ApiEndpoint:
-    """Owns what is known of the addresses. Without a `writer` nothing is kept. `prove_seconds` is the time limit for a
-    handshake."""
+    """Owns what is known of the addresses. `prove_seconds` is the time limit for a handshake."""
 
     def __init__(
         self,
         connectors: Connectors,
         tracker: AllowlistTracker,
-        writer: StateWriter | None,
+        writer: StateWriter,
         clock: Clock,
         prove_seconds: float = _PROVE_SECONDS,
     ) -> None:
@@ -67,7 +66,6 @@ class ApiEndpoint:
         self._opening = asyncio.Lock()
         self._endpoint: Endpoint | None = None
         self._known = Known()
-        self._connector: tuple[tuple[str, str], ApiConnector] | None = None
 
     def begin(self, config: Config, memory: EndpointMemory) -> None:
         """Have allowed what proved itself in an earlier run."""
@@ -93,7 +91,8 @@ class ApiEndpoint:
             return self._tracker.endpoint != before
 
     async def _open(self, config: Config) -> None:
-        connector = await self._connector_for(config)
+        # In a thread: what it imports, and the certificates, take a while to read.
+        connector = await asyncio.to_thread(self._connectors.connector, config)
         endpoint = self._connectors.endpoint(config)
         if endpoint != self._endpoint:
             self._take(endpoint)
@@ -128,8 +127,7 @@ class ApiEndpoint:
             await self._tracker.follow()
         if self._known.proofs != former.proofs:
             self._memory = EndpointMemory(str(endpoint), self._known.proofs)
-            if self._writer is not None:
-                self._writer.save_endpoint(self._memory)
+            self._writer.save(self._memory)
         for address, failure in answers.items():
             outcome = f"{address} is not used: {failure}" if failure else f"{address} is genuine"
             log.debug("%s: %s", endpoint, outcome)
@@ -144,13 +142,6 @@ class ApiEndpoint:
         addresses = (endpoint.literal,) if endpoint.literal else usable(self._known, ())
         # In an order of their own, so that what is allowed changes only where an address comes or goes.
         self._tracker.set_endpoint(entry_of(address, endpoint.reason) for address in sorted(addresses))
-
-    async def _connector_for(self, config: Config) -> ApiConnector:
-        place = config.api_url, config.api_key
-        if self._connector is None or self._connector[0] != place:
-            # In a thread: what it imports, and the certificates, take a while to read.
-            self._connector = place, await asyncio.to_thread(self._connectors.connector, config)
-        return self._connector[1]
 
 
 def _no_address(endpoint: Endpoint, failures: dict[str, str]) -> str:

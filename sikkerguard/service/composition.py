@@ -54,29 +54,26 @@ class Composition:
         self.unexpected = unexpected = UnexpectedErrors()
         self.supervisor = Supervisor(unexpected, clock, changes)
         self.kernel = kernel = KernelThread(adapters.backend)
-        self.disk = StateWriter(adapters.store, config.state_dir, clock, changes)
-        writer = None if config.dry_run else self.disk
-        self.settings = Settings(config, reader, adapters, writer, changes)
+        self.disk = disk = StateWriter(adapters.store, config.state_dir, clock, changes, writes=not config.dry_run)
+        self.settings = Settings(config, reader, adapters, disk, changes)
         watched = self.settings.config
         self.lists = lists = ListInForce()
-        self.tracker = tracker = AllowlistTracker(
-            adapters.observer, kernel, watched, lists, writer, unexpected, changes
-        )
+        self.tracker = tracker = AllowlistTracker(adapters.observer, kernel, watched, lists, disk, unexpected, changes)
         self.repairs = RepairLoop(kernel, tracker, clock, unexpected, changes)
         watched.wake(self.repairs.host_changed)  # another whitelist is followed at once
-        self.endpoint = ApiEndpoint(adapters, tracker, writer, clock)
+        self.endpoint = ApiEndpoint(adapters, tracker, disk, clock)
         self.records = DiskThread("records")
         healed = Wakeup()
         self.counting = CountLoop(kernel, adapters.records, self.records, watched, clock, healed, changes)
         self._trial = Trial(kernel, adapters.connections, self.counting, changes)
-        journal = PullJournal(writer)
+        journal = PullJournal(disk)
         self.runner = UpdateRunner(
             adapters,
             ListUpdate(self._trial, adapters.connections, clock),
             self.endpoint,
             tracker,
             journal,
-            writer,
+            disk,
             lists,
             watched,
             clock,

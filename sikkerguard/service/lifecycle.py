@@ -137,8 +137,7 @@ class Service:
         log.info("Firewall ready")
         parts.runner.show_adopted()
         parts.tracker.save()
-        if not config.dry_run:
-            parts.disk.claim()
+        parts.disk.claim()
         parts.settings.save()
         return bool(operations)
 

@@ -49,10 +49,10 @@ class FileStamps(Protocol):
 
 class Settings:
     """The one writer of `config`. `trouble` says what is the matter with the settings as they are written, or is empty.
-    Good ones are kept by the `writer`, if there is one, for a start that meets wrong ones."""
+    Good ones are kept by the `writer`, for a start that meets wrong ones."""
 
     def __init__(
-        self, config: Config, reader: SettingsReader, stamps: FileStamps, writer: StateWriter | None, changes: Signal
+        self, config: Config, reader: SettingsReader, stamps: FileStamps, writer: StateWriter, changes: Signal
     ) -> None:
         self._reader = reader
         self._stamps = stamps
@@ -95,8 +95,8 @@ class Settings:
         config = self.config.value
         for hint in config.hints:
             log.warning("%s", hint)
-        if config.texts is not None and self._writer is not None:
-            self._writer.save_settings(config.texts)
+        if config.texts is not None:
+            self._writer.save(config.texts)
 
     def stamps(self) -> dict[Path, object]:
         """What tells the versions of the files apart. Reads the disk."""

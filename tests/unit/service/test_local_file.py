@@ -30,7 +30,7 @@ from sikkerguard.service.update_runner import UpdateRunner
 from sikkerguard.service.wakeup import Wakeup
 from sikkerguard.service.watched import Watched
 from tests.unit.core.lists.test_admission import listing
-from tests.unit.service.fakes import Feed
+from tests.unit.service.fakes import Feed, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Updates(Bench):
     def __init__(self, *known: str) -> None:
         super().__init__(*known)
         self.runner = Runner()
-        self.journal = PullJournal(None)
+        self.journal = PullJournal(dry_writer())
         self.updates = LocalFileUpdates(
             self.runner, self.local, self.journal, self.lists, VirtualClock(), UnexpectedErrors()
         )

@@ -25,7 +25,7 @@ from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.wakeup import Wakeup
 from tests.unit.service.assembly import assembled
-from tests.unit.service.fakes import Changes, Manager, Store
+from tests.unit.service.fakes import Changes, Manager, Store, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Files:
 
 
 def settings(files: Files, config: Config = GOOD, writer: StateWriter | None = None) -> Settings:
-    made = Settings(config, files, files, writer, Changes())
+    made = Settings(config, files, files, writer or dry_writer(), Changes())
     made.begin()
     return made
 
