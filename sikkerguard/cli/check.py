@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.cli.command import Command, Outcome, add_json_option, print_lines, settings_reader
+from sikkerguard.cli.command import Command, Outcome, add_json_option, print_json, print_lines, settings_reader
 from sikkerguard.core.net.address import parse_prefix, to_text
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 
@@ -44,11 +43,6 @@ class Finding:
     allowed_by: str | None
     packets: int
     left_out: str | None = None
-
-    def as_json(self) -> str:
-        """Format it as one JSON object."""
-        # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
-        return json.dumps(asdict(self), indent=2).replace("\x7f", "\\u007f")
 
     def as_text(self) -> str:
         """Format it as sentences, one a line."""
@@ -136,7 +130,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     finally:
         backend.close()
     if options.json:
-        print(found.as_json())
+        print_json(asdict(found))
     else:
         print_lines(found.as_text().splitlines())
     return Outcome.BLOCKED if found.blocked else Outcome.FINE

@@ -17,7 +17,7 @@ from sikkerguard.edges.kernel import modules
 from sikkerguard.edges.log_output import handlers
 from sikkerguard.edges.storage.lock import NamespaceLock
 from sikkerguard.edges.storage.store import Store
-from sikkerguard.service.disk_thread import within
+from sikkerguard.service.disk_thread import DiskThread, within
 from sikkerguard.service.lifecycle import Service
 from sikkerguard.service.listeners import Listeners
 
@@ -107,7 +107,7 @@ def _listeners(config: Config, service: Service) -> Listeners:
     """The page, and the control socket: in systemd's runtime directory, or else in the state directory. A dry run
     can do without, since it may stand beside a service that has it."""
     found = control_socket.runtime_directory(os.environ)
-    control = Control((*((found,) if found else ()), config.state_dir), service)
+    control = Control((*((found,) if found else ()), config.state_dir), service, DiskThread("control-socket"))
     web = Web(config.health_host, config.health_port, service)
     optional = (control.name,) if config.dry_run else ()
     return Listeners((web, control), service.parts.changes, optional)

@@ -46,21 +46,13 @@ class Connectors(Protocol):
 
 
 class ApiEndpoint:
-    """Owns what is known of the addresses. `prove_seconds` is the time limit for a handshake."""
+    """Owns what is known of the addresses."""
 
-    def __init__(
-        self,
-        connectors: Connectors,
-        tracker: AllowlistTracker,
-        writer: StateWriter,
-        clock: Clock,
-        prove_seconds: float = _PROVE_SECONDS,
-    ) -> None:
+    def __init__(self, connectors: Connectors, tracker: AllowlistTracker, writer: StateWriter, clock: Clock) -> None:
         self._connectors = connectors
         self._tracker = tracker
         self._writer = writer
         self._clock = clock
-        self._prove_seconds = prove_seconds
         # As it is on disk, or will be.
         self._memory = EndpointMemory()
         self._opening = asyncio.Lock()
@@ -118,7 +110,7 @@ class ApiEndpoint:
                 else "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL"
             )
         async with self._tracker.tentatively([entry_of(address, endpoint.reason) for address in tried]):
-            answers = await _ask_all(connector, tried, self._prove_seconds)
+            answers = await _ask_all(connector, tried)
             former = self._known
             proven = {address: not failure for address, failure in answers.items()}
             self._known = settled(former, proven, self._clock.wall())
@@ -152,13 +144,13 @@ def _no_address(endpoint: Endpoint, failures: dict[str, str]) -> str:
     return f"SikkerAPI can't be reached: no address of {what} is genuine ({address}: {failure}{others})"
 
 
-async def _ask_all(connector: ApiConnector, addresses: tuple[str, ...], seconds: float) -> dict[str, str]:
+async def _ask_all(connector: ApiConnector, addresses: tuple[str, ...]) -> dict[str, str]:
     """Why each of these addresses is not genuine, or empty, by what is known when the time is up."""
     asked = {address: asyncio.create_task(connector.prove(address)) for address in addresses}
     try:
-        await asyncio.wait(asked.values(), timeout=seconds)
+        await asyncio.wait(asked.values(), timeout=_PROVE_SECONDS)
         return {
-            address: task.result() if task.done() else f"it does not answer within {seconds:g} s"
+            address: task.result() if task.done() else f"it does not answer within {_PROVE_SECONDS:g} s"
             for address, task in asked.items()
         }
     finally:

@@ -19,10 +19,9 @@ from sikkerguard.service.local_file import LocalFile, LocalFileUpdates
 from sikkerguard.service.log_follower import LogFollower
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.pull_loop import PullLoop
-from sikkerguard.service.reload import Reload
 from sikkerguard.service.repair_loop import RepairLoop
 from sikkerguard.service.report_loop import ReportLoop
-from sikkerguard.service.settings import Settings, SettingsWatch
+from sikkerguard.service.settings import Reload, Settings, SettingsWatch
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import Supervisor, UnexpectedErrors
 from sikkerguard.service.trial import Trial
@@ -112,7 +111,7 @@ class Composition:
         self._logs = LogFollower(adapters, self.counting, watched, clock, changes)
         self.announcer = Announcer(adapters.manager, clock, changes, self)
         self.reload = Reload(self.settings, self.pulls, self.announcer, unexpected)
-        self._settings_watch = SettingsWatch(self.settings, self.pulls, self.reload)
+        self._settings_watch = SettingsWatch(self.reload)
 
     def loops(self) -> tuple[Loop, ...]:
         """What runs from the moment in which the chain stands."""

@@ -26,7 +26,7 @@ from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Releas
 from sikkerguard.core.reports.rows import MAX_ROWS, ReportBatch, Row, first_request
 from sikkerguard.core.reports.screen import Cover, Leader, fate_of, source_of
 from sikkerguard.core.reports.stats import Recovered, ReportStats
-from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, total, write
+from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, write
 
 if TYPE_CHECKING:
     import sqlite3
@@ -234,11 +234,6 @@ class Outbox:
                 last_report_at=None if last is None else float(last),
                 dropped=read_total(connection, "reports_dropped"),
             )
-
-    def accounted(self) -> int:
-        """The number of all packets that were ever put into `blocked`, wherever they are counted now."""
-        with self._database.transaction() as connection:
-            return total(connection, "blocked") + total(connection, "outbox") + read_total(connection, PURGED)
 
     def _carry_to_day(self, connection: sqlite3.Connection, day: int) -> None:
         """Move rows of another day that still wait to this one; forget all others of it but for their totals."""

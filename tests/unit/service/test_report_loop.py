@@ -42,6 +42,7 @@ from sikkerguard.service.watched import Watched
 from tests.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from tests.standin.server import DEMO_KEY, Standin
 from tests.standin.tiers import FREE, Key
+from tests.unit.edges.storage.test_outbox import accounted
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def test_disabled_sends_nothing_makes_no_connection_and_does_not_grow(bench: Ben
     with bench.database.transaction() as connection:
         assert connection.execute("SELECT count(*) FROM blocked").fetchone() == (0,)
         assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
-    assert bench.outbox.accounted() == 3
+    assert accounted(bench.outbox) == 3
 
 
 def test_disabled_in_the_middle_of_a_round_sends_no_further_request(bench: Bench) -> None:
@@ -878,7 +879,7 @@ def test_who_is_allowed_when_a_request_is_made_is_not_in_it_though_nobody_says_s
     assert bench.accepted() == [2]
     assert bench.sizes == [1]
     assert (bench.state.sent, bench.state.withheld, bench.state.waiting) == (1, 1, 0)
-    assert bench.outbox.accounted() == 17
+    assert accounted(bench.outbox) == 17
 
 
 def test_a_request_that_names_who_is_allowed_in_its_last_moment_never_gets_whole(bench: Bench) -> None:
