@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
-    from sikkerguard.edges.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +90,15 @@ def combine(
     return Finding(
         address=to_text(family, prefix),
         blocked=seen.blocked,
-        listings=_listings(verified, family, prefix.first),
+        listings=tuple(
+            ListedBy(source.name, to_text(family, entry), source.since)
+            for source in (verified.sources if verified is not None else ())
+            if (entry := source.content.of(family).find(prefix.first)) is not None
+        ),
         allowed_by=str(protector) if protector else None,
         packets=seen.packets if seen.blocked else 0,
         left_out=next((each.test for each in left_out if (each.family, each.address) == (family, prefix.first)), None),
     )
-
-
-def _load_list(store: Store) -> VerifiedList | None:
-    try:
-        return store.peek_list()
-    except ListError as error:
-        advice = "" if os.geteuid() == 0 else "; run it as root (sudo)"
-        raise SikkerGuardError(f"{error}{advice}") from error
-
-
-def _listings(verified: VerifiedList | None, family: Family, address: int) -> tuple[ListedBy, ...]:
-    if verified is None:
-        return ()
-    found = []
-    for source in verified.sources:
-        entry = source.content.of(family).find(address)
-        if entry is not None:
-            found.append(ListedBy(source.name, to_text(family, entry), source.since))
-    return tuple(found)
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -123,7 +107,12 @@ def _run(options: argparse.Namespace) -> Outcome:
     from sikkerguard.edges.storage.store import Store
 
     store = Store(settings_reader(options).state_dir())
-    verified, allowlist = _load_list(store), store.load_allowlist()
+    try:
+        verified = store.peek_list()
+    except ListError as error:
+        advice = "" if os.geteuid() == 0 else "; run it as root (sudo)"
+        raise SikkerGuardError(f"{error}{advice}") from error
+    allowlist = store.load_allowlist()
     backend = open_backend(dry_run=False)
     try:
         found = combine(family, prefix, verified, allowlist, backend.inspect(family, prefix.first))

@@ -48,7 +48,7 @@ def print_status(service: ServiceClient, *, as_json: bool) -> Outcome:
     Raises:
         SikkerGuardError: no service answers.
     """
-    found = service.status()
+    found = service.ask("/status").read_json()
     if as_json:
         print_json(found)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from contextlib import AbstractContextManager
 
     from sikkerguard.core.firewall.diff import Operation
     from sikkerguard.core.firewall.inspection import Inspection
@@ -165,15 +165,7 @@ class Probes(Protocol):
 
 
 class PacketWatch(Protocol):
-    """Packets that leave this host, from entering to leaving the context."""
-
-    def __enter__(self) -> PacketWatch:
-        """Begin. Raises `KernelError`."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
+    """Packets that leave this host."""
 
     def seen(self) -> frozenset[Flow]:
         """The flows that these packets open, since the beginning; to be called about once a second."""
@@ -185,8 +177,8 @@ class Connections(Protocol):
     def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
         """All flows; with `covers` only those to peers for which it is true. Raises `KernelError`."""
 
-    def watch(self) -> PacketWatch:
-        """A watch of outgoing packets, not begun yet."""
+    def watch(self) -> AbstractContextManager[PacketWatch]:
+        """A watch of outgoing packets as long as the context lasts, which raises `KernelError` as it is entered."""
 
 
 class Signal(Protocol):
@@ -277,11 +269,8 @@ class ReportOutbox(Protocol):
     def apply(self, outcome: Outcome) -> None:
         """Record what became of a request."""
 
-    def quota(self, day: int, key: str) -> int | None:
-        """Reports that may still be sent on this day with this key; None where nobody said."""
-
-    def quota_limit(self, key: str) -> int | None:
-        """Reports that may be sent on a whole day with this key; None where nobody said."""
+    def quota(self, day: int, key: str) -> tuple[int | None, int | None]:
+        """Reports that may be sent with this key, on this day still and on a whole day; None where nobody said."""
 
     def stats(self, day: int, key: str) -> ReportStats:
         """How reporting stands."""

@@ -60,7 +60,7 @@ class AllowlistTracker:
         self._earlier: tuple[AllowEntry, ...] = ()
         self._tentative: tuple[AllowEntry, ...] = ()
         # Where requests go: SikkerAPI's addresses, or a proxy's.
-        self._endpoint: tuple[AllowEntry, ...] = ()
+        self.endpoint: tuple[AllowEntry, ...] = ()
         self.allowed = Watched(HostAllowlist())
         # What the allow sets should hold: the allowlist, and what is allowed for seconds only.
         self.in_kernel = Allowlist()
@@ -72,18 +72,13 @@ class AllowlistTracker:
         return self.allowed.value.allowlist
 
     @property
-    def endpoint(self) -> tuple[AllowEntry, ...]:
-        """The addresses to which requests go."""
-        return self._endpoint
-
-    @property
     def api_addresses(self) -> tuple[str, ...]:
-        """The same as texts: what the self-test connects to."""
-        return tuple(to_text(entry.family, entry.prefix) for entry in self._endpoint)
+        """Where requests go, as texts: what the self-test connects to."""
+        return tuple(to_text(entry.family, entry.prefix) for entry in self.endpoint)
 
     def set_endpoint(self, entries: Iterable[AllowEntry]) -> None:
         """Requests go to these addresses from now on. The next `follow` allows them, and no others."""
-        self._endpoint = tuple(entries)
+        self.endpoint = tuple(entries)
 
     async def begin(self, earlier: Allowlist) -> None:
         """Find out what is allowed, without touching the kernel. `earlier` is the allowlist of the last run: all of it
@@ -147,7 +142,7 @@ class AllowlistTracker:
         if found.gateways:
             self._earlier = ()
         # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
-        entries = (*always_allowed(), *found.allowed, *self._endpoint, *config.whitelist, *self._earlier)
+        entries = (*always_allowed(), *found.allowed, *self.endpoint, *config.whitelist, *self._earlier)
         return HostAllowlist(Allowlist(tuple(dict.fromkeys(entries))), found.gateways)
 
     async def _follow(self) -> None:

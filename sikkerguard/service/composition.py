@@ -15,7 +15,7 @@ from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.kernel_thread import KernelThread
 from sikkerguard.service.list_in_force import ListInForce
 from sikkerguard.service.list_update import ListUpdate
-from sikkerguard.service.local_file import LocalFile, LocalFileUpdates
+from sikkerguard.service.local_file import LocalFile
 from sikkerguard.service.log_follower import LogFollower
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.pull_loop import PullLoop
@@ -79,12 +79,10 @@ class Composition:
             changes,
         )
         wakeup = Wakeup()
-        self.local_file = LocalFile(adapters, watched, lists, wakeup)
-        file_updates = LocalFileUpdates(self.runner, self.local_file, journal, lists, clock, unexpected)
+        self.local_file = LocalFile(adapters, self.runner, journal, lists, watched, clock, unexpected, wakeup)
         self.pulls = PullLoop(
             self.runner,
             self.local_file,
-            file_updates,
             journal,
             lists,
             watched,

@@ -109,7 +109,7 @@ class Service:
                 # What was read while rules were made anew is nowhere else. What comes now, the service takes.
                 await counting.begin()
                 await counting.count_once()
-            self.parts.announcer.log_troubles()
+            self.parts.announcer.log_troubles(self.parts.state)
         finally:
             await self._close()
 

@@ -115,12 +115,12 @@ class ReportSender:
             RecordError: nothing is to be sent before the disk takes what became of this request.
         """
         day, key = day_of(self._clock.wall()), config.api_key
-        remaining = await self._disk.run(self._outbox.quota, day, key)
+        remaining, limit = await self._disk.run(self._outbox.quota, day, key)
         if remaining == 0:
             return False
         client = await asyncio.to_thread(self._clients.reports, config)
         # Where nobody said what is left, it is at most what there is on a whole day.
-        bound = await self._disk.run(self._outbox.quota_limit, key) if remaining is None else remaining
+        bound = limit if remaining is None else remaining
         most = self._max_rows if bound is None else min(self._max_rows, max(1, bound))
         # As late as can be: what is allowed, listed and set may have changed since the rows were made.
         screen = await self._screening.now()

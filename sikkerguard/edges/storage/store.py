@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sikkerguard.core.interfaces import Saved
 
 log = logging.getLogger(__name__)
+
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 _LIST, _ALLOW, _PULLS, _LOCK = "list.bin", "allowlist.json", "pulls.json", "service.lock"
 _BEFORE, _DAMAGED, _ENDPOINT = "list.bin.1", "list.bin.damaged", "ways.json"
@@ -73,18 +75,13 @@ class Store:
         try:
             self._take_lock(_LOCK_SECONDS)
         except BlockingIOError as error:
-            raise ConfigError(
-                [f"another sikkerguard runs on {self.directory}{self._named_holder()}; stop it first."]
-            ) from error
+            holder = ""
+            with suppress(SikkerGuardError):
+                if (process := self.service_pid()) is not None:
+                    holder = f" (process {process})"
+            raise ConfigError([f"another sikkerguard runs on {self.directory}{holder}; stop it first."]) from error
         except OSError as error:
             log.debug("the lock in %s can't be had: %s", self.directory, error)
-
-    def _named_holder(self) -> str:
-        try:
-            process = self.service_pid()
-        except SikkerGuardError:
-            process = None
-        return "" if process is None else f" (process {process})"
 
     def claim(self) -> bool:
         """Have the directory, the lock in it and the number of this process in that, as far as they are not there;
@@ -236,7 +233,7 @@ class Store:
 
     def load_allowlist(self) -> Allowlist:
         """What was last allowed and why; empty where nothing readable is kept."""
-        rows = self._json(_ALLOW, [])
+        rows = self._json(_ALLOW, list)
         try:
             return Allowlist(tuple(AllowEntry(*parse_prefix(str(text)), str(reason)) for text, reason in rows))
         except (ValueError, TypeError):
@@ -244,19 +241,18 @@ class Store:
 
     def load_pull_memory(self) -> PullMemory:
         """What is known of earlier pulls; empty where nothing readable is kept."""
-        known = self._json(_PULLS, {})
-        return pull_memory_from_json(known if isinstance(known, dict) else {})
+        return pull_memory_from_json(self._json(_PULLS, dict))
 
     def load_endpoint(self) -> EndpointMemory:
         """What was last kept of them; empty where nothing readable is."""
-        known = self._json(_ENDPOINT, {})
-        return endpoint_memory_from_json(known if isinstance(known, dict) else {})
+        return endpoint_memory_from_json(self._json(_ENDPOINT, dict))
 
-    def _json(self, name: str, otherwise: Any) -> Any:
+    def _json(self, name: str, kind: type[_Json]) -> _Json:
         try:
-            return json.loads(self._files.read(name))
+            found = json.loads(self._files.read(name))
         except (OSError, ValueError, RecursionError):
-            return otherwise
+            return kind()
+        return found if isinstance(found, kind) else kind()
 
 
 def _check_room(directory: Path) -> None:

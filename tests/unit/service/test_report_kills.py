@@ -170,7 +170,7 @@ class Momentary(Outbox):
         super().__init__(database)
         self._moment = moment
 
-    def quota(self, day: int, key: str) -> int | None:
+    def quota(self, day: int, key: str) -> tuple[int | None, int | None]:
         self._moment.sending = True
         return super().quota(day, key)
 

@@ -772,39 +772,39 @@ def test_the_mark_before_the_last_byte_moves_no_pages_and_what_follows_does_agai
 def test_the_quota_belongs_to_a_day_and_a_key(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         outbox = Outbox(database)
-        assert outbox.quota(DAY, KEY) is None
+        assert outbox.quota(DAY, KEY)[0] is None
         outbox.apply(QuotaNoted(DAY, KEY, 17))
     with opened(tmp_path) as database:
         outbox = Outbox(database)
-        assert outbox.quota(DAY, KEY) == 17
+        assert outbox.quota(DAY, KEY)[0] == 17
         assert outbox.stats(DAY, KEY).quota_remaining == 17
-        assert outbox.quota(DAY + 1, KEY) is None
-        assert outbox.quota(DAY, "sk_free_other") is None
+        assert outbox.quota(DAY + 1, KEY)[0] is None
+        assert outbox.quota(DAY, "sk_free_other")[0] is None
         outbox.apply(QuotaNoted(DAY, KEY, 0))
-        assert outbox.quota(DAY, KEY) == 0
+        assert outbox.quota(DAY, KEY)[0] == 0
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_the_limit_of_a_day_belongs_to_a_key_and_outlives_the_day(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         outbox = Outbox(database)
-        assert outbox.quota_limit(KEY) is None
+        assert outbox.quota(DAY, KEY)[1] is None
         outbox.apply(QuotaNoted(DAY, KEY, 17))
-        assert outbox.quota_limit(KEY) is None
+        assert outbox.quota(DAY, KEY)[1] is None
         outbox.apply(QuotaNoted(DAY, KEY, 16, 1000))
         outbox.apply(QuotaNoted(DAY, KEY, 15))
     with opened(tmp_path) as database:
         outbox = Outbox(database)
         outbox.apply(QuotaNoted(DAY + 40, KEY, 3))
-        assert outbox.quota_limit(KEY) == 1000
-        assert outbox.quota(DAY + 40, KEY) == 3
-        assert outbox.quota_limit("sk_free_other") is None
+        assert outbox.quota(DAY, KEY)[1] == 1000
+        assert outbox.quota(DAY + 40, KEY)[0] == 3
+        assert outbox.quota(DAY, "sk_free_other")[1] is None
         outbox.apply(QuotaNoted(DAY + 40, "sk_free_other", 9))
-        assert outbox.quota_limit("sk_free_other") is None
-        assert outbox.quota_limit(KEY) == 1000
+        assert outbox.quota(DAY, "sk_free_other")[1] is None
+        assert outbox.quota(DAY, KEY)[1] == 1000
         outbox.apply(QuotaNoted(DAY + 40, "sk_free_other", 9, 0))
-        assert outbox.quota_limit("sk_free_other") == 0
-        assert outbox.quota_limit(KEY) is None
+        assert outbox.quota(DAY, "sk_free_other")[1] == 0
+        assert outbox.quota(DAY, KEY)[1] is None
 
 
 def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
@@ -820,7 +820,6 @@ def test_without_a_file_everything_is_an_error(tmp_path: Path) -> None:
         outbox.recover,
         lambda: outbox.quota(DAY, KEY),
         lambda: outbox.apply(QuotaNoted(DAY, KEY, 1)),
-        lambda: outbox.quota_limit(KEY),
         lambda: outbox.stats(DAY, KEY),
     ):
         with pytest.raises(RecordError, match="can't be used"):
