@@ -172,7 +172,7 @@ def cached(state: Path, lines: list[str]) -> None:
     sorter.add([socket.inet_aton(line) for line in lines])
     networks = canonical(Family.V4, sorter, [])
     source = ListedSource("SikkerAPI", Blocklist(v4=networks), time.time())
-    Store(state).save_list(VerifiedList((source,), time.time()))
+    Store(state).save(VerifiedList((source,), time.time()))
 
 
 @contextmanager

@@ -270,7 +270,7 @@ async def pull(kind: str, directory: Path) -> None:
                     changes.append(await read_forgivingly(feed, str(custom)))
                 in_force, memory = await update.put_in_force(changes, in_force, memory, conditions)
                 del changes
-                await asyncio.to_thread(store.save_list, in_force.verified)
+                await asyncio.to_thread(store.save, in_force.verified)
                 said = f"{len(in_force.admitted.blocklist):,} entries in force"
             except SikkerGuardError as error:
                 said = f"refused: {str(error)[:110]}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sikkerguard.cli.command import Command, Outcome, add_json_option, print_lines, settings_reader
+from sikkerguard.cli.command import Command, Outcome, add_json_option, print_json, print_lines, settings_reader
 from sikkerguard.core.net.address import parse_prefix, to_text
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.net.packed import Prefix
-    from sikkerguard.edges.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +44,6 @@ class Finding:
     allowed_by: str | None
     packets: int
     left_out: str | None = None
-
-    def as_json(self) -> str:
-        """Format it as one JSON object."""
-        # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
-        return json.dumps(asdict(self), indent=2).replace("\x7f", "\\u007f")
 
     def as_text(self, state_dir: Path) -> str:
         """Format it as sentences, one a line; `state_dir` is where a list would be kept."""
@@ -101,28 +94,17 @@ def combine(
     return Finding(
         address=to_text(family, prefix),
         blocked=seen.blocked,
-        listings=None if verified is None else _listings(verified, family, prefix.first),
+        listings=None
+        if verified is None
+        else tuple(
+            ListedBy(source.name, to_text(family, entry), source.since)
+            for source in verified.sources
+            if (entry := source.content.of(family).find(prefix.first)) is not None
+        ),
         allowed_by=str(protector) if protector else None,
         packets=seen.packets if seen.blocked else 0,
         left_out=next((each.test for each in left_out if (each.family, each.address) == (family, prefix.first)), None),
     )
-
-
-def _load_list(store: Store) -> VerifiedList | None:
-    try:
-        return store.peek_list()
-    except ListError as error:
-        advice = "" if os.geteuid() == 0 else "; run it as root (sudo)"
-        raise SikkerGuardError(f"{error}{advice}") from error
-
-
-def _listings(verified: VerifiedList, family: Family, address: int) -> tuple[ListedBy, ...]:
-    found = []
-    for source in verified.sources:
-        entry = source.content.of(family).find(address)
-        if entry is not None:
-            found.append(ListedBy(source.name, to_text(family, entry), source.since))
-    return tuple(found)
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -132,14 +114,19 @@ def _run(options: argparse.Namespace) -> Outcome:
 
     state_dir = settings_reader(options).state_dir()
     store = Store(state_dir)
-    verified, allowlist = _load_list(store), store.load_allowlist()
+    try:
+        verified = store.peek_list()
+    except ListError as error:
+        advice = "" if os.geteuid() == 0 else "; run it as root (sudo)"
+        raise SikkerGuardError(f"{error}{advice}") from error
+    allowlist = store.load_allowlist()
     backend = open_backend(dry_run=False)
     try:
         found = combine(family, prefix, verified, allowlist, backend.inspect(family, prefix.first))
     finally:
         backend.close()
     if options.json:
-        print(found.as_json())
+        print_json(asdict(found))
     else:
         print_lines(found.as_text(state_dir).splitlines())
     return Outcome.BLOCKED if found.blocked else Outcome.FINE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sikkerguard.cli.command import Command, Outcome, settings_reader, warn
 from sikkerguard.errors import BusyError, SikkerGuardError
@@ -13,15 +13,7 @@ from sikkerguard.errors import BusyError, SikkerGuardError
 if TYPE_CHECKING:
     import argparse
 
-
-class Removable(Protocol):
-    """What is needed of a firewall backend (core.interfaces.FirewallBackend)."""
-
-    def has_state(self) -> bool:
-        """Whether any object of ours is in the kernel."""
-
-    def remove(self) -> None:
-        """Remove every object of ours."""
+    from sikkerguard.core.interfaces import FirewallBackend
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -49,7 +41,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     return Outcome.FINE
 
 
-def remove_after_stop(backend: Removable) -> None:
+def remove_after_stop(backend: FirewallBackend) -> None:
     """Remove what a service left that has ended; what another program still uses may stay.
 
     Raises:

@@ -8,6 +8,7 @@ touch nothing, and a service that starts blocks before it has read all of the li
 from __future__ import annotations
 
 import enum
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ def print_lines(lines: Iterable[str]) -> None:
     """Print each on a line of its own, so that nothing in it can act on a terminal."""
     for line in lines:
         print(printable(line, MAX_LINE_LENGTH))
+
+
+def print_json(value: object) -> None:
+    """Print it as JSON, so that nothing in it can act on a terminal."""
+    # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def warn(sentence: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sikkerguard.cli.command import MAX_LINE_LENGTH, settings_reader
 from sikkerguard.core.text import printable
 from sikkerguard.edges.http import control_socket
-from sikkerguard.edges.systemd.units import unit_properties
+from sikkerguard.edges.systemd.notifier import unit_properties
 from sikkerguard.errors import SikkerGuardError
 
 if TYPE_CHECKING:
@@ -88,14 +88,6 @@ class ServiceClient:
     def is_answered(self) -> bool:
         """Whether a service listens that can be trusted."""
         return control_socket.is_answered(self._directories, _CONNECT_SECONDS)
-
-    def status(self) -> dict[str, Any]:
-        """Ask how the service is: the object that `/status` answers with (core.health.status).
-
-        Raises:
-            SikkerGuardError: as `ask`.
-        """
-        return self.ask("/status").read_json()
 
     def ask(self, target: str, method: str = "GET") -> Reply:
         """Make one request.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from sikkerguard.cli.command import Command, Outcome, add_json_option, print_lines
+from sikkerguard.cli.command import Command, Outcome, add_json_option, print_json, print_lines
 from sikkerguard.core.lists.coverage import percent_text
 
 if TYPE_CHECKING:
@@ -50,10 +49,9 @@ def print_status(service: ServiceClient, *, as_json: bool) -> Outcome:
     Raises:
         SikkerGuardError: no service answers.
     """
-    found = service.status()
+    found = service.ask("/status").read_json()
     if as_json:
-        # json escapes what is not ASCII; of ASCII it leaves only this control character as it is.
-        print(json.dumps(found, indent=2).replace("\x7f", "\\u007f"))
+        print_json(found)
     else:
         print_lines(_format_lines(found))
     return Outcome.FAILED if found["reasons"] else Outcome.FINE

@@ -17,7 +17,7 @@ from sikkerguard.edges.kernel import modules
 from sikkerguard.edges.log_output import handlers
 from sikkerguard.edges.storage.lock import NamespaceLock
 from sikkerguard.edges.storage.store import Store
-from sikkerguard.service.disk_thread import within
+from sikkerguard.service.disk_thread import DiskThread, within
 from sikkerguard.service.lifecycle import Service
 from sikkerguard.service.listeners import Listeners
 
@@ -36,9 +36,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _Result = TypeVar("_Result")
 
 
-def run(config: Config, reader: SettingsReader, adapters: type[SystemAdapters] = SystemAdapters) -> int:
-    """Protect until a signal says stop; the answer is the exit code. Another class of `adapters` may put other edges in
-    place of some.
+def run(config: Config, reader: SettingsReader, adapters: type[SystemAdapters] = SystemAdapters) -> None:
+    """Protect until a signal says stop. Another class of `adapters` may put other edges in place of some.
 
     Raises:
         SikkerGuardError: the service could not start, or could not remove all of its rules.
@@ -53,11 +52,10 @@ def run(config: Config, reader: SettingsReader, adapters: type[SystemAdapters] =
             asyncio.run(_run(config, reader, adapters(config, store)))
     finally:
         handlers.end()
-    return 0
 
 
-def restore(config: Config, reader: SettingsReader) -> int:
-    """Block by the list kept on disk, and end; the answer is the exit code. Where there is none, nothing is done.
+def restore(config: Config, reader: SettingsReader) -> None:
+    """Block by the list kept on disk, and end. Where there is none, nothing is done.
 
     Raises:
         SikkerGuardError: it could not be put into force, or a service runs, which has done it.
@@ -68,13 +66,12 @@ def restore(config: Config, reader: SettingsReader) -> int:
     if config.dry_run or not _soon(store.has_list, otherwise=True):
         log.info("No list is kept on disk yet: nothing is blocked until one was pulled.")
         handlers.end()
-        return 0
+        return
     try:
         with _alone(store):
-            asyncio.run(_restore(config, reader, SystemAdapters(config, store)))
+            asyncio.run(Service(config, SystemAdapters(config, store), reader).restore())
     finally:
         handlers.end()
-    return 0
 
 
 async def _run(config: Config, reader: SettingsReader, adapters: SystemAdapters) -> None:
@@ -99,15 +96,11 @@ async def _run(config: Config, reader: SettingsReader, adapters: SystemAdapters)
         adapters.manager.close()
 
 
-async def _restore(config: Config, reader: SettingsReader, adapters: SystemAdapters) -> None:
-    await Service(config, adapters, reader).restore()
-
-
 def _listeners(config: Config, service: Service) -> Listeners:
     """The page, and the control socket: in systemd's runtime directory, or else in the state directory. A dry run
     can do without, since it may stand beside a service that has it."""
     found = control_socket.runtime_directory(os.environ)
-    control = Control((*((found,) if found else ()), config.state_dir), service)
+    control = Control((*((found,) if found else ()), config.state_dir), service, DiskThread("control-socket"))
     page = Page(config.health_host, config.health_port, service)
     optional = (control.name,) if config.dry_run else ()
     return Listeners((page, control), service.parts.changes, optional)

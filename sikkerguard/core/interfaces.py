@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from contextlib import AbstractContextManager
 
     from sikkerguard.core.firewall.diff import Operation
     from sikkerguard.core.firewall.state import Inspection
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
     from sikkerguard.core.traffic.records import PendingTraffic, SavedTraffic
     from sikkerguard.core.traffic.sample import PacketCount, TrafficSample
+
+    # What is kept on disk. The mapping: good settings as they were written, by variable, without the key.
+    Saved = VerifiedList | Allowlist | PullMemory | EndpointMemory | Mapping[str, str]
 
 
 class Clock(Protocol):
@@ -160,15 +163,7 @@ class Probes(Protocol):
 
 
 class PacketWatch(Protocol):
-    """Packets that leave this host, from entering to leaving the context."""
-
-    def __enter__(self) -> PacketWatch:
-        """Begin. Raises `KernelError`."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
+    """Packets that leave this host."""
 
     def seen(self) -> frozenset[Flow]:
         """The flows that these packets open, since the beginning; to be called about once a second."""
@@ -180,8 +175,8 @@ class Connections(Protocol):
     def flows(self, covers: Callable[[Family, int], bool] | None = None) -> tuple[Flow, ...]:
         """All flows; with `covers` only those to peers for which it is true. Raises `KernelError`."""
 
-    def watch(self) -> PacketWatch:
-        """A watch of outgoing packets, not begun yet."""
+    def watch(self) -> AbstractContextManager[PacketWatch]:
+        """A watch of outgoing packets as long as the context lasts, which raises `KernelError` as it is entered."""
 
 
 class Signal(Protocol):
@@ -214,37 +209,25 @@ class HostObserver(Protocol):
 
 
 class StateStore(Protocol):
-    """The service's own files. Savers and `claim` raise `OSError`."""
+    """The service's own files, one for each kind of what is kept. `save` and `claim` raise `OSError`."""
 
     def claim(self) -> bool:
         """Own the directory; True where it had to be made again."""
 
-    def save_list(self, verified: VerifiedList) -> None:
-        """Write the list that passed its trial."""
+    def save(self, value: Saved) -> None:
+        """Write this in place of what was kept of its kind."""
 
     def load_list(self) -> VerifiedList | None:
         """The list that was written last. Raises `ListError` where the file is damaged."""
 
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        """Write what is allowed, and why."""
-
     def load_allowlist(self) -> Allowlist:
         """What was written last; empty where there is nothing."""
-
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        """Write what the next pull must know of earlier ones."""
 
     def load_pull_memory(self) -> PullMemory:
         """What was written last; empty where there is nothing."""
 
-    def save_endpoint(self, memory: EndpointMemory) -> None:
-        """Write which addresses of SikkerAPI, or of a proxy, were proven."""
-
     def load_endpoint(self) -> EndpointMemory:
         """What was written last; empty where there is nothing."""
-
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        """Write good settings, by variable, for a start that meets wrong ones."""
 
 
 class TrafficRecords(Protocol):
@@ -284,11 +267,8 @@ class ReportOutbox(Protocol):
     def apply(self, outcome: Outcome) -> None:
         """Record what became of a request."""
 
-    def quota(self, day: int, key: str) -> int | None:
-        """Reports that may still be sent on this day with this key; None where nobody said."""
-
-    def quota_limit(self, key: str) -> int | None:
-        """Reports that may be sent on a whole day with this key; None where nobody said."""
+    def quota(self, day: int, key: str) -> tuple[int | None, int | None]:
+        """Reports that may be sent with this key, on this day still and on a whole day; None where nobody said."""
 
     def stats(self, day: int, key: str) -> ReportStats:
         """How reporting stands."""

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 class AllowlistTracker:
     """The one writer of `allowed`. The host is looked at in a thread of its own, so that a host that takes long to look
-    at keeps nobody from the kernel. Without a `writer` nothing is kept on disk.
+    at keeps nobody from the kernel.
 
     `follow` is called by the repair loop every few seconds and when the host changed, and by whoever needs the
     allowlist to be right at once."""
@@ -43,7 +43,7 @@ class AllowlistTracker:
         kernel: KernelThread,
         config: Watched[Config],
         lists: ListInForce,
-        writer: StateWriter | None,
+        writer: StateWriter,
         unexpected: UnexpectedErrors,
         changes: Signal,
     ) -> None:
@@ -60,7 +60,7 @@ class AllowlistTracker:
         self._earlier: tuple[AllowEntry, ...] = ()
         self._tentative: tuple[AllowEntry, ...] = ()
         # Where requests go: SikkerAPI's addresses, or a proxy's.
-        self._endpoint: tuple[AllowEntry, ...] = ()
+        self.endpoint: tuple[AllowEntry, ...] = ()
         self.allowed = Watched(HostAllowlist())
         # What the allow sets should hold: the allowlist, and what is allowed for seconds only.
         self.in_kernel = Allowlist()
@@ -72,18 +72,13 @@ class AllowlistTracker:
         return self.allowed.value.allowlist
 
     @property
-    def endpoint(self) -> tuple[AllowEntry, ...]:
-        """The addresses to which requests go."""
-        return self._endpoint
-
-    @property
     def api_addresses(self) -> tuple[str, ...]:
-        """The same as texts: what the self-test connects to."""
-        return tuple(to_text(entry.family, entry.prefix) for entry in self._endpoint)
+        """Where requests go, as texts: what the self-test connects to."""
+        return tuple(to_text(entry.family, entry.prefix) for entry in self.endpoint)
 
     def set_endpoint(self, entries: Iterable[AllowEntry]) -> None:
         """Requests go to these addresses from now on. The next `follow` allows them, and no others."""
-        self._endpoint = tuple(entries)
+        self.endpoint = tuple(entries)
 
     async def begin(self, earlier: Allowlist) -> None:
         """Find out what is allowed, without touching the kernel. `earlier` is the allowlist of the last run: all of it
@@ -133,8 +128,7 @@ class AllowlistTracker:
 
     def save(self) -> None:
         """Have what is allowed on disk, for `sikkerguard check` and for a start without network."""
-        if self._writer is not None:
-            self._writer.save_allowlist(self.allowlist)
+        self._writer.save(self.allowlist)
 
     def close(self) -> None:
         """End the thread that looks at the host."""
@@ -148,7 +142,7 @@ class AllowlistTracker:
         if found.gateways:
             self._earlier = ()
         # Before the network is up, the way to it is the one that led there before: it must not be cut off meanwhile.
-        entries = (*ALWAYS_ALLOWED, *found.allowed, *self._endpoint, *config.whitelist, *self._earlier)
+        entries = (*ALWAYS_ALLOWED, *found.allowed, *self.endpoint, *config.whitelist, *self._earlier)
         return HostAllowlist(Allowlist(tuple(dict.fromkeys(entries))), found.gateways)
 
     async def _follow(self) -> None:

@@ -61,7 +61,7 @@ class Announcer:
     def announce(self, *, progress: bool = False) -> None:
         """Tell what there is to tell now; `progress` says that something has been done since."""
         state, now = self._source.state, self._clock.monotonic()
-        self._log_troubles(state)
+        self.log_troubles(state)
         sentence = health.sentence(state, self._clock.wall())
         if not self._is_ready and self._may_be_ready(state, now):
             self._is_ready = True
@@ -106,11 +106,8 @@ class Announcer:
         # A little more than nothing: of two times that are the same, rounding may make one the earlier.
         return max(_SHORTEST_SECONDS, min(times) - self._clock.monotonic())
 
-    def log_troubles(self) -> None:
+    def log_troubles(self, state: State) -> None:
         """Each trouble is one line of the log for as long as it is the same."""
-        self._log_troubles(self._source.state)
-
-    def _log_troubles(self, state: State) -> None:
         for trouble in state.troubles:
             if trouble not in self._known:
                 log.error("%s", trouble[1])

@@ -46,28 +46,18 @@ class Connectors(Protocol):
 
 
 class ApiEndpoint:
-    """Owns what is known of the addresses. Without a `writer` nothing is kept. `prove_seconds` is the time limit for a
-    handshake."""
+    """Owns what is known of the addresses."""
 
-    def __init__(
-        self,
-        connectors: Connectors,
-        tracker: AllowlistTracker,
-        writer: StateWriter | None,
-        clock: Clock,
-        prove_seconds: float = _PROVE_SECONDS,
-    ) -> None:
+    def __init__(self, connectors: Connectors, tracker: AllowlistTracker, writer: StateWriter, clock: Clock) -> None:
         self._connectors = connectors
         self._tracker = tracker
         self._writer = writer
         self._clock = clock
-        self._prove_seconds = prove_seconds
         # As it is on disk, or will be.
         self._memory = EndpointMemory()
         self._opening = asyncio.Lock()
         self._endpoint: Endpoint | None = None
         self._known = Known()
-        self._connector: tuple[tuple[str, str], ApiConnector] | None = None
 
     def begin(self, config: Config, memory: EndpointMemory) -> None:
         """Have allowed what proved itself in an earlier run."""
@@ -93,7 +83,8 @@ class ApiEndpoint:
             return self._tracker.endpoint != before
 
     async def _open(self, config: Config) -> None:
-        connector = await self._connector_for(config)
+        # In a thread: what it imports, and the certificates, take a while to read.
+        connector = await asyncio.to_thread(self._connectors.connector, config)
         endpoint = self._connectors.endpoint(config)
         if endpoint != self._endpoint:
             self._take(endpoint)
@@ -119,7 +110,7 @@ class ApiEndpoint:
                 else "SikkerAPI's name does not resolve; check the resolvers and SIKKER_API_URL"
             )
         async with self._tracker.tentatively([entry_of(address, endpoint.reason) for address in tried]):
-            answers = await _ask_all(connector, tried, self._prove_seconds)
+            answers = await _ask_all(connector, tried)
             former = self._known
             proven = {address: not failure for address, failure in answers.items()}
             self._known = settled(former, proven, self._clock.wall())
@@ -128,8 +119,7 @@ class ApiEndpoint:
             await self._tracker.follow()
         if self._known.proofs != former.proofs:
             self._memory = EndpointMemory(str(endpoint), self._known.proofs)
-            if self._writer is not None:
-                self._writer.save_endpoint(self._memory)
+            self._writer.save(self._memory)
         for address, failure in answers.items():
             outcome = f"{address} is not used: {failure}" if failure else f"{address} is genuine"
             log.debug("%s: %s", endpoint, outcome)
@@ -145,13 +135,6 @@ class ApiEndpoint:
         # In an order of their own, so that what is allowed changes only where an address comes or goes.
         self._tracker.set_endpoint(entry_of(address, endpoint.reason) for address in sorted(addresses))
 
-    async def _connector_for(self, config: Config) -> ApiConnector:
-        place = config.api_url, config.api_key
-        if self._connector is None or self._connector[0] != place:
-            # In a thread: what it imports, and the certificates, take a while to read.
-            self._connector = place, await asyncio.to_thread(self._connectors.connector, config)
-        return self._connector[1]
-
 
 def _no_address(endpoint: Endpoint, failures: dict[str, str]) -> str:
     """The sentence that says why none of these addresses is used."""
@@ -161,13 +144,13 @@ def _no_address(endpoint: Endpoint, failures: dict[str, str]) -> str:
     return f"SikkerAPI can't be reached: no address of {what} is genuine ({address}: {failure}{others})"
 
 
-async def _ask_all(connector: ApiConnector, addresses: tuple[str, ...], seconds: float) -> dict[str, str]:
+async def _ask_all(connector: ApiConnector, addresses: tuple[str, ...]) -> dict[str, str]:
     """Why each of these addresses is not genuine, or empty, by what is known when the time is up."""
     asked = {address: asyncio.create_task(connector.prove(address)) for address in addresses}
     try:
-        await asyncio.wait(asked.values(), timeout=seconds)
+        await asyncio.wait(asked.values(), timeout=_PROVE_SECONDS)
         return {
-            address: task.result() if task.done() else f"it does not answer within {seconds:g} s"
+            address: task.result() if task.done() else f"it does not answer within {_PROVE_SECONDS:g} s"
             for address, task in asked.items()
         }
     finally:

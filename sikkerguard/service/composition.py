@@ -15,14 +15,13 @@ from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.kernel_thread import KernelThread
 from sikkerguard.service.list_in_force import ListInForce
 from sikkerguard.service.list_update import ListUpdate
-from sikkerguard.service.local_file import LocalFile, LocalFileUpdates
+from sikkerguard.service.local_file import LocalFile
 from sikkerguard.service.log_follower import LogFollower
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.pull_loop import PullLoop
-from sikkerguard.service.reload import Reload
 from sikkerguard.service.repair_loop import RepairLoop
 from sikkerguard.service.report_loop import ReportLoop
-from sikkerguard.service.settings import Settings, SettingsWatch
+from sikkerguard.service.settings import Reload, Settings, SettingsWatch
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import Supervisor, UnexpectedErrors
 from sikkerguard.service.trial import Trial
@@ -54,41 +53,36 @@ class Composition:
         self.unexpected = unexpected = UnexpectedErrors()
         self.supervisor = Supervisor(unexpected, clock, changes)
         self.kernel = kernel = KernelThread(adapters.backend)
-        self.disk = StateWriter(adapters.store, config.state_dir, clock, changes)
-        writer = None if config.dry_run else self.disk
-        self.settings = Settings(config, reader, adapters, writer, changes)
+        self.disk = disk = StateWriter(adapters.store, config.state_dir, clock, changes, writes=not config.dry_run)
+        self.settings = Settings(config, reader, adapters, disk, changes)
         watched = self.settings.config
         self.lists = lists = ListInForce()
-        self.tracker = tracker = AllowlistTracker(
-            adapters.observer, kernel, watched, lists, writer, unexpected, changes
-        )
+        self.tracker = tracker = AllowlistTracker(adapters.observer, kernel, watched, lists, disk, unexpected, changes)
         self.repairs = RepairLoop(kernel, tracker, clock, unexpected, changes)
         watched.wake(self.repairs.host_changed)  # another whitelist is followed at once
-        self.endpoint = ApiEndpoint(adapters, tracker, writer, clock)
+        self.endpoint = ApiEndpoint(adapters, tracker, disk, clock)
         self.records = DiskThread("records")
         healed = Wakeup()
         self.counting = CountLoop(kernel, adapters.records, self.records, watched, clock, healed, changes)
         self._trial = Trial(kernel, adapters.connections, self.counting, changes)
-        journal = PullJournal(writer)
+        journal = PullJournal(disk)
         self.runner = UpdateRunner(
             adapters,
             ListUpdate(self._trial, adapters.connections, clock),
             self.endpoint,
             tracker,
             journal,
-            writer,
+            disk,
             lists,
             watched,
             clock,
             changes,
         )
         wakeup = Wakeup()
-        self.local_file = LocalFile(adapters, watched, lists, wakeup)
-        file_updates = LocalFileUpdates(self.runner, self.local_file, journal, lists, clock, unexpected)
+        self.local_file = LocalFile(adapters, self.runner, journal, lists, watched, clock, unexpected, wakeup)
         self.pulls = PullLoop(
             self.runner,
             self.local_file,
-            file_updates,
             journal,
             lists,
             watched,
@@ -115,7 +109,7 @@ class Composition:
         self._logs = LogFollower(adapters, self.counting, watched, clock, changes)
         self.announcer = Announcer(adapters.manager, clock, changes, self)
         self.reload = Reload(self.settings, self.pulls, self.announcer, unexpected)
-        self._settings_watch = SettingsWatch(self.settings, self.pulls, self.reload)
+        self._settings_watch = SettingsWatch(self.reload)
 
     def loops(self) -> tuple[Loop, ...]:
         """What runs from the moment in which the chain stands."""

@@ -76,7 +76,7 @@ class CountLoop:
         self._config = config
         self._clock = clock
         self._changes = changes
-        self._state = TrafficState()
+        self.state = TrafficState()
         # Replaced by this loop's own task only, as a whole.
         self._memory = Memory()
         self._resumed = False
@@ -85,11 +85,6 @@ class CountLoop:
         self._wakeup = Wakeup()
         self._refusal = Said(log)
         self._under_way: asyncio.Task[None] | None = None
-
-    @property
-    def state(self) -> TrafficState:
-        """What was counted until now."""
-        return self._state
 
     @contextmanager
     def watch_sources(self) -> Iterator[Collection[bytes]]:
@@ -199,7 +194,7 @@ class CountLoop:
         self._publish()
         # Saved before they are logged: a run that is killed in between logs nothing twice. But no line waits for long.
         self._memory = await self._saver.save(self._memory)
-        if self._saver.trouble != self._state.trouble:
+        if self._saver.trouble != self.state.trouble:
             self._publish()
         port_map = self._config.value.port_map
         for line in lines:
@@ -207,6 +202,6 @@ class CountLoop:
 
     def _publish(self) -> None:
         state = TrafficState(counting.summarize(self._memory, self._clock.wall()), self._saver.trouble)
-        if state != self._state:
-            self._state = state
+        if state != self.state:
+            self.state = state
             self._changes.set()

@@ -17,7 +17,6 @@ from sikkerguard.core.lists.sources import LOCAL_FILE, SIKKERAPI
 
 if TYPE_CHECKING:
     from sikkerguard.core.interfaces import Feed, Signal
-    from sikkerguard.core.lists.coverage import Extent
     from sikkerguard.core.lists.parse import Parsed
 
 log = logging.getLogger(__name__)
@@ -42,19 +41,11 @@ async def read_strictly(feed: Feed, query: tuple[str, ...], changes: Signal) -> 
             await asyncio.to_thread(parser.feed, piece)
             changes.set()
     parsed = await asyncio.to_thread(parser.finish)
-    title = _TITLES.get(feed.name, f"the list of {feed.name}")
-    if parsed.rejected:
-        shown = f"{title[:1].upper()}{title[1:]}"
+    change = await asyncio.to_thread(_change_to, feed.name, parsed, query)
+    if parsed.rejected and change.offer is not None:
+        shown = f"{change.offer.name[:1].upper()}{change.offer.name[1:]}"
         log.warning("%s: %s skipped (%s).", shown, describe_removed(parsed.rejected), "; ".join(parsed.samples))
-    offer = Offer(
-        title,
-        await asyncio.to_thread(_extent_of, parsed),
-        lines=parsed.lines + parsed.short,
-        short=parsed.short,
-        query=_digest(query),
-        terminated=parsed.terminated,
-    )
-    return Change(feed.name, parsed.content, offer)
+    return change
 
 
 async def read_forgivingly(feed: Feed, place: str) -> Change:
@@ -74,20 +65,20 @@ async def read_forgivingly(feed: Feed, place: str) -> Change:
         log.warning("%s: %d more lines of %s are skipped.", feed.name, len(skipped) - _SHOWN_LINES, place)
     if not parsed.lines and not parsed.short:
         return Change(feed.name, parsed.content)  # comments alone: nothing is to be blocked by it
-    extent = await asyncio.to_thread(_extent_of, parsed)
-    lines = parsed.lines + parsed.short
-    title = _TITLES.get(feed.name, f"the list of {feed.name}")
-    return Change(
-        feed.name, parsed.content, Offer(title, extent, lines, parsed.short, query=_digest((place,)), local=True)
+    return await asyncio.to_thread(_change_to, feed.name, parsed, (place,), local=True)
+
+
+def _change_to(name: str, parsed: Parsed, query: tuple[str, ...], *, local: bool = False) -> Change:
+    """The new version of a source. It is as large as its entries are as they were read: those that touch become one,
+    and many wide ranges few."""
+    offer = Offer(
+        _TITLES.get(name, f"the list of {name}"),
+        extent_of(without_special(parsed.content))._replace(entries=parsed.lines),
+        lines=parsed.lines + parsed.short,
+        short=parsed.short,
+        # The key is part of it, since the tier limits the list; only a digest of it is kept.
+        query=hashlib.sha256("\0".join(query).encode()).hexdigest(),
+        local=local,
+        terminated=parsed.terminated,
     )
-
-
-def _extent_of(parsed: Parsed) -> Extent:
-    """The size of a list by its entries as they were read: those that touch become one, and many wide ranges few."""
-    return extent_of(without_special(parsed.content))._replace(entries=parsed.lines)
-
-
-def _digest(query: tuple[str, ...]) -> str:
-    """A fingerprint of what a list's size depends on. The key is part of it, since the tier limits the list; only a
-    digest of it is kept."""
-    return hashlib.sha256("\0".join(query).encode()).hexdigest()
+    return Change(name, parsed.content, offer)

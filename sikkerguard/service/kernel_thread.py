@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.traffic.sample import PacketCount, TrafficSample
 
 _Result = TypeVar("_Result")
-_Arguments = ParamSpec("_Arguments")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class KernelThread:
@@ -28,11 +28,6 @@ class KernelThread:
     def __init__(self, backend: FirewallBackend) -> None:
         self._backend = backend
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="netfilter")
-
-    @property
-    def name(self) -> str:
-        """The backend's name."""
-        return self._backend.name
 
     async def adopt(self, verified: Blocklist, allowlist: Allowlist) -> tuple[Operation, ...]:
         """Begin with a list that passed its trial earlier."""
@@ -97,10 +92,7 @@ class KernelThread:
         finally:
             self._executor.shutdown(wait=True)
 
-    async def _run(
-        self, method: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
-    ) -> _Result:
-        del named  # no method has any
+    async def _run(self, method: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
         job = asyncio.get_running_loop().run_in_executor(self._executor, method, *arguments)
         try:
             return await asyncio.shield(job)

@@ -109,7 +109,7 @@ class Service:
                 # What was read while rules were made anew is nowhere else. What comes now, the service takes.
                 await counting.begin()
                 await counting.count_once()
-            self.parts.announcer.log_troubles()
+            self.parts.announcer.log_troubles(self.parts.state)
         finally:
             await self._close()
 
@@ -137,8 +137,7 @@ class Service:
         log.info("Firewall ready")
         parts.runner.show_adopted()
         parts.tracker.save()
-        if not config.dry_run:
-            parts.disk.claim()
+        parts.disk.claim()
         parts.settings.save()
         return bool(operations)
 

@@ -25,17 +25,10 @@ class Listeners:
     """Opens servers, and looks every thirty seconds, or when told to, whether they are open still. `troubles` has a
     sentence for each one that is not open, by its name; of the `optional` ones a warning in the log is enough."""
 
-    def __init__(
-        self,
-        servers: Sequence[Server],
-        changes: Signal,
-        optional: Collection[str] = (),
-        retry_seconds: float = _RETRY_SECONDS,
-    ) -> None:
+    def __init__(self, servers: Sequence[Server], changes: Signal, optional: Collection[str] = ()) -> None:
         self._servers = servers
         self._changes = changes
         self._optional = optional
-        self._retry_seconds = retry_seconds
         self._said = {server.name: Said(log) for server in servers}
         self._wakeups = [Wakeup() for _ in servers]
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,7 +56,7 @@ class Listeners:
     async def _keep_open(self, server: Server, wakeup: Wakeup) -> None:
         while True:
             await self._open(server)
-            await wakeup.wait(self._retry_seconds)
+            await wakeup.wait(_RETRY_SECONDS)
 
     async def _open(self, server: Server) -> None:
         said, sentence = self._said[server.name], ""

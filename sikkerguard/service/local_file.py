@@ -44,17 +44,33 @@ class LocalLists(Protocol):
 
 
 class LocalFile:
-    """Knows which version of the file was judged last. `trouble` says why the present one is not used, or is empty.
-    `signal` is set when there is a new version."""
+    """Has versions of the file put in force. `trouble` says why the present one is not used, or is empty; `signal` is
+    set when there is a new one."""
 
     work = "watching the list file"
 
-    def __init__(self, feeds: LocalLists, config: Watched[Config], lists: ListInForce, signal: Signal) -> None:
+    def __init__(
+        self,
+        feeds: LocalLists,
+        runner: UpdateRunner,
+        journal: PullJournal,
+        lists: ListInForce,
+        config: Watched[Config],
+        clock: Clock,
+        unexpected: UnexpectedErrors,
+        signal: Signal,
+    ) -> None:
         self._feeds = feeds
-        self._config = config
+        self._runner = runner
+        self._journal = journal
         self._lists = lists
+        self._config = config
+        self._clock = clock
+        self._unexpected = unexpected
         self._signal = signal
+        self._failures = 0
         self._feed: tuple[Path, Feed] | None = None
+        # The version that was judged last.
         self._judged: object = None
         self._is_wanted = False
         self.trouble = ""
@@ -81,6 +97,37 @@ class LocalFile:
                 read, looks = found, 0
                 self.want()
             before = found
+
+    async def attempt(self, *, accept: bool, anew: bool) -> float:
+        """Bring the present version in force, if it is another one; `anew` forgets earlier failures. It needs no answer
+        of SikkerAPI's. Returns the seconds until it has to be tried again, infinite where only another version can
+        help."""
+        if anew:
+            self._failures = 0
+        if self._lists.value is None and self._runner.state.protecting:
+            # The kernel blocks by a list that is not known in full: what takes its place must have SikkerAPI's part.
+            return math.inf
+        if not accept and not await self.is_new():
+            return math.inf
+        pause, trouble, outlook = math.inf, "", "it is read again when it has changed"
+        try:
+            with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
+                async with self._journal.marked():
+                    change = await self.change()
+                    if change is not None:
+                        await self._runner.put_in_force([change], accept=accept)
+        except SikkerGuardError as error:
+            self._failures += 1
+            await self._journal.note_refusal(error, LOCAL_FILE)
+            trouble = f"{as_sentence(error)}; {self._runner.local_file_stays()}"
+            if not isinstance(error, ListError) or isinstance(error, HeldBackError):
+                pause = retry_delay(error, self._failures, self._clock.random)
+                outlook = f"next try in {duration_text(pause)}"
+        else:
+            self._failures = 0
+        await self.judge(trouble, final=pause == math.inf, outlook=outlook)
+        self._runner.note_trouble(LOCAL_FILE, trouble)
+        return pause
 
     async def is_new(self) -> bool:
         """Whether the present version has yet to be judged. Does not read the file."""
@@ -122,55 +169,3 @@ class LocalFile:
         if self._feed is None or self._feed[0] != path:
             self._feed = path, self._feeds.local_list(path)
         return self._feed[1]
-
-
-class LocalFileUpdates:
-    """Brings versions of the local file in force."""
-
-    def __init__(
-        self,
-        runner: UpdateRunner,
-        local_file: LocalFile,
-        journal: PullJournal,
-        lists: ListInForce,
-        clock: Clock,
-        unexpected: UnexpectedErrors,
-    ) -> None:
-        self._runner = runner
-        self._local_file = local_file
-        self._journal = journal
-        self._lists = lists
-        self._clock = clock
-        self._unexpected = unexpected
-        self._failures = 0
-
-    async def attempt(self, *, accept: bool, anew: bool) -> float:
-        """Bring the present version in force, if it is another one; `anew` forgets earlier failures. It needs no answer
-        of SikkerAPI's. Returns the seconds until it has to be tried again, infinite where only another version can
-        help."""
-        if anew:
-            self._failures = 0
-        if self._lists.value is None and self._runner.state.protecting:
-            # The kernel blocks by a list that is not known in full: what takes its place must have SikkerAPI's part.
-            return math.inf
-        if not accept and not await self._local_file.is_new():
-            return math.inf
-        pause, trouble, outlook = math.inf, "", "it is read again when it has changed"
-        try:
-            with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
-                async with self._journal.marked():
-                    change = await self._local_file.change()
-                    if change is not None:
-                        await self._runner.put_in_force([change], accept=accept)
-        except SikkerGuardError as error:
-            self._failures += 1
-            await self._journal.note_refusal(error, LOCAL_FILE)
-            trouble = f"{as_sentence(error)}; {self._runner.local_file_stays()}"
-            if not isinstance(error, ListError) or isinstance(error, HeldBackError):
-                pause = retry_delay(error, self._failures, self._clock.random)
-                outlook = f"next try in {duration_text(pause)}"
-        else:
-            self._failures = 0
-        await self._local_file.judge(trouble, final=pause == math.inf, outlook=outlook)
-        self._runner.note_trouble(LOCAL_FILE, trouble)
-        return pause

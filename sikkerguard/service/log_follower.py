@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,14 +61,12 @@ class LogFollower:
         config: Watched[Config],
         clock: Clock,
         changes: Signal,
-        retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
         self._logs = logs
         self._hints = hints
         self._config = config
         self._clock = clock
         self._changes = changes
-        self._retry_seconds = retry_seconds
         self.state = LogState()
 
     async def run(self) -> None:
@@ -85,25 +84,25 @@ class LogFollower:
                     level, trouble = logging.ERROR, error
                     sentence = _ended("The kernel's log", f"{type(error).__name__}: {error}")
                 # A source that ends again and again is said once, and anew when it had worked for a while.
-                if self._clock.monotonic() - began >= self._retry_seconds:
+                if self._clock.monotonic() - began >= _RETRY_SECONDS:
                     said.sentence = ""
                 if sentence:
                     said.say(sentence, level, trouble)
                 self._note(replace(self.state, source="counters"))
-                await asyncio.sleep(self._retry_seconds)
+                await asyncio.sleep(_RETRY_SECONDS)
         finally:
             executor.shutdown(wait=False)
 
     async def _follow_one(self, executor: Executor) -> str:
         """Follow one source to its end. Returns how it ended, or an empty text where there was none."""
         loop = asyncio.get_running_loop()
-        handle = _SourceHandle(self._logs, self._config.value)
+        opened = ExitStack()
         try:
-            source = await loop.run_in_executor(executor, handle.open)
+            source = await loop.run_in_executor(executor, _open, self._logs, self._config.value, opened)
             return "" if source is None else await self._follow(source, executor)
         finally:
             # The thread comes to this after the opening, even where we were cancelled and did not wait for that.
-            await loop.run_in_executor(executor, handle.close)
+            await loop.run_in_executor(executor, opened.close)
 
     async def _follow(self, source: KernelLog, executor: Executor) -> str:
         loop = asyncio.get_running_loop()
@@ -131,21 +130,11 @@ class LogFollower:
             self._changes.set()
 
 
-class _SourceHandle:
-    """A source between its opening and its closing, which are one thread's."""
-
-    def __init__(self, logs: KernelLogs, config: Config) -> None:
-        self._logs = logs
-        self._config = config
-        self._source: KernelLog | None = None
-
-    def open(self) -> KernelLog | None:
-        self._source = self._logs.kernel_log(self._config)
-        return self._source
-
-    def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
+def _open(logs: KernelLogs, config: Config, opened: ExitStack) -> KernelLog | None:
+    source = logs.kernel_log(config)
+    if source is not None:
+        opened.callback(source.close)
+    return source
 
 
 def _ended(what: str, why: str) -> str:

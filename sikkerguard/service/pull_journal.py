@@ -22,9 +22,9 @@ _MARK_SECONDS, _LIST_SECONDS = 1.0, 5.0
 
 
 class PullJournal:
-    """Holds the `memory`. Without a `writer` nothing is kept on disk."""
+    """Holds the `memory`."""
 
-    def __init__(self, writer: StateWriter | None) -> None:
+    def __init__(self, writer: StateWriter) -> None:
         self._writer = writer
         self._under_way = 0
         self.memory = PullMemory()
@@ -73,6 +73,5 @@ class PullJournal:
 
     async def _save(self, memory: PullMemory, seconds: float = _MARK_SECONDS) -> None:
         self.memory = memory
-        if self._writer is not None:
-            self._writer.save_pull_memory(memory)
-            await self._writer.settled(seconds)
+        self._writer.save(memory)
+        await self._writer.settled(seconds)

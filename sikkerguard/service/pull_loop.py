@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.interfaces import Clock, Signal
     from sikkerguard.core.lists.generations import Change
     from sikkerguard.service.list_in_force import ListInForce
-    from sikkerguard.service.local_file import LocalFile, LocalFileUpdates
+    from sikkerguard.service.local_file import LocalFile
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.supervision import UnexpectedErrors
     from sikkerguard.service.update_runner import UpdateRunner
@@ -54,7 +54,6 @@ class PullLoop:
         self,
         runner: UpdateRunner,
         local_file: LocalFile,
-        local_updates: LocalFileUpdates,
         journal: PullJournal,
         lists: ListInForce,
         config: Watched[Config],
@@ -66,7 +65,6 @@ class PullLoop:
     ) -> None:
         self._runner = runner
         self._local_file = local_file
-        self._local_updates = local_updates
         self._journal = journal
         self._lists = lists
         self._config = config
@@ -132,7 +130,7 @@ class PullLoop:
         anew = self._local_file.take_wish()
         if anew or begins or now >= self._file_at:
             accept = begins and self._accept
-            self._file_at = self._in(await self._local_updates.attempt(accept=accept, anew=anew))
+            self._file_at = self._in(await self._local_file.attempt(accept=accept, anew=anew))
         if begins:
             self._fetching = asyncio.create_task(self._runner.fetch())
             self._fetching.add_done_callback(self._note_fetched)

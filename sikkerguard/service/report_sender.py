@@ -94,7 +94,6 @@ class ReportSender:
         self._screening = screening
         self._disk = disk
         self._clock = clock
-        self._client: tuple[tuple[str, str], ReportClient] | None = None
         # What the disk has not taken yet of what became of requests, in its order.
         self._pending_writes: deque[Outcome] = deque()
         self._max_rows = MAX_ROWS
@@ -115,12 +114,12 @@ class ReportSender:
             RecordError: nothing is to be sent before the disk takes what became of this request.
         """
         day, key = day_of(self._clock.wall()), config.api_key
-        remaining = await self._disk.run(self._outbox.quota, day, key)
+        remaining, limit = await self._disk.run(self._outbox.quota, day, key)
         if remaining == 0:
             return False
-        client = await self._client_for(config)
+        client = await asyncio.to_thread(self._clients.reports, config)
         # Where nobody said what is left, it is at most what there is on a whole day.
-        bound = await self._disk.run(self._outbox.quota_limit, key) if remaining is None else remaining
+        bound = limit if remaining is None else remaining
         most = self._max_rows if bound is None else min(self._max_rows, max(1, bound))
         # As late as can be: what is allowed, listed and set may have changed since the rows were made.
         screen = await self._screening.now()
@@ -230,9 +229,3 @@ class ReportSender:
                 self.reported.update(outcome.accepted())
                 if rejections := outcome.rejections():
                     log.warning("%s", rejected_line(rejections))
-
-    async def _client_for(self, config: Config) -> ReportClient:
-        place = config.api_url, config.api_key
-        if self._client is None or self._client[0] != place:
-            self._client = place, await asyncio.to_thread(self._clients.reports, config)
-        return self._client[1]

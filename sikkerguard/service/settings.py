@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.config.variables import FIXED
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from sikkerguard.config.settings import Config
     from sikkerguard.core.interfaces import Signal
+    from sikkerguard.service.announcer import Announcer
     from sikkerguard.service.pull_loop import PullLoop
-    from sikkerguard.service.reload import Reload
     from sikkerguard.service.state_writer import StateWriter
+    from sikkerguard.service.supervision import UnexpectedErrors
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,10 @@ class FileStamps(Protocol):
 
 class Settings:
     """The one writer of `config`. `trouble` says what is the matter with the settings as they are written, or is empty.
-    Good ones are kept by the `writer`, if there is one, for a start that meets wrong ones."""
+    Good ones are kept by the `writer`, for a start that meets wrong ones."""
 
     def __init__(
-        self, config: Config, reader: SettingsReader, stamps: FileStamps, writer: StateWriter | None, changes: Signal
+        self, config: Config, reader: SettingsReader, stamps: FileStamps, writer: StateWriter, changes: Signal
     ) -> None:
         self._reader = reader
         self._stamps = stamps
@@ -95,8 +96,8 @@ class Settings:
         config = self.config.value
         for hint in config.hints:
             log.warning("%s", hint)
-        if config.texts is not None and self._writer is not None:
-            self._writer.save_settings(config.texts)
+        if config.texts is not None:
+            self._writer.save(config.texts)
 
     def stamps(self) -> dict[Path, object]:
         """What tells the versions of the files apart. Reads the disk."""
@@ -111,14 +112,33 @@ class Settings:
         self._changes.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Reading the settings again and pulling by them, as SIGHUP, `sikkerguard pull` and a corrected key ask for."""
+
+    settings: Settings
+    pulls: PullLoop
+    announcer: Announcer
+    unexpected: UnexpectedErrors
+
+    def now(self, *, accept: bool = False) -> int:
+        """Read the settings again, and pull now, taking that list whatever its size if `accept` says so. Returns the
+        number of the pull: see `PullState.pull_answered`."""
+        with self.unexpected.survived():
+            self.announcer.reloading()
+        with self.unexpected.survived("The settings can't be read (%s); those before stay."):
+            self.settings.reload()
+        number = self.pulls.pull_now(accept=accept)
+        self.announcer.reloaded()
+        return number
+
+
 class SettingsWatch:
     """Notices that a person has corrected what only a person could, a key or a setting, and has it read."""
 
     work = "watching for corrections"
 
-    def __init__(self, settings: Settings, pulls: PullLoop, reload: Reload) -> None:
-        self._settings = settings
-        self._pulls = pulls
+    def __init__(self, reload: Reload) -> None:
         self._reload = reload
         # Not a thread of the loop's own, for whose end the process waits: this disk may hang too.
         self._disk = DiskThread("settings")
@@ -128,9 +148,10 @@ class SettingsWatch:
         before: dict[Path, object] | None = None
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if not self._pulls.needs_correction and not self._settings.trouble:
+            settings = self._reload.settings
+            if not self._reload.pulls.needs_correction and not settings.trouble:
                 continue
-            found = await self._disk.run(self._settings.stamps)
-            if found == before and self._settings.has_changed(found):
+            found = await self._disk.run(settings.stamps)
+            if found == before and settings.has_changed(found):
                 self._reload.now()
             before = found

@@ -15,25 +15,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sikkerguard.core.lists.allowlist import Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.lists.sources import VerifiedList
 from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
 from sikkerguard.errors import ListError, as_sentence
 from sikkerguard.service.disk_thread import LAST_SECONDS, DiskThread
-from sikkerguard.service.pending_writes import (
-    Claim,
-    PendingWrite,
-    SaveAllowlist,
-    SaveEndpoint,
-    SaveList,
-    SavePullMemory,
-    SaveSettings,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-    from sikkerguard.core.interfaces import Clock, Signal, StateStore
-    from sikkerguard.core.lists.sources import VerifiedList
+    from sikkerguard.core.interfaces import Clock, Saved, Signal, StateStore
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +50,33 @@ class SavedState:
 
 
 class StateWriter:
-    """Keeps files by a `store` in `place`. The savers return at once; `settled` waits a little for what they started.
-    `trouble` is a sentence while the disk does not do what it should, else empty. For the event loop."""
+    """Keeps files by a `store` in `place`, and only reads them where it `writes` nothing, as in a dry run. `save` and
+    `claim` return at once; `settled` waits a little for what they started. `trouble` is a sentence while the disk does
+    not do what it should, else empty. For the event loop."""
 
     work = "looking after the disk"
 
     def __init__(
-        self, store: StateStore, place: Path, clock: Clock, changes: Signal, thread: DiskThread | None = None
+        self,
+        store: StateStore,
+        place: Path,
+        clock: Clock,
+        changes: Signal,
+        thread: DiskThread | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self._store = store
         self._place = place
         self._clock = clock
         self._changes = changes
         self._thread = thread or DiskThread("disk")
+        self._writes = writes
         # What was to be written last, by kind, for a directory that is made again; what waits; and what was refused.
-        self._newest: dict[str, PendingWrite] = {}
-        self._waiting: dict[str, PendingWrite] = {}
-        self._refused: dict[str, OSError] = {}
+        # None is the claim to the directory itself.
+        self._newest: dict[type, Saved | None] = {}
+        self._waiting: dict[type, Saved | None] = {}
+        self._refused: dict[type, OSError] = {}
         self._retry_at = 0.0
         self._hung_since = ""
         self._writing: asyncio.Task[None] | None = None
@@ -88,35 +89,17 @@ class StateWriter:
         if not done:
             return SavedState(complaint=f"{self._place} has not answered for {_LOAD_SECONDS:g} s: no list is read")
         saved = job.result()
-        writes: list[PendingWrite] = [SavePullMemory(saved.pulls), SaveEndpoint(saved.endpoint)]
-        if saved.verified is not None:
-            writes.append(SaveList(saved.verified))
-        self._newest |= {write.kind: write for write in writes}
+        known: tuple[Saved | None, ...] = (saved.pulls, saved.endpoint, saved.verified)
+        self._newest |= {type(value): value for value in known if value is not None}
         return saved
 
     def claim(self) -> None:
         """Have the directory be this service's, again and again."""
-        self._put(Claim())
+        self._put(None)
 
-    def save_list(self, verified: VerifiedList) -> None:
-        """Keep a list that passed its trial."""
-        self._put(SaveList(verified))
-
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        """Keep what is allowed, and why."""
-        self._put(SaveAllowlist(allowlist))
-
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        """Keep what the next pull has to know of earlier ones."""
-        self._put(SavePullMemory(memory))
-
-    def save_endpoint(self, memory: EndpointMemory) -> None:
-        """Keep at which addresses SikkerAPI, or a proxy, was proven to be."""
-        self._put(SaveEndpoint(memory))
-
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        """Keep good settings for a start that meets wrong ones."""
-        self._put(SaveSettings(texts))
+    def save(self, value: Saved) -> None:
+        """Keep this in place of what was kept of its kind."""
+        self._put(value)
 
     async def settled(self, seconds: float) -> None:
         """Wait until all that is to be kept was written or refused, but no longer than so many seconds, and not for a
@@ -143,8 +126,10 @@ class StateWriter:
             await asyncio.wait({self._writing})
         self._thread.shutdown()
 
-    def _put(self, write: PendingWrite) -> None:
-        self._newest[write.kind] = self._waiting[write.kind] = write
+    def _put(self, value: Saved | None) -> None:
+        if not self._writes:
+            return
+        self._newest[type(value)] = self._waiting[type(value)] = value
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
 
@@ -152,15 +137,15 @@ class StateWriter:
         try:
             while self._waiting:
                 kind = next(iter(self._waiting))
-                job = self._thread.start(partial(self._waiting.pop(kind).write, self._store))
+                job = self._thread.start(partial(_write, self._store, self._waiting.pop(kind)))
                 try:
                     made_again = await asyncio.shield(job)
                 except OSError as error:
-                    log.debug("%s of %s is not kept: %s", kind, self._place, error)
+                    log.debug("%s is not kept in %s: %s", kind.__name__, self._place, error)
                     self._refused[kind] = error
                 except Exception as error:
                     if kind not in self._refused:
-                        log.exception("%s of %s is not kept.", kind, self._place)
+                        log.exception("Not everything is kept in %s.", self._place)
                     self._refused[kind] = OSError(0, f"{type(error).__name__}: {error}")
                 else:
                     self._refused.pop(kind, None)
@@ -199,9 +184,17 @@ class StateWriter:
         )
 
     def _loss(self) -> str:
-        if SaveList.kind in self._refused:
+        if VerifiedList in self._refused:
             return "the list in force is not kept, so that after a reboot an older one blocks until the next pull"
         return "what is learned from now on is not kept for the next start"
+
+
+def _write(store: StateStore, value: Saved | None) -> bool:
+    """Returns whether the directory had to be made again."""
+    if value is None:
+        return store.claim()
+    store.save(value)
+    return False
 
 
 def _read(store: StateStore) -> SavedState:

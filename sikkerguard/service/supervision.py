@@ -80,20 +80,10 @@ class UnexpectedErrors:
 class Supervisor:
     """Runs loops. `troubles` has a sentence for each loop, by its work, that is stopped at the moment."""
 
-    def __init__(
-        self,
-        unexpected: UnexpectedErrors,
-        clock: Clock,
-        changes: Signal,
-        *,
-        pauses: tuple[float, float] = (_FIRST_PAUSE, _LONGEST_PAUSE),
-        settled: float = _SETTLED_SECONDS,
-    ) -> None:
+    def __init__(self, unexpected: UnexpectedErrors, clock: Clock, changes: Signal) -> None:
         self._unexpected = unexpected
         self._clock = clock
         self._changes = changes
-        self._pauses = pauses
-        self._settled = settled
         self.troubles: dict[str, str] = {}
 
     async def keep(self, loop: Loop) -> None:
@@ -102,7 +92,7 @@ class Supervisor:
         while True:
             task = asyncio.create_task(loop.run())
             try:
-                done, _ = await asyncio.wait({task}, timeout=self._settled)
+                done, _ = await asyncio.wait({task}, timeout=_SETTLED_SECONDS)
                 if not done:
                     failures = 0
                     if self.troubles.pop(loop.work, ""):
@@ -118,8 +108,5 @@ class Supervisor:
                 f"{loop.work.capitalize()} was stopped by {what}; what is blocked stays blocked; it begins anew."
             )
             self._changes.set()
-            await asyncio.sleep(self._pause(failures))
-
-    def _pause(self, failures: int) -> float:
-        first, longest = self._pauses
-        return min(first * 2.0 ** min(failures - 1, 30), longest) * (0.75 + 0.5 * self._clock.random())
+            pause = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 30), _LONGEST_PAUSE)
+            await asyncio.sleep(pause * (0.75 + 0.5 * self._clock.random()))

@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 _RENEW_SECONDS = 2.0
 # Sources of dropped packets that are named.
 _SHOWN_SOURCES = 8
-# After a trial a forwarder may need a moment until it asks its upstream again: so often the self-test is repeated.
-_RECOVERIES = 5
+# After a trial a forwarder may need a moment until it asks its upstream again: so often the self-test is repeated, and
+# after so many seconds each.
+_RECOVERIES, _RECOVERY_SECONDS = 5, 2.0
 # How often a trial is made anew in a row because the host changed in the middle of it.
 _MAX_RESTARTS = 3
 
@@ -85,22 +86,13 @@ class _LostError(SelfTestError):
 
 
 class Trial:
-    """The steps of a trial. `running` says whether a candidate blocks on trial; `recovery_seconds` lie between two
-    looks at whether the host has recovered."""
+    """The steps of a trial. `running` says whether a candidate blocks on trial."""
 
-    def __init__(
-        self,
-        kernel: KernelThread,
-        connections: Connections,
-        drops: DropWatch,
-        changes: Signal,
-        recovery_seconds: float = 2.0,
-    ) -> None:
+    def __init__(self, kernel: KernelThread, connections: Connections, drops: DropWatch, changes: Signal) -> None:
         self._kernel = kernel
         self._connections = connections
         self._drops = drops
         self._changes = changes
-        self._recovery_seconds = recovery_seconds
         self.running = False
 
     async def run(
@@ -162,7 +154,7 @@ class Trial:
             failed = regressions(explanation.before, await test.run())
             if not failed:
                 return
-            await asyncio.sleep(self._recovery_seconds)
+            await asyncio.sleep(_RECOVERY_SECONDS)
         raise SelfTestError(
             f"the self-test failed and goes on failing without the new list: {'; '.join(map(str, failed))}"
         )

@@ -60,7 +60,7 @@ class UpdateRunner:
         endpoint: ApiEndpoint,
         tracker: AllowlistTracker,
         journal: PullJournal,
-        writer: StateWriter | None,
+        writer: StateWriter,
         lists: ListInForce,
         config: Watched[Config],
         clock: Clock,
@@ -76,7 +76,6 @@ class UpdateRunner:
         self._config = config
         self._clock = clock
         self._changes = changes
-        self._feed: tuple[Config, Feed] | None = None
         self._probes: tuple[Config, Probes] | None = None
         # Why a newer version of a source is not used, by its name.
         self._troubles: dict[str, str] = {}
@@ -117,10 +116,8 @@ class UpdateRunner:
             ListError: what came is not a list.
         """
         config = self._config.value
-        if self._feed is None or self._feed[0] is not config:
-            # In a thread, as are the probes: what they import takes a while to read.
-            self._feed = config, await asyncio.to_thread(self._adapters.blacklist, config)
-        feed = self._feed[1]
+        # In a thread, as are the probes: what they import takes a while to read.
+        feed = await asyncio.to_thread(self._adapters.blacklist, config)
         async with self._journal.marked():
             await self._endpoint.open(config)
             await self._tracker.follow()
@@ -177,8 +174,7 @@ class UpdateRunner:
 
     async def _committed(self, in_force: InForce, memory: PullMemory) -> None:
         self._lists.value = in_force
-        if self._writer is not None:
-            self._writer.save_list(in_force.verified)
+        self._writer.save(in_force.verified)
         await self._journal.note_committed(memory)
         self._show(in_force.admitted.blocklist)
 

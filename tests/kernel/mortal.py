@@ -72,7 +72,8 @@ class MortalAdapters(SystemAdapters):
 def main() -> int:
     """Run until the death that was asked for."""
     reader = SettingsReader(os.environ)
-    return wiring.run(reader.load(), reader, MortalAdapters)
+    wiring.run(reader.load(), reader, MortalAdapters)
+    return 0
 
 
 if __name__ == "__main__":

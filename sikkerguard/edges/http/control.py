@@ -11,18 +11,17 @@ import logging
 import os
 import socket
 import stat
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sikkerguard.edges.http.control_socket import NAME, peer_of
 from sikkerguard.edges.http.server import Answer, HttpServer, Request, as_json, read
 from sikkerguard.errors import ListenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from sikkerguard.core.interfaces import Operations
@@ -35,7 +34,6 @@ _DISK_SECONDS = 1.0
 # sun_path without the NUL at its end (unix(7)).
 _LONGEST_PATH = 107
 _ACCEPT = {"": False, "accept=false": False, "accept=true": True}
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +66,18 @@ class _Place:
 
 
 class Control:
-    """The server. The first of `directories` that has room for the socket gets it."""
+    """The server. The first of `directories` that has room for the socket gets it. `disk` does what a disk may take its
+    time for: an executor for which nothing waits at the end of the process."""
 
     name = "control"
 
-    def __init__(self, directories: Sequence[Path], operations: Operations) -> None:
+    def __init__(self, directories: Sequence[Path], operations: Operations, disk: Executor) -> None:
         self._directories = directories
         self._operations = operations
+        self._disk = disk
         self._server = HttpServer(self._answer)
         self._place: _Place | None = None
-        self._opening: asyncio.Task[_Place] | None = None
+        self._opening: asyncio.Future[_Place] | None = None
 
     async def open(self) -> None:
         """Answer from now on, unless that is so already; a socket that somebody has removed is made anew.
@@ -85,14 +85,15 @@ class Control:
         Raises:
             ListenError: it can be made in none of the directories.
         """
+        loop = asyncio.get_running_loop()
         if self._place is not None:
-            if await _beside(self._place.is_ours):
+            if await loop.run_in_executor(self._disk, self._place.is_ours):
                 return
             log.warning("The control socket %s was removed, and is made anew.", self._place.path)
             self._server.silence()
             self._place = None
         # A stop in the middle of this is not to leave a socket behind.
-        self._opening = asyncio.create_task(_beside(partial(_listen, self._directories)))
+        self._opening = loop.run_in_executor(self._disk, _listen, self._directories)
         self._place = await asyncio.shield(self._opening)
         self._opening = None
         self._server.serve(self._place.listening)
@@ -108,7 +109,7 @@ class Control:
                 place, self._place = self._place, None
                 await self._server.close()
                 if place is not None:
-                    await _beside(place.remove)
+                    await asyncio.get_running_loop().run_in_executor(self._disk, place.remove)
 
     def _answer(self, request: Request, connection: socket.socket) -> Answer:
         peer = peer_of(connection)
@@ -194,26 +195,3 @@ def _remove_dead(path: Path, address: str) -> None:
 def _inode(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino
-
-
-async def _beside(work: Callable[[], _Result]) -> _Result:
-    """Do what a disk may take its time for, in a thread for which nothing waits at the end of the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[_Result] = loop.create_future()
-
-    def settle(set_it: Callable[[], None]) -> None:
-        if not done.done():
-            set_it()
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001 - it is raised where the outcome is waited for
-            outcome = partial(done.set_exception, error)
-        else:
-            outcome = partial(done.set_result, result)
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, name="control-socket", daemon=True).start()
-    return await done

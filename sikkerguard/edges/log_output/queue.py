@@ -26,7 +26,8 @@ _LOOK_SECONDS = 1.0
 
 class LogQueue(QueueHandler):
     """Takes every record at once, and has a thread give it to `write`. `close` waits for it a moment; the thread ends
-    with the process, wherever it stands. Nothing else may hold a lock that `write` takes."""
+    with the process, wherever it stands. Nothing else may hold a lock that `write` takes. `lost` counts the records
+    that had no room since the last time that this was written."""
 
     def __init__(
         self, write: Callable[[logging.LogRecord], None], records: int = _RECORDS, reserved: int = _RESERVED
@@ -36,13 +37,8 @@ class LogQueue(QueueHandler):
         self._write = write
         self._usual = records - reserved
         self._counting = threading.Lock()
-        self._lost = 0
+        self.lost = 0
         threading.Thread(target=self._write_forever, name="log", daemon=True).start()
-
-    @property
-    def lost(self) -> int:
-        """How many records had no room since the last time that this was written."""
-        return self._lost
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put the record into the queue, or count it."""
@@ -52,7 +48,7 @@ class LogQueue(QueueHandler):
             self._records.put_nowait(record)
         except queue.Full:
             with self._counting:
-                self._lost += 1
+                self.lost += 1
 
     def drain(self, seconds: float) -> bool:
         """Wait until all is written, at most so long; says whether it is."""
@@ -67,7 +63,7 @@ class LogQueue(QueueHandler):
         while True:
             self._write(self._records.get())
             with self._counting:
-                lost, self._lost = self._lost, 0
+                lost, self.lost = self.lost, 0
             if lost:
                 self._write(_lost_record(lost))
             self._records.task_done()

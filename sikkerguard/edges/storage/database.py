@@ -13,14 +13,13 @@ import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager, suppress
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sikkerguard.edges.storage.directory import Directory
 from sikkerguard.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,6 @@ FROM ledger WHERE NOT {_IS_META};
 DROP TABLE ledger;
 """,
 }
-_NO_VALUES: Mapping[str, object] = MappingProxyType({})
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -273,20 +271,16 @@ def write(connection: sqlite3.Connection, name: str, value: int) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
-def total(
-    connection: sqlite3.Connection, table: str, condition: str = "true", values: Mapping[str, object] = _NO_VALUES
-) -> int:
+def total(connection: sqlite3.Connection, table: str, condition: str = "true", **values: int) -> int:
     """The packets of these rows of `blocked` or `outbox`."""
     query = f"SELECT coalesce(sum(packets), 0) FROM {table} WHERE {condition}"
-    return int(connection.execute(query, dict(values)).fetchone()[0])
+    return int(connection.execute(query, values).fetchone()[0])
 
 
-def purge(
-    connection: sqlite3.Connection, table: str, condition: str = "true", values: Mapping[str, object] = _NO_VALUES
-) -> int:
+def purge(connection: sqlite3.Connection, table: str, condition: str = "true", **values: int) -> int:
     """Delete these rows, whose packets stay counted; gives how many went."""
-    add(connection, PURGED, total(connection, table, condition, values))
-    return connection.execute(f"DELETE FROM {table} WHERE {condition}", dict(values)).rowcount
+    add(connection, PURGED, total(connection, table, condition, **values))
+    return connection.execute(f"DELETE FROM {table} WHERE {condition}", values).rowcount
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -62,10 +62,10 @@ class Directory:
                 handle = os.open(name, _READ, dir_fd=place)
             return _trusted(handle, place)
 
-    def read(self, name: str) -> bytes:
-        """All of this file."""
+    def read(self, name: str, most: int = -1) -> bytes:
+        """All of this file, or its first `most` bytes."""
         with os.fdopen(self.open(name), "rb") as file:
-            return file.read()
+            return file.read(most)
 
     def has(self, name: str) -> bool:
         """Whether there is something of this name."""

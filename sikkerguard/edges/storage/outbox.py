@@ -25,7 +25,7 @@ from sikkerguard.core.net.family import Family
 from sikkerguard.core.reports.outcomes import LeftUnanswered, QuotaNoted, Recovered, Released, ReportStats, Settled
 from sikkerguard.core.reports.rows import MAX_ROWS, ReportBatch, Row, first_request
 from sikkerguard.core.reports.screen import Cover, Leader, fate_of, source_of
-from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, total, write
+from sikkerguard.edges.storage.database import PURGED, add, purge, read, read_total, write
 
 if TYPE_CHECKING:
     import sqlite3
@@ -106,7 +106,7 @@ class Outbox:
             add(connection, PURGED, beside)
             add(connection, "reports_withheld", stopped + _count(connection, "withheld") - known)
             # After what came in, since that makes a row fresh again.
-            old = purge(connection, "outbox", "state = 'waiting' AND seen < :day - 1", {"day": day})
+            old = purge(connection, "outbox", "state = 'waiting' AND seen < :day - 1", day=day)
             add(connection, "reports_dropped", old + self._drop_last(connection))
             self._drop_smallest_withheld(connection)
 
@@ -205,19 +205,12 @@ class Outbox:
 
     # What is known
 
-    def quota(self, day: int, key: str) -> int | None:
-        """Rows that may still be sent on this day with this key; None where nobody said."""
+    def quota(self, day: int, key: str) -> tuple[int | None, int | None]:
+        """Rows that may still be sent on this day with this key, and on a whole day by the last answer; None where
+        nobody said."""
         with self._database.transaction() as connection:
-            return _quota(connection, day, key)
-
-    def quota_limit(self, key: str) -> int | None:
-        """Rows that may be sent on a whole day with this key, by the last answer; None where nobody said."""
-        with self._database.transaction() as connection:
-            return (
-                read(connection, "quota_limit")
-                if read(connection, "quota_limit_key") == _key_fingerprint(key)
-                else None
-            )
+            is_known = read(connection, "quota_limit_key") == _key_fingerprint(key)
+            return _quota(connection, day, key), read(connection, "quota_limit") if is_known else None
 
     def stats(self, day: int, key: str) -> ReportStats:
         """How reporting stands."""
@@ -234,17 +227,12 @@ class Outbox:
                 dropped=read_total(connection, "reports_dropped"),
             )
 
-    def accounted(self) -> int:
-        """The number of all packets that were ever put into `blocked`, wherever they are counted now."""
-        with self._database.transaction() as connection:
-            return total(connection, "blocked") + total(connection, "outbox") + read_total(connection, PURGED)
-
     def _carry_to_day(self, connection: sqlite3.Connection, day: int) -> None:
         """Move rows of another day that still wait to this one; forget all others of it but for their totals."""
         days = {"day": day}
         connection.execute(_CARRY, days)
         connection.execute(f"DELETE FROM outbox WHERE {_MOVES}", days)
-        purge(connection, "outbox", f"{_STALE} AND state <> 'sending'", days)
+        purge(connection, "outbox", f"{_STALE} AND state <> 'sending'", day=day)
 
     def _screen_rows(self, connection: sqlite3.Connection, screen: Screen) -> int:
         """Drop the rows that wait and must not be sent now, and note which entry covers the others now. Returns how
@@ -264,12 +252,12 @@ class Outbox:
         """Where too many rows wait, drop those that would be sent last. Returns how many."""
         excess = max(0, _count(connection, "waiting") - self._max_waiting)
         last = f"SELECT id FROM {_TURNS} WHERE state = 'waiting' ORDER BY turn DESC, packets, id DESC LIMIT :excess"
-        return purge(connection, "outbox", f"id IN ({last})", {"excess": excess}) if excess else 0
+        return purge(connection, "outbox", f"id IN ({last})", excess=excess) if excess else 0
 
     def _drop_smallest_withheld(self, connection: sqlite3.Connection) -> None:
         excess = max(0, _count(connection, "withheld") - self._max_waiting)
         smallest = "SELECT id FROM outbox WHERE state = 'withheld' ORDER BY packets, id DESC LIMIT :excess"
-        purge(connection, "outbox", f"id IN ({smallest})", {"excess": excess})
+        purge(connection, "outbox", f"id IN ({smallest})", excess=excess)
 
     @contextmanager
     def _ending(self) -> Iterator[sqlite3.Connection]:
@@ -340,7 +328,7 @@ def _file(connection: sqlite3.Connection, day: int, source: bytes, fate: Fate) -
 
 def _drop(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
     """Delete rows by their numbers. Returns how many there were."""
-    return sum(purge(connection, "outbox", "id = :id", {"id": number}) for number in numbers)
+    return sum(purge(connection, "outbox", "id = :id", id=number) for number in numbers)
 
 
 def _settle(connection: sqlite3.Connection, outcome: Settled) -> None:

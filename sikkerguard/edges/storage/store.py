@@ -14,15 +14,17 @@ import logging
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sikkerguard.core.lists.allowlist import AllowEntry, Allowlist
+from sikkerguard.core.lists.pull_memory import PullMemory
 from sikkerguard.core.lists.pull_memory import from_json as pull_memory_from_json
 from sikkerguard.core.lists.sources import LeftOut, ListedSource, VerifiedList
 from sikkerguard.core.net.address import parse_prefix, to_text
 from sikkerguard.core.net.family import Family
 from sikkerguard.core.net.networks import Blocklist, Networks
 from sikkerguard.core.net.packed import Ranges
+from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
 from sikkerguard.core.sikkerapi.endpoint import memory_from_json as endpoint_memory_from_json
 from sikkerguard.edges.storage import last_good
 from sikkerguard.edges.storage.directory import Directory
@@ -30,13 +32,13 @@ from sikkerguard.edges.storage.processes import is_dying, owner_of
 from sikkerguard.errors import ConfigError, ListError, SikkerGuardError, as_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from sikkerguard.core.lists.pull_memory import PullMemory
-    from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
+    from sikkerguard.core.interfaces import Saved
 
 log = logging.getLogger(__name__)
+
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 _LIST, _ALLOW, _PULLS, _LOCK = "list.bin", "allowlist.json", "pulls.json", "service.lock"
 _BEFORE, _DAMAGED, _ENDPOINT = "list.bin.1", "list.bin.damaged", "ways.json"
@@ -73,18 +75,13 @@ class Store:
         try:
             self._take_lock(_LOCK_SECONDS)
         except BlockingIOError as error:
-            raise ConfigError(
-                [f"another sikkerguard runs on {self.directory}{self._named_holder()}; stop it first."]
-            ) from error
+            holder = ""
+            with suppress(SikkerGuardError):
+                if (process := self.service_pid()) is not None:
+                    holder = f" (process {process})"
+            raise ConfigError([f"another sikkerguard runs on {self.directory}{holder}; stop it first."]) from error
         except OSError as error:
             log.debug("the lock in %s can't be had: %s", self.directory, error)
-
-    def _named_holder(self) -> str:
-        try:
-            process = self.service_pid()
-        except SikkerGuardError:
-            process = None
-        return "" if process is None else f" (process {process})"
 
     def claim(self) -> bool:
         """Have the directory, the lock in it and the number of this process in that, as far as they are not there;
@@ -164,14 +161,26 @@ class Store:
         """Whether a list is kept, sound or not."""
         return self._files.has(_LIST) or self._files.has(_BEFORE)
 
-    def save_list(self, verified: VerifiedList) -> None:
-        """Keep a list that passed its trial; the one before it stays beside it, but for one that was found to be
-        damaged, which is set aside."""
-        if self._damaged:
-            with suppress(FileNotFoundError):
-                self._files.move(_LIST, _DAMAGED)
-            self._damaged = False
-        self._files.replace(_LIST, *_encoded(verified), before=_BEFORE)
+    def save(self, value: Saved) -> None:
+        """Keep this in place of what was kept of its kind. Of a list the one before stays beside it, but for one that
+        was found to be damaged, which is set aside; settings are written only where they differ."""
+        match value:
+            case VerifiedList():
+                if self._damaged:
+                    with suppress(FileNotFoundError):
+                        self._files.move(_LIST, _DAMAGED)
+                    self._damaged = False
+                self._files.replace(_LIST, *_encoded(value), before=_BEFORE)
+            case Allowlist():
+                rows = [[to_text(entry.family, entry.prefix), entry.reason] for entry in value.entries]
+                self._files.replace(_ALLOW, json.dumps(rows).encode())
+            case PullMemory():
+                self._files.replace(_PULLS, json.dumps(value.as_json()).encode())
+            case EndpointMemory():
+                self._files.replace(_ENDPOINT, json.dumps(value.as_json()).encode())
+            case _:
+                if last_good.load(self.directory) != dict(value):
+                    self._files.replace(last_good.NAME, json.dumps(value, indent=1, sort_keys=True).encode())
 
     def load_list(self) -> VerifiedList | None:
         """The last verified list, or the one before it where that is damaged, or None where there is none yet. Nothing
@@ -184,14 +193,11 @@ class Store:
             return self._newest()
         except ListError as error:
             self._damaged = isinstance(error, _DamagedError)
-            try:
-                found = self._sound(_BEFORE)
-            except ListError:
-                found = None
-            if found is None:
-                raise ListError(f"{error}; it is not used, and a new one is pulled") from error
-            log.error("%s; the one before it is used, and a new one is pulled.", as_sentence(error))
-            return found
+            with suppress(ListError):
+                if (found := self._sound(_BEFORE)) is not None:
+                    log.error("%s; the one before it is used, and a new one is pulled.", as_sentence(error))
+                    return found
+            raise ListError(f"{error}; it is not used, and a new one is pulled") from error
 
     def peek_list(self) -> VerifiedList | None:
         """The same for a reader that is not the service: a damaged file stays where it is.
@@ -225,47 +231,28 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise _DamagedError(f"the cached list {path} is damaged ({error})") from error
 
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        """Keep what is allowed and why, for `sikkerguard check` and for a start without network."""
-        rows = [[to_text(entry.family, entry.prefix), entry.reason] for entry in allowlist.entries]
-        self._files.replace(_ALLOW, json.dumps(rows).encode())
-
     def load_allowlist(self) -> Allowlist:
         """What was last allowed and why; empty where nothing readable is kept."""
-        rows = self._json(_ALLOW, [])
+        rows = self._json(_ALLOW, list)
         try:
             return Allowlist(tuple(AllowEntry(*parse_prefix(str(text)), str(reason)) for text, reason in rows))
         except (ValueError, TypeError):
             return Allowlist()
 
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        """Keep what the next pull has to know of the last ones."""
-        self._files.replace(_PULLS, json.dumps(memory.as_json()).encode())
-
     def load_pull_memory(self) -> PullMemory:
         """What is known of earlier pulls; empty where nothing readable is kept."""
-        known = self._json(_PULLS, {})
-        return pull_memory_from_json(known if isinstance(known, dict) else {})
-
-    def save_endpoint(self, memory: EndpointMemory) -> None:
-        """Keep at which addresses SikkerAPI, or a proxy, proved to be there, and when."""
-        self._files.replace(_ENDPOINT, json.dumps(memory.as_json()).encode())
+        return pull_memory_from_json(self._json(_PULLS, dict))
 
     def load_endpoint(self) -> EndpointMemory:
         """What was last kept of them; empty where nothing readable is."""
-        known = self._json(_ENDPOINT, {})
-        return endpoint_memory_from_json(known if isinstance(known, dict) else {})
+        return endpoint_memory_from_json(self._json(_ENDPOINT, dict))
 
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        """Keep the texts of settings that were good; the key is none of them."""
-        if last_good.load(self.directory) != dict(texts):
-            self._files.replace(last_good.NAME, json.dumps(texts, indent=1, sort_keys=True).encode())
-
-    def _json(self, name: str, otherwise: Any) -> Any:
+    def _json(self, name: str, kind: type[_Json]) -> _Json:
         try:
-            return json.loads(self._files.read(name))
+            found = json.loads(self._files.read(name))
         except (OSError, ValueError, RecursionError):
-            return otherwise
+            return kind()
+        return found if isinstance(found, kind) else kind()
 
 
 def _check_room(directory: Path) -> None:
@@ -296,11 +283,6 @@ def _holder(handle: int) -> int | None:
     return number if owner_of(number) in (0, os.fstat(handle).st_uid) else None
 
 
-def _parts(content: Blocklist) -> Iterator[tuple[Family, Networks]]:
-    for family in Family:
-        yield family, content.of(family)
-
-
 def _encoded(verified: VerifiedList) -> list[bytes]:
     """The format: a line with its name and version, a line of JSON that describes what follows, then for each
     source and family the single addresses and the ranges (first address and one byte of prefix length), all packed;
@@ -309,7 +291,8 @@ def _encoded(verified: VerifiedList) -> list[bytes]:
     sources = []
     for source in verified.sources:
         counts = []
-        for family, networks in _parts(source.content):
+        for family in Family:
+            networks = source.content.of(family)
             parts += (networks.singles, networks.ranges.packed)
             counts.append([len(networks.singles) // family.size, len(networks.ranges)])
         sources.append({"name": source.name, "since": source.since, "counts": counts})

@@ -1,4 +1,4 @@
-"""Messages to systemd by sd_notify(3), none where nobody listens; and the one thing that is asked of it."""
+"""Messages to systemd by sd_notify(3), none where nobody listens; and what is asked of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 2.0
+# sd_booted(3): this directory is there where systemd is the init.
+_BOOTED = Path("/run/systemd/system")
+_SHOW = ("systemctl", "show", "--property=LoadState,ActiveState,StatusText", "sikkerguard.service")
 # Targets that are started as the machine goes down (systemd.special(7)).
 _DOWN = frozenset({"shutdown.target", "reboot.target", "poweroff.target", "halt.target", "kexec.target"})
 # The last of our control groups that is a service's: `0::/system.slice/sikkerguard.service`.
@@ -127,6 +130,18 @@ class Notifier:
             return
         # A manager that does not read must not have the service stand still.
         self._notifier.socket.setblocking(False)
+
+
+def unit_properties(booted: Path = _BOOTED, words: Sequence[str] = _SHOW) -> dict[str, str]:
+    """`LoadState`, `ActiveState` and `StatusText` of the unit, for commands that find no service; nothing where systemd
+    can't be asked."""
+    if not booted.is_dir():
+        return {}
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}  # it is a help, and the command has an error to show already
+    return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
 
 
 def _in_utf8(text: str) -> str:

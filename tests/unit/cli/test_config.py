@@ -74,5 +74,5 @@ def test_a_service_without_a_key_waits_unless_it_has_run_before(
     assert shown.out == ""
     assert shown.err.startswith("sikkerguard: There is no key: put yours into ")
     (tmp_path / "state").mkdir()
-    Store(tmp_path / "state").save_settings({})
+    Store(tmp_path / "state").save({})
     assert check_key(reader(state)) is Outcome.FINE

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sikkerguard.cli.command import Outcome
-from sikkerguard.cli.service_client import ServiceClient
+from sikkerguard.cli.service_client import Reply, ServiceClient
 from sikkerguard.cli.status import print_status
 from sikkerguard.core.health import status
 from sikkerguard.core.ports.protocols import REPLY
@@ -26,8 +27,8 @@ class Client(ServiceClient):
         super().__init__(())
         self._found = status(state, NOW, (), {443: "ssh"})
 
-    def status(self) -> dict[str, Any]:
-        return self._found
+    def ask(self, target: str, method: str = "GET") -> Reply:
+        return Reply(200, json.dumps(self._found).encode(), 1)
 
 
 @pytest.mark.parametrize("trouble", ["", "SikkerAPI can't be reached; 9 rows wait."])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sikkerguard.core.firewall.state import Inspection
 from sikkerguard.core.host.surroundings import Surroundings
 from sikkerguard.core.lists.allowlist import Allowlist
 from sikkerguard.core.lists.pull_memory import PullMemory
+from sikkerguard.core.lists.sources import VerifiedList
 from sikkerguard.core.net.networks import Blocklist
 from sikkerguard.core.selftest import Outcome, ProbeResult
 from sikkerguard.core.sikkerapi.endpoint import EndpointMemory
 from sikkerguard.errors import KernelError, ListError
+from sikkerguard.service.state_writer import StateWriter
+from tests.unit.service.virtual_time import VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     from sikkerguard.core import interfaces
     from sikkerguard.core.firewall.diff import Operation
     from sikkerguard.core.host.flows import Flow
-    from sikkerguard.core.lists.sources import VerifiedList
     from sikkerguard.core.net.family import Family
     from sikkerguard.core.traffic.sample import PacketCount, TrafficSample
 
@@ -183,9 +186,19 @@ class Store(Failing):
         lost, self.is_lost = self.is_lost, False
         return lost
 
-    def save_list(self, verified: VerifiedList) -> None:
-        self.step("save_list")
-        self.verified = verified
+    def save(self, value: interfaces.Saved) -> None:
+        self.step(f"save {type(value).__name__}")
+        match value:
+            case VerifiedList():
+                self.verified = value
+            case Allowlist():
+                self.allowlist = value
+            case PullMemory():
+                self.pulls = value
+            case EndpointMemory():
+                self.endpoint = value
+            case _:
+                self.settings = value
 
     def load_list(self) -> VerifiedList | None:
         self.step("load_list")
@@ -193,33 +206,22 @@ class Store(Failing):
             raise ListError("the cached list is damaged")
         return self.verified
 
-    def save_allowlist(self, allowlist: Allowlist) -> None:
-        self.step("save_allowlist")
-        self.allowlist = allowlist
-
     def load_allowlist(self) -> Allowlist:
         self.step("load_allowlist")
         return self.allowlist
-
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        self.step("save_pull_memory")
-        self.pulls = memory
 
     def load_pull_memory(self) -> PullMemory:
         self.step("load_pull_memory")
         return self.pulls
 
-    def save_endpoint(self, memory: EndpointMemory) -> None:
-        self.step("save_endpoint")
-        self.endpoint = memory
-
     def load_endpoint(self) -> EndpointMemory:
         self.step("load_endpoint")
         return self.endpoint
 
-    def save_settings(self, texts: Mapping[str, str]) -> None:
-        self.step("save_settings")
-        self.settings = texts
+
+def dry_writer(store: Store | None = None) -> StateWriter:
+    """What a dry run has in place of one that writes."""
+    return StateWriter(store or Store(), Path("/state"), VirtualClock(), Changes(), writes=False)
 
 
 class Manager:

@@ -21,7 +21,7 @@ from sikkerguard.service.repair_loop import RepairLoop
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.watched import Watched
-from tests.unit.service.fakes import Backend, Changes, Connector, Observer, Store
+from tests.unit.service.fakes import Backend, Changes, Connector, Observer, Store, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -68,14 +68,12 @@ class Bench:
         self.kernel = Kernel()
         self.edge = Guarded(self.kernel)
         self.way = Endpoint(API, "https", "api.example.net", 443)
-        self.made: list[Config] = []
         self.start()
 
     def endpoint(self, config: Config) -> Endpoint:
         return self.way
 
     def connector(self, config: Config) -> ApiConnector:
-        self.made.append(config)
         return self.edge
 
     def start(self) -> None:
@@ -307,29 +305,19 @@ def test_pulls_and_reports_at_once_ask_once(bench: Bench) -> None:
 
 
 def test_a_disk_that_refuses_is_told_and_no_more(bench: Bench) -> None:
-    bench.store.fail("save_endpoint", OSError("no room"))
+    bench.store.fail("save EndpointMemory", OSError("no room"))
     bench.edge.resolved, bench.edge.genuine = (A,), {A}
     assert bench.open()
     assert bench.allowed() == {A}
     assert "can't be written (no room): blocking goes on" in bench.disk.trouble
 
 
-def test_without_a_disk_it_is_the_same_but_for_a_restart(bench: Bench) -> None:
-    bench.api = ApiEndpoint(bench, bench.tracker, None, bench.clock)
+def test_a_dry_run_finds_it_and_keeps_nothing(bench: Bench) -> None:
+    bench.api = ApiEndpoint(bench, bench.tracker, dry_writer(bench.store), bench.clock)
     bench.edge.resolved, bench.edge.genuine = (A,), {A}
     assert bench.open()
     assert bench.allowed() == {A}
-    assert "save_endpoint" not in bench.store.steps
-
-
-def test_a_connector_is_made_anew_for_another_key_or_another_api_only(bench: Bench) -> None:
-    bench.edge.resolved, bench.edge.genuine = (A,), {A}
-    others = Config(api_key=NAMED.api_key, api_url=NAMED.api_url, score_min=70)
-    another_key = Config(api_key="sk_free_other", api_url=NAMED.api_url)
-    another_api = Config(api_key="sk_free_other", api_url="https://other.example.net")
-    for config in (NAMED, others, another_key, another_key, another_api):
-        bench.open(config)
-    assert bench.made == [NAMED, another_key, another_api]
+    assert "save EndpointMemory" not in bench.store.steps
 
 
 @pytest.mark.parametrize("reason", [API, PROXY])

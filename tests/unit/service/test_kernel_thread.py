@@ -37,7 +37,6 @@ def test_each_method_is_the_backend_s_with_what_it_gives_and_raises() -> None:
     backend.changed, backend.samples = [(operation,), (operation, operation)], [TrafficSample()]
 
     async def work() -> None:
-        assert kernel.name == backend.name
         assert await kernel.adopt(ONE, ALLOWED) == (operation,)
         assert await kernel.repair(ALLOWED) == (operation, operation)
         assert await kernel.read_committed() == ONE

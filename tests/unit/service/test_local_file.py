@@ -23,14 +23,14 @@ from sikkerguard.errors import (
     UnexpectedError,
 )
 from sikkerguard.service.list_in_force import InForce, ListInForce
-from sikkerguard.service.local_file import LocalFile, LocalFileUpdates
+from sikkerguard.service.local_file import LocalFile
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.update_runner import UpdateRunner
 from sikkerguard.service.wakeup import Wakeup
 from sikkerguard.service.watched import Watched
 from tests.unit.core.lists.test_admission import listing
-from tests.unit.service.fakes import Feed
+from tests.unit.service.fakes import Feed, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -93,10 +93,18 @@ class Bench:
         if known:
             self.lists.value = in_force((LOCAL_FILE, listing(*known)))
         self.signal = Wakeup()
-        self.local = LocalFile(self, self.config, self.lists, self.signal)
+        self.runner = Runner()
+        self.journal = PullJournal(dry_writer())
+        unexpected = UnexpectedErrors()
+        self.local = LocalFile(
+            self, self.runner, self.journal, self.lists, self.config, VirtualClock(), unexpected, self.signal
+        )
 
     def local_list(self, path: Path) -> File:
         return self.files[path]
+
+    def attempt(self, *, accept: bool = False, anew: bool = False) -> float:
+        return run(self.local.attempt(accept=accept, anew=anew))
 
     def set(self, path: Path | None) -> None:
         self.config.set(replace(self.config.value, custom_blacklist=path))
@@ -276,23 +284,8 @@ class Runner(UpdateRunner):
         self.troubles.append((name, trouble))
 
 
-class Updates(Bench):
-    """The same, with what brings it in force."""
-
-    def __init__(self, *known: str) -> None:
-        super().__init__(*known)
-        self.runner = Runner()
-        self.journal = PullJournal(None)
-        self.updates = LocalFileUpdates(
-            self.runner, self.local, self.journal, self.lists, VirtualClock(), UnexpectedErrors()
-        )
-
-    def attempt(self, *, accept: bool = False, anew: bool = False) -> float:
-        return run(self.updates.attempt(accept=accept, anew=anew))
-
-
 def test_a_new_version_is_put_in_force_once() -> None:
-    bench = Updates()
+    bench = Bench()
     assert bench.attempt() == math.inf
     ((changes, accept),) = bench.runner.taken
     assert [change.content for change in changes] == [listing(ONE)]
@@ -306,14 +299,14 @@ def test_a_new_version_is_put_in_force_once() -> None:
 
 
 def test_one_that_is_accepted_is_read_again_though_it_was_judged() -> None:
-    bench = Updates()
+    bench = Bench()
     bench.attempt()
     bench.attempt(accept=True)
     assert [accept for _, accept in bench.runner.taken] == [False, True]
 
 
 def test_nothing_takes_the_place_of_a_list_that_only_the_kernel_knows() -> None:
-    bench = Updates()
+    bench = Bench()
     bench.runner.state = ListState(blocked_v4=8000)
     assert bench.attempt(accept=True, anew=True) == math.inf
     assert bench.file.readings == 0
@@ -323,7 +316,7 @@ def test_nothing_takes_the_place_of_a_list_that_only_the_kernel_knows() -> None:
 
 
 def test_one_that_says_what_is_in_force_touches_nothing() -> None:
-    bench = Updates(ONE)
+    bench = Bench(ONE)
     assert bench.attempt() == math.inf
     assert bench.runner.taken == []
     assert bench.runner.troubles == [(LOCAL_FILE, "")]
@@ -349,7 +342,7 @@ def test_one_that_says_what_is_in_force_touches_nothing() -> None:
 def test_what_a_failure_means_for_the_next_try(
     error: Exception, pause: float, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = Updates()
+    bench = Bench()
     bench.runner.error = error
     assert bench.attempt() == pause
     said = f"{trouble}; its version of 1h ago (1 entry) stays in force"
@@ -368,7 +361,7 @@ def test_what_a_failure_means_for_the_next_try(
 
 
 def test_pauses_grow_and_begin_anew_when_somebody_asks() -> None:
-    bench = Updates()
+    bench = Bench()
     bench.runner.error = UnexpectedError("an error")
     pauses = [bench.attempt() for _ in range(4)]
     assert pauses == sorted(set(pauses))
@@ -382,7 +375,7 @@ def test_pauses_grow_and_begin_anew_when_somebody_asks() -> None:
 
 
 def test_for_what_a_version_was_held_back_is_remembered() -> None:
-    bench = Updates()
+    bench = Bench()
     bench.runner.error = HeldBackError("it shrank", frozenset({"halved"}))
     bench.attempt()
     assert bench.journal.memory.of(LOCAL_FILE).held_back == {"halved"}
@@ -393,7 +386,7 @@ def test_for_what_a_version_was_held_back_is_remembered() -> None:
 
 
 def test_a_file_that_can_not_be_read_leaves_what_is_in_force(caplog: pytest.LogCaptureFixture) -> None:
-    bench = Updates(ONE)
+    bench = Bench(ONE)
     bench.file.fail("stream", *[ListError(f"{PATH} can't be read (No such file or directory)")] * 2)
     assert bench.attempt() == math.inf
     bench.attempt()
@@ -403,11 +396,11 @@ def test_a_file_that_can_not_be_read_leaves_what_is_in_force(caplog: pytest.LogC
 
 
 def test_a_stop_in_the_middle_is_no_failure() -> None:
-    bench = Updates()
+    bench = Bench()
     bench.file.seconds = 10.0
 
     async def work() -> None:
-        task = asyncio.create_task(bench.updates.attempt(accept=False, anew=False))
+        task = asyncio.create_task(bench.local.attempt(accept=False, anew=False))
         await asyncio.sleep(5)
         assert bench.journal.memory.unfinished == 1
         task.cancel()

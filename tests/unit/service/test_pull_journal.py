@@ -15,12 +15,14 @@ from sikkerguard.errors import FetchError, HeldBackError, ListError, SikkerGuard
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.state_writer import StateWriter
 from tests.unit.edges.storage.test_store import PULLS
-from tests.unit.service.fakes import Changes, Store
+from tests.unit.service.fakes import Changes, Store, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
+
+    from sikkerguard.core.interfaces import Saved
 
 
 class Disk(Store):
@@ -30,9 +32,10 @@ class Disk(Store):
         super().__init__()
         self.written: list[PullMemory] = []
 
-    def save_pull_memory(self, memory: PullMemory) -> None:
-        super().save_pull_memory(memory)
-        self.written.append(memory)
+    def save(self, value: Saved) -> None:
+        super().save(value)
+        assert isinstance(value, PullMemory)
+        self.written.append(value)
 
     @property
     def marks(self) -> list[int]:
@@ -159,9 +162,9 @@ def test_a_refusal_of_a_source_that_nobody_knows_is_not_remembered() -> None:
     with_journal(work)
 
 
-def test_without_a_disk_it_is_remembered_all_the_same() -> None:
+def test_a_dry_run_remembers_it_all_the_same() -> None:
     async def work() -> None:
-        journal = PullJournal(None)
+        journal = PullJournal(dry_writer())
         async with journal.marked():
             assert journal.memory.unfinished == 1
             await journal.note_committed(replace(PULLS, unfinished=1))

@@ -53,6 +53,7 @@ from sikkerguard.service.watched import Watched
 from tests.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from tests.standin.server import DEMO_KEY, Standin
 from tests.standin.tiers import FREE, Key
+from tests.unit.edges.storage.test_outbox import accounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,7 +170,7 @@ class Momentary(Outbox):
         super().__init__(database)
         self._moment = moment
 
-    def quota(self, day: int, key: str) -> int | None:
+    def quota(self, day: int, key: str) -> tuple[int | None, int | None]:
         self._moment.sending = True
         return super().quota(day, key)
 
@@ -478,7 +479,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     assert all(each.since_mark < GAP for each in in_gap)
     assert len(in_gap) <= 3
     # Nor a packet: wherever it is now, it is counted.
-    assert Outbox(database).accounted() == packets
+    assert accounted(Outbox(database)) == packets
     # And the kills did meet what they were meant for.
     assert len(stopped) > 200
     assert enough(standin, left)

@@ -19,13 +19,12 @@ from sikkerguard.core.state import State
 from sikkerguard.errors import ConfigError
 from sikkerguard.service.announcer import Announcer
 from sikkerguard.service.pull_loop import PullLoop
-from sikkerguard.service.reload import Reload
-from sikkerguard.service.settings import Settings, SettingsWatch
+from sikkerguard.service.settings import Reload, Settings, SettingsWatch
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.wakeup import Wakeup
 from tests.unit.service.assembly import assembled
-from tests.unit.service.fakes import Changes, Manager, Store
+from tests.unit.service.fakes import Changes, Manager, Store, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Files:
 
 
 def settings(files: Files, config: Config = GOOD, writer: StateWriter | None = None) -> Settings:
-    made = Settings(config, files, files, writer, Changes())
+    made = Settings(config, files, files, writer or dry_writer(), Changes())
     made.begin()
     return made
 
@@ -197,7 +196,7 @@ class Bench:
         self.state = State(0.0, dry_run=False)
         self.announcer = Announcer(self.manager, VirtualClock(), Wakeup(), self)
         self.reload = Reload(self.settings, self.pulls, self.announcer, UnexpectedErrors())
-        self.watch = SettingsWatch(self.settings, self.pulls, self.reload)
+        self.watch = SettingsWatch(self.reload)
 
     def get_ready(self) -> None:
         """As once the chain stands and a pull was tried."""

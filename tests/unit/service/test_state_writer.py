@@ -101,18 +101,18 @@ def memory(number: int) -> PullMemory:
 
 def test_what_is_kept_is_written_by_another_thread_and_the_newest_only() -> None:
     async def work(bench: Bench) -> None:
-        bench.writer.save_pull_memory(memory(0))
+        bench.writer.save(memory(0))
         bench.disk.may_go.clear()
         for number in range(1, 50):
-            bench.writer.save_pull_memory(memory(number))
+            bench.writer.save(memory(number))
             await asyncio.sleep(0)
-        bench.writer.save_list(NEW)
+        bench.writer.save(NEW)
         assert bench.written() == []
         bench.disk.may_go.set()
         await bench.writer.settled(5)
         assert bench.store.pulls == memory(49)
         assert bench.store.verified == NEW
-        assert bench.written() == ["save_pull_memory", "save_pull_memory", "save_list"]
+        assert bench.written() == ["save PullMemory", "save PullMemory", "save VerifiedList"]
         assert bench.writer.trouble == ""
 
     with_bench(work)
@@ -120,11 +120,11 @@ def test_what_is_kept_is_written_by_another_thread_and_the_newest_only() -> None
 
 def test_each_kind_is_kept_and_comes_back() -> None:
     async def work(bench: Bench) -> None:
-        bench.writer.save_list(NEW)
-        bench.writer.save_allowlist(ALLOWED)
-        bench.writer.save_pull_memory(PULLS)
-        bench.writer.save_endpoint(ENDPOINT)
-        bench.writer.save_settings({"SIKKER_SCORE_MIN": "70"})
+        bench.writer.save(NEW)
+        bench.writer.save(ALLOWED)
+        bench.writer.save(PULLS)
+        bench.writer.save(ENDPOINT)
+        bench.writer.save({"SIKKER_SCORE_MIN": "70"})
         await bench.writer.settled(5)
         assert bench.store.settings == {"SIKKER_SCORE_MIN": "70"}
         assert await bench.writer.load() == SavedState(NEW, ALLOWED, PULLS, ENDPOINT)
@@ -140,7 +140,7 @@ def test_a_directory_that_was_made_again_gets_all_that_was_in_it(caplog: pytest.
         await bench.writer.settled(5)
         assert bench.written() == []
         bench.store.lose()
-        bench.writer.save_pull_memory(memory(2))
+        bench.writer.save(memory(2))
         bench.writer.claim()
         await bench.writer.settled(5)
         assert (bench.store.verified, bench.store.pulls, bench.store.endpoint) == (OLD, memory(2), ENDPOINT)
@@ -152,7 +152,7 @@ def test_a_directory_that_was_made_again_gets_all_that_was_in_it(caplog: pytest.
 def test_that_it_is_gone_is_seen_within_seconds() -> None:
     async def work(bench: Bench) -> None:
         bench.look()
-        bench.writer.save_list(NEW)
+        bench.writer.save(NEW)
         await asyncio.sleep(10)
         bench.store.lose()
         await asyncio.sleep(6)
@@ -167,16 +167,16 @@ def test_that_it_is_gone_is_seen_within_seconds() -> None:
 def test_what_is_refused_is_said_once_and_written_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
     async def work(bench: Bench) -> None:
         bench.look()
-        bench.store.fail("save_pull_memory", FULL, FULL, FULL)
-        bench.writer.save_pull_memory(memory(1))
+        bench.store.fail("save PullMemory", FULL, FULL, FULL)
+        bench.writer.save(memory(1))
         await asyncio.sleep(0.5)
         trouble = bench.writer.trouble
         assert trouble.startswith("/state can't be written (No space left on device): blocking goes on")
         assert "not kept for the next start" in trouble
         assert bench.changes.times == 1
-        bench.store.fail("save_list", FULL, FULL)
-        bench.writer.save_list(OLD)
-        bench.writer.save_list(NEW)
+        bench.store.fail("save VerifiedList", FULL, FULL)
+        bench.writer.save(OLD)
+        bench.writer.save(NEW)
         await asyncio.sleep(0.5)
         assert "after a reboot an older one blocks until the next pull" in bench.writer.trouble
         assert bench.changes.times == 2
@@ -207,8 +207,8 @@ def test_a_directory_that_can_not_be_had_is_trouble_too() -> None:
 def test_a_defect_is_logged_with_its_trace_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async def work(bench: Bench) -> None:
         bench.look()
-        bench.store.fail("save_endpoint", ZeroDivisionError("a defect"), ZeroDivisionError("a defect"))
-        bench.writer.save_endpoint(ENDPOINT)
+        bench.store.fail("save EndpointMemory", ZeroDivisionError("a defect"), ZeroDivisionError("a defect"))
+        bench.writer.save(ENDPOINT)
         await asyncio.sleep(0.5)
         assert "can't be written (ZeroDivisionError: a defect)" in bench.writer.trouble
         await asyncio.sleep(20)
@@ -217,7 +217,7 @@ def test_a_defect_is_logged_with_its_trace_and_tried_again(caplog: pytest.LogCap
 
     with_bench(work)
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
-        "addresses of SikkerAPI of /state is not kept."
+        "Not everything is kept in /state."
     ]
 
 
@@ -228,10 +228,10 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_said_with_the_time() -> N
     async def work(bench: Bench) -> None:
         bench.look()
         bench.disk.may_go.clear()
-        bench.writer.save_pull_memory(memory(1))
+        bench.writer.save(memory(1))
         for longest in (HUNG_SECONDS + 0.3, 0.0, 0.0):
             began = now()
-            bench.writer.save_list(NEW)
+            bench.writer.save(NEW)
             await bench.writer.settled(10)
             assert now() - began <= longest
         assert bench.writer.trouble == ""
@@ -252,7 +252,7 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_said_with_the_time() -> N
 def test_a_stop_waits_a_second_and_no_longer() -> None:
     async def work(bench: Bench) -> None:
         bench.disk.may_go.clear()
-        bench.writer.save_list(NEW)
+        bench.writer.save(NEW)
         began = now()
         await bench.writer.finish()
         assert now() - began == LAST_SECONDS
@@ -263,7 +263,7 @@ def test_a_stop_waits_a_second_and_no_longer() -> None:
 
 def test_a_stop_has_written_what_was_to_be_kept() -> None:
     async def work(bench: Bench) -> None:
-        bench.writer.save_list(NEW)
+        bench.writer.save(NEW)
         await bench.writer.finish()
         assert bench.store.verified == NEW
         assert bench.disk.is_shut
@@ -313,6 +313,6 @@ def test_what_could_not_be_read_is_not_written_over() -> None:
         bench.store.lose()
         bench.writer.claim()
         await bench.writer.settled(5)
-        assert bench.written() == ["save_pull_memory", "save_endpoint"]
+        assert bench.written() == ["save PullMemory", "save EndpointMemory"]
 
     with_bench(work)

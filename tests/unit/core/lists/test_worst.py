@@ -70,7 +70,7 @@ def processed():
     half = ListedSource("list", admit(content, Allowlist(ALWAYS_ALLOWED)).blocklist, 0.0)
     sources = split_generations((half,), source)
     merge_content([each.content for each in sources])
-    Store(Path(directory)).save_list(VerifiedList(sources, 1.0))
+    Store(Path(directory)).save(VerifiedList(sources, 1.0))
     return f"{len(source.content)} entries"
 
 wasted = [0.0]

@@ -24,6 +24,7 @@ from sikkerguard.edges.http import control, control_socket
 from sikkerguard.edges.http.control import Control
 from sikkerguard.edges.http.control_socket import NAME, Peer, UntrustedError
 from sikkerguard.errors import ListenError, SikkerGuardError
+from sikkerguard.service.disk_thread import DiskThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,7 +49,7 @@ class Guarded:
     complaint: str = ""
 
     def __post_init__(self) -> None:
-        self.control = Control(self.directories, self)
+        self.control = Control(self.directories, self, DiskThread("control-socket"))
 
     @property
     def path(self) -> Path:

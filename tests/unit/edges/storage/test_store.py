@@ -107,7 +107,7 @@ verified_lists = st.builds(
 @given(verified_lists)
 def test_a_list_comes_back_as_it_was(known: VerifiedList) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        Store(Path(directory)).save_list(known)
+        Store(Path(directory)).save(known)
         again = Store(Path(directory))
         assert again.load_list() == known
         assert again.peek_list() == known
@@ -117,7 +117,7 @@ def test_the_last_list_is_the_one_that_is_kept(store: Store) -> None:
     assert store.load_list() is None
     assert store.peek_list() is None
     for known in (OLD, NEW, OLD):
-        store.save_list(known)
+        store.save(known)
         assert store.load_list() == known
     assert OLD != NEW
 
@@ -133,7 +133,7 @@ def test_an_allowlist_comes_back_as_it_was(entries: list[AllowEntry]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory))
         assert store.load_allowlist() == Allowlist()
-        store.save_allowlist(Allowlist(tuple(entries)))
+        store.save(Allowlist(tuple(entries)))
         assert store.load_allowlist() == Allowlist(tuple(entries))
 
 
@@ -141,7 +141,7 @@ def test_no_entry_costs_the_others_of_an_allowlist(store: Store) -> None:
     # inet_ntop writes this one with dots.
     texts = ("198.51.100.1", "::ffff:c633:6407", "2001:db8::53")
     known = Allowlist(tuple(AllowEntry(*parse_prefix(text), "SIKKER_WHITELIST") for text in texts))
-    store.save_allowlist(known)
+    store.save(known)
     assert store.load_allowlist() == known
 
 
@@ -153,13 +153,13 @@ def test_a_list_is_there_once_it_is_kept_sound_or_not(store: Store, tmp_path: Pa
 
 def test_what_is_known_of_pulls_comes_back(store: Store) -> None:
     assert store.load_pull_memory() == PullMemory()
-    store.save_pull_memory(PULLS)
+    store.save(PULLS)
     assert Store(store.directory).load_pull_memory() == PULLS
 
 
 def test_what_is_known_of_sikkerapis_addresses_comes_back(store: Store) -> None:
     assert store.load_endpoint() == EndpointMemory()
-    store.save_endpoint(ENDPOINT)
+    store.save(ENDPOINT)
     assert Store(store.directory).load_endpoint() == ENDPOINT
 
 
@@ -180,10 +180,10 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         store.prepare()
-        store.save_list(OLD)
-        store.save_allowlist(Allowlist())
-        store.save_pull_memory(PullMemory())
-        store.save_endpoint(EndpointMemory())
+        store.save(OLD)
+        store.save(Allowlist())
+        store.save(PullMemory())
+        store.save(EndpointMemory())
     finally:
         os.umask(before)
         store.close()
@@ -206,7 +206,7 @@ def damaged(store: Store, content: bytes) -> bool:
 
 
 def test_every_flipped_bit_is_noticed(store: Store) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     whole = list_file(store).read_bytes()
     for at, byte in enumerate(whole):
         for bit in range(8):
@@ -214,7 +214,7 @@ def test_every_flipped_bit_is_noticed(store: Store) -> None:
 
 
 def test_every_cut_is_noticed(store: Store) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     whole = list_file(store).read_bytes()
     for length in range(len(whole)):
         assert damaged(store, whole[:length]), length
@@ -233,15 +233,15 @@ def test_a_damaged_list_is_set_aside_and_a_new_one_can_be_kept(store: Store, con
         store.load_list()
     # Reading writes nothing: a disk that hangs must not keep a start from its end.
     assert files(store) == {"list.bin", "service.lock"}
-    store.save_list(NEW)
+    store.save(NEW)
     assert (store.directory / "list.bin.damaged").read_bytes() == content
     assert store.load_list() == NEW
 
 
 @pytest.mark.parametrize("cut", [0, 1, -1, 60])
 def test_the_list_before_a_damaged_one_is_used(store: Store, cut: int, caplog: pytest.LogCaptureFixture) -> None:
-    store.save_list(OLD)
-    store.save_list(NEW)
+    store.save(OLD)
+    store.save(NEW)
     content = list_file(store).read_bytes()[:cut]
     list_file(store).write_bytes(content)
     assert store.peek_list() == OLD
@@ -250,7 +250,7 @@ def test_the_list_before_a_damaged_one_is_used(store: Store, cut: int, caplog: p
     assert "the one before it is used, and a new one is pulled" in caplog.text
     # It is not the damaged one that is kept as the one before.
     third = verified(3)
-    store.save_list(third)
+    store.save(third)
     assert store.load_list() == third
     assert (store.directory / "list.bin.damaged").read_bytes() == content
     list_file(store).write_bytes(b"")
@@ -259,7 +259,7 @@ def test_the_list_before_a_damaged_one_is_used(store: Store, cut: int, caplog: p
 
 def test_two_damaged_lists_are_none(store: Store) -> None:
     for known in (OLD, NEW):
-        store.save_list(known)
+        store.save(known)
     for name in ("list.bin", "list.bin.1"):
         (store.directory / name).write_bytes(b"?")
     for read in (store.load_list, store.peek_list):
@@ -268,7 +268,7 @@ def test_two_damaged_lists_are_none(store: Store) -> None:
 
 
 def test_the_list_before_is_found_where_the_newest_was_about_to_take_its_place(store: Store) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     list_file(store).rename(store.directory / "list.bin.1")
     assert store.has_list()
     assert store.load_list() == store.peek_list() == OLD
@@ -280,7 +280,7 @@ def test_a_file_system_without_links_keeps_two_lists_as_well(store: Store, monke
 
     monkeypatch.setattr(os, "link", refuse)
     for number in (1, 2, 3):
-        store.save_list(verified(number))
+        store.save(verified(number))
     assert store.load_list() == verified(3)
     list_file(store).write_bytes(b"")
     assert store.load_list() == verified(2)
@@ -288,7 +288,7 @@ def test_a_file_system_without_links_keeps_two_lists_as_well(store: Store, monke
 
 
 def test_a_list_of_another_version_is_not_guessed_at(store: Store) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     body = list_file(store).read_bytes()[: -hashlib.sha256().digest_size].replace(b"LIST 1\n", b"LIST 2\n", 1)
     list_file(store).write_bytes(body + hashlib.sha256(body).digest())
     with pytest.raises(ListError, match="version"):
@@ -321,20 +321,20 @@ def loaded(store: Store) -> tuple[object, ...]:
 
 
 SAVERS: list[Callable[[Store], None]] = [
-    lambda store: store.save_list(NEW),
-    lambda store: store.save_allowlist(Allowlist((AllowEntry(Family.V4, Prefix(0xC6336401, 32), "default gateway"),))),
-    lambda store: store.save_pull_memory(PULLS),
-    lambda store: store.save_endpoint(ENDPOINT),
+    lambda store: store.save(NEW),
+    lambda store: store.save(Allowlist((AllowEntry(Family.V4, Prefix(0xC6336401, 32), "default gateway"),))),
+    lambda store: store.save(PULLS),
+    lambda store: store.save(ENDPOINT),
 ]
 
 
 @pytest.mark.parametrize("save", SAVERS)
 @pytest.mark.parametrize("size", [0, 1, 10])
 def test_a_write_without_room_leaves_what_was_there(store: Store, save: Callable[[Store], None], size: int) -> None:
-    store.save_list(OLD)
-    store.save_allowlist(Allowlist())
-    store.save_pull_memory(PullMemory())
-    store.save_endpoint(EndpointMemory())
+    store.save(OLD)
+    store.save(Allowlist())
+    store.save(PullMemory())
+    store.save(EndpointMemory())
     before = files(store)
     with pytest.raises(OSError, match="too large"), no_room(size):
         save(store)
@@ -346,7 +346,7 @@ def test_a_write_without_room_leaves_what_was_there(store: Store, save: Callable
 
 
 def test_a_disk_that_refuses_to_sync_leaves_what_was_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     before = files(store)
 
     def refuse(handle: int) -> None:
@@ -355,7 +355,7 @@ def test_a_disk_that_refuses_to_sync_leaves_what_was_there(store: Store, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", refuse)
         with pytest.raises(OSError, match="Input/output"):
-            store.save_list(NEW)
+            store.save(NEW)
     assert files(store) == before
     assert store.load_list() == OLD
 
@@ -364,16 +364,16 @@ def test_a_place_that_can_not_be_taken_leaves_no_litter(store: Store) -> None:
     (list_file(store) / "inside").mkdir(parents=True)
     before = files(store)
     with pytest.raises(OSError, match="directory"):
-        store.save_list(NEW)
+        store.save(NEW)
     assert files(store) == before
 
 
 def test_a_file_is_synced_before_it_takes_its_place_and_the_place_after(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save_list(NEW)
+    store.save(NEW)
     whole = list_file(store).read_bytes()
-    store.save_list(OLD)
+    store.save(OLD)
     seen: list[tuple[str, VerifiedList | None]] = []
     sync = os.fsync
 
@@ -386,15 +386,15 @@ def test_a_file_is_synced_before_it_takes_its_place_and_the_place_after(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", watched)
-    store.save_list(NEW)
+    store.save(NEW)
     assert seen == [("file", OLD), ("directory", NEW)]
 
 
 def test_what_a_crash_left_half_written_is_in_nobodys_way(store: Store) -> None:
-    store.save_list(OLD)
+    store.save(OLD)
     (store.directory / ".list.bin.new").write_bytes(b"half" * 10_000)
     assert store.load_list() == OLD
-    store.save_list(NEW)
+    store.save(NEW)
     assert store.load_list() == NEW
     assert files(store) == {"list.bin", "list.bin.1", "service.lock"}
 
@@ -405,11 +405,11 @@ from pathlib import Path
 from sikkerguard.edges.storage.store import Store
 from tests.unit.edges.storage.test_store import NEW, OLD
 store = Store(Path(sys.argv[1]))
-store.save_list(OLD)
+store.save(OLD)
 print("began", flush=True)
 while True:
-    store.save_list(NEW)
-    store.save_list(OLD)
+    store.save(NEW)
+    store.save(OLD)
 """
 
 HOLDER = """
@@ -532,13 +532,13 @@ def test_nothing_is_left_open(store: Store) -> None:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     before = handles()
-    store.save_list(OLD)
+    store.save(OLD)
     assert store.load_list() == OLD
     assert store.service_pid() == os.getpid()
     with pytest.raises(ConfigError):
         Store(store.directory).prepare()
     with pytest.raises(OSError, match="too large"), no_room(0):
-        store.save_list(NEW)
+        store.save(NEW)
     assert handles() == before
     store.close()
     assert handles() == before - 1
@@ -590,7 +590,7 @@ def test_a_directory_that_was_deleted_is_made_again(store: Store) -> None:
     with pytest.raises(ConfigError, match="another sikkerguard runs"):
         Store(store.directory).prepare()
     shutil.rmtree(store.directory)
-    store.save_list(NEW)
+    store.save(NEW)
     assert store.load_list() == NEW
     assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
 
@@ -600,7 +600,7 @@ def test_what_ended_but_for_its_last_thread_holds_nobody_up(store: Store, monkey
     monkeypatch.setattr(module, "is_dying", lambda number: number == os.getpid())
     other = Store(store.directory)
     other.prepare()
-    other.save_list(NEW)
+    other.save(NEW)
 
 
 @pytest.mark.parametrize("state", ["Z (zombie)", "X (dead)", "S (sleeping)"])
@@ -665,9 +665,9 @@ def test_nothing_that_another_user_laid_is_followed(trap: Trap, kind: str) -> No
 def test_what_root_writes_there_goes_nowhere_else_and_is_the_others(trap: Trap, kind: str) -> None:
     for name in (".pulls.json.new", "pulls.json", ".list.bin.new", ".list.bin.1.new", "list.bin"):
         trap.lay(kind, name)
-    trap.store.save_pull_memory(PullMemory())
+    trap.store.save(PullMemory())
     assert (trap.store.directory / "pulls.json").lstat().st_uid == 65534
-    trap.store.save_list(NEW)
+    trap.store.save(NEW)
     assert trap.store.load_list() == NEW
     assert list_file(trap.store).lstat().st_uid == 65534
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sikkerguard.edges.systemd.notifier import Notifier
+from sikkerguard.edges.systemd.notifier import Notifier, unit_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,3 +190,15 @@ def test_what_can_not_be_found_out_is_no_job(
     (tmp_path / "cgroup").write_text(groups)
     assert make(groups=tmp_path / "cgroup", jobs=("sh", "-c", program, "sh")).pending_job() == ""
     assert make(groups=tmp_path / "nothing").pending_job() == ""
+
+
+def test_what_systemd_says_is_read_and_its_absence_is_nothing(tmp_path: Path) -> None:
+    text = "LoadState=loaded\nActiveState=active\nStatusText=a=b\n"
+    assert unit_properties(tmp_path, ("printf", "%s", text)) == {
+        "LoadState": "loaded",
+        "ActiveState": "active",
+        "StatusText": "a=b",
+    }
+    assert unit_properties(tmp_path, ("false",)) == {}
+    assert unit_properties(tmp_path, (str(tmp_path / "none"),)) == {}
+    assert unit_properties(tmp_path / "none", ("printf", "%s", text)) == {}
