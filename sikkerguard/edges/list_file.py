@@ -1,4 +1,4 @@
-"""The file of addresses that the owner of the host keeps, as a feed. What it says is none of its business."""
+"""The file of addresses that the owner of the host keeps, as a feed. The parser decides what its lines mean."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 
 class LocalListFile:
-    """The file at `path`, read by `disk`: an executor whose one thread nobody waits for at the end of the process. The
+    """The file at `path`, read by `disk`, an executor with one thread that does not delay the end of the process. The
     file's disk may hang, a network's above all; then nothing here takes longer than its time limit, and no second job
     is given to the thread. `version_seconds` and `read_seconds`, these limits, are for tests to put in."""
 

@@ -85,7 +85,6 @@ class Composition:
             self.local_file,
             journal,
             lists,
-            watched,
             tracker.allowed,
             wakeup,
             clock,
@@ -115,9 +114,9 @@ class Composition:
         """What runs from the moment in which the chain stands."""
         always: tuple[Loop, ...] = (self.pulls, self.local_file, self.repairs, self.counting, self._settings_watch)
         reports = () if self._reports is None else (self._reports,)
-        # Nothing of ours is in the kernel's log where nothing of ours is in the kernel.
-        wet = () if self._dry_run else (self.disk, self._logs)
-        return (*always, *reports, *wet)
+        # A dry run logs nothing in the kernel, and keeps nothing on disk.
+        only_when_blocking = () if self._dry_run else (self.disk, self._logs)
+        return (*always, *reports, *only_when_blocking)
 
     @property
     def state(self) -> State:

@@ -106,7 +106,7 @@ class CountLoop:
         await self._kernel.hold_counters()
 
     async def begin(self, seconds: float = _LOAD_SECONDS) -> None:
-        """Go on from where the last run ended, if the disk tells within so many seconds; else join it when it does."""
+        """Resume from the saved totals if they load within so many seconds; else join them when they arrive."""
         self._counted_at = self._clock.monotonic()
         await self._load(seconds)
         if not self._resumed:
@@ -175,7 +175,7 @@ class CountLoop:
             wall=self._clock.wall(),
             monotonic=self._clock.monotonic(),
         )
-        # Full sets take a while; nothing is done quicker than by a thread.
+        # Full sets take a while, so in a thread; an empty sample is quicker done here.
         self._memory, lines = await asyncio.to_thread(apply) if sample.attributed else apply()
         if self._dropped_sources is not None:
             self._dropped_sources.update(source for (source, _, _), _ in sample.flows)
@@ -183,7 +183,7 @@ class CountLoop:
 
     async def _load(self, seconds: float) -> None:
         saved = await self._saver.load(seconds)
-        # Nothing is awaited before this is known: a save without it would replace what is on disk.
+        # No await between the load and this: a save in between would replace what is on disk.
         if saved is not None and self._resumed:
             self._memory = counting.join(self._memory, saved)
         elif saved is not None:

@@ -63,8 +63,9 @@ class FlowWatch:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def outgoing(self) -> tuple[Flow, ...]:
-        """What this host, or something behind it, began meanwhile, or had no answer to; behind that what it went on
-        with and is no TCP: a tunnel is older than the trial, and all packets through it are lost in it."""
+        """First the flows that this host, or something behind it, opened during the trial or got no answer to; then
+        older outgoing ones that are not TCP: a tunnel is older than the trial, and all packets through it are lost in
+        it."""
         found = sorted(self._found, key=Flow.rank)
         opened = opened_since(self._before, found, self._sent)
         older = (flow for flow in found if flow.outgoing and flow.protocol != TCP)
@@ -98,8 +99,8 @@ async def check_connections(
     """Say which established connections the candidate would newly cut. Without a `committed` list this is all.
 
     Raises:
-        HeldBackError: they are too many of those that this host opened, which with its `sessions` of people logged in
-            are its own business; not where that has been said once, or with `accept`.
+        HeldBackError: they are too large a share of the connections that this host opened, its SSH `sessions` included.
+            Not raised a second time in a row, nor with `accept`.
     """
     try:
         flows = await asyncio.to_thread(connections.flows)

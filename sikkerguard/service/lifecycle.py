@@ -30,7 +30,7 @@ _UNWATCHED = "Changes of the host are not seen at once (%s); it is looked every 
 
 
 class Service:
-    """`run` is its whole life, `restore` that of one which ends when it blocks; `stop` and `reload` may be called by
+    """`run` is its whole life; `restore` blocks by the cached list and returns. `stop` and `reload` may be called by
     signal handlers of the loop."""
 
     def __init__(self, config: Config, adapters: Adapters, reader: SettingsReader) -> None:
@@ -58,7 +58,7 @@ class Service:
     async def run(self, listeners: Listeners) -> None:
         """Protect until `stop`, then take everything of ours away.
 
-        If it ends by an error instead, or for another run to begin at once, what is committed in the kernel goes on
+        If it ends by an error instead, or is being restarted, what is committed in the kernel goes on
         blocking, for the next start to adopt.
 
         Raises:
@@ -115,8 +115,8 @@ class Service:
 
     async def _begin(self, patience: float = math.inf) -> bool:
         """Block by the cached list, or by what a process that died left in the kernel, before anything else. Returns
-        whether anything had to be done for that. Another program that is in the way is waited for with so many seconds'
-        patience."""
+        whether anything had to be done for that. Another program that is in the way is waited for, at most `patience`
+        seconds."""
         parts, unexpected = self.parts, self.parts.unexpected
         config = parts.settings.config.value
         parts.settings.begin()

@@ -22,15 +22,13 @@ from sikkerguard.errors import (
 from sikkerguard.service.local_file import NO_MEMORY
 
 if TYPE_CHECKING:
-    from sikkerguard.config.settings import Config
     from sikkerguard.core.host.surroundings import HostAllowlist
     from sikkerguard.core.interfaces import Clock, Signal
-    from sikkerguard.core.lists.generations import Change
     from sikkerguard.service.list_in_force import ListInForce
     from sikkerguard.service.local_file import LocalFile
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.supervision import UnexpectedErrors
-    from sikkerguard.service.update_runner import UpdateRunner
+    from sikkerguard.service.update_runner import Fetched, UpdateRunner
     from sikkerguard.service.wakeup import Wakeup
     from sikkerguard.service.watched import Watched
 
@@ -56,7 +54,6 @@ class PullLoop:
         local_file: LocalFile,
         journal: PullJournal,
         lists: ListInForce,
-        config: Watched[Config],
         allowed: Watched[HostAllowlist],
         wakeup: Wakeup,
         clock: Clock,
@@ -67,7 +64,6 @@ class PullLoop:
         self._local_file = local_file
         self._journal = journal
         self._lists = lists
-        self._config = config
         self._allowed = allowed
         self._wakeup = wakeup
         self._clock = clock
@@ -80,7 +76,7 @@ class PullLoop:
         # On the monotonic clock.
         self._next_at = self._file_at = self._readmit_at = math.inf
         self._is_wanted = False
-        self._fetching: asyncio.Task[tuple[Change, int | None]] | None = None
+        self._fetching: asyncio.Task[Fetched] | None = None
         self._accept = self._accept_wanted = False
         # The number of the last request for a pull, and of the last one that the pull under way answers.
         self._request = self._serving = 0
@@ -124,7 +120,7 @@ class PullLoop:
         begins = self._fetching is None and (self._is_wanted or now >= self._next_at)
         if begins:
             self._is_wanted = False
-            # Whatever becomes of it, the wish to accept what it brings is for no other, unless it is broken off.
+            # `accept` holds for this pull alone; one that is broken off hands it to the next.
             self._accept, self._accept_wanted = self._accept or self._accept_wanted, False
             self._serving = self._request
         anew = self._local_file.take_wish()
@@ -145,7 +141,7 @@ class PullLoop:
                 accept, self._accept = self._accept, False
                 self._next_at = self._in(await self._attempt_pull(fetched, accept=accept))
 
-    def _note_fetched(self, _: asyncio.Task[tuple[Change, int | None]]) -> None:
+    def _note_fetched(self, _: asyncio.Task[Fetched]) -> None:
         self._wakeup.set()
 
     def _pause(self) -> float:
@@ -193,17 +189,17 @@ class PullLoop:
 
     # What is tried, and what a failure means
 
-    async def _attempt_pull(self, fetched: asyncio.Task[tuple[Change, int | None]], *, accept: bool) -> float:
+    async def _attempt_pull(self, fetched: asyncio.Task[Fetched], *, accept: bool) -> float:
         """Put in force what was fetched; what went wrong with either is logged in one line, with what stays protected
         and when it is tried again. Returns the seconds until the next pull."""
         self._unreachable = False
         first = self._lists.value is None
         try:
             with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
-                change, remaining = fetched.result()
+                new = fetched.result()
                 async with self._journal.marked():
-                    await self._runner.put_in_force([change], accept=accept)
-                self._runner.note_quota(remaining)
+                    await self._runner.put_in_force([new.change], accept=accept)
+                self._runner.note_quota(new.remaining)
         except SikkerGuardError as error:
             self._failures += 1
             self._unreachable = isinstance(error, Unreachable) and error.retry_after is None
@@ -220,7 +216,7 @@ class PullLoop:
         self._note_pulled("")
         if first:
             self._local_file.want()  # where only the kernel knew what to block, the file had to wait
-        return jittered(self._config.value.pull_interval, self._clock.random)
+        return jittered(new.interval, self._clock.random)
 
     async def _attempt_readmission(self) -> float:
         """Apply the allowlist to the list in force. Returns the seconds until it has to be tried again, infinite where

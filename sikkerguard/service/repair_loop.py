@@ -61,8 +61,8 @@ class RepairLoop:
     async def adopt(
         self, blocklist: Blocklist, stopped: asyncio.Event, patience: float = math.inf
     ) -> tuple[Operation, ...] | None:
-        """Have the kernel hold this list. Another program that is in the way is waited for, with so many seconds'
-        patience. Returns what had to be done, or None where it was `stopped` first.
+        """Have the kernel hold this list. Another program that is in the way is waited for, at most `patience`
+        seconds. Returns what had to be done, or None where it was `stopped` first.
 
         Raises:
             KernelError: the kernel refused, or another program was in the way for longer than that.
@@ -148,7 +148,7 @@ class RepairLoop:
         return False
 
     async def _attempt(self, work: Awaitable[_Result]) -> _Result:
-        """Whatever goes wrong with it is a `KernelError`: the next look comes as soon as after any other."""
+        """Turn every failure into a `KernelError`, so that the loop goes on at its usual pace."""
         with self._unexpected.as_kind(KernelError, KernelError(_NO_MEMORY)):
             return await work
 

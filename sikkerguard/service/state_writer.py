@@ -72,8 +72,8 @@ class StateWriter:
         self._changes = changes
         self._thread = thread or DiskThread("disk")
         self._writes = writes
-        # What was to be written last, by kind, for a directory that is made again; what waits; and what was refused.
-        # None is the claim to the directory itself.
+        # By kind, None being the claim to the directory itself: the newest values, for a directory that is made again;
+        # those that wait; and those that were refused.
         self._newest: dict[type, Saved | None] = {}
         self._waiting: dict[type, Saved | None] = {}
         self._refused: dict[type, OSError] = {}
@@ -94,7 +94,7 @@ class StateWriter:
         return saved
 
     def claim(self) -> None:
-        """Have the directory be this service's, again and again."""
+        """Take ownership of the directory; `run` repeats this."""
         self._put(None)
 
     def save(self, value: Saved) -> None:

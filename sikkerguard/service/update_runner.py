@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.durations import duration_text
@@ -48,6 +48,16 @@ class PullAdapters(Protocol):
 
     def probes(self, config: Config) -> Probes:
         """The self-test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A new version of a feed, what is left of the day's quota of pulls (None where that is not known), and the seconds
+    until the feed is to be pulled again."""
+
+    change: Change
+    remaining: int | None
+    interval: float
 
 
 class UpdateRunner:
@@ -108,8 +118,8 @@ class UpdateRunner:
             remark = f"from the cache, verified {age} ago"
         self._show(self._lists.blocklist, f" ({remark})")
 
-    async def fetch(self) -> tuple[Change, int | None]:
-        """Pull and read SikkerAPI's list. Returns also what is left of the day's quota of pulls.
+    async def fetch(self) -> Fetched:
+        """Pull and read SikkerAPI's list.
 
         Raises:
             FetchError: the list could not be had.
@@ -122,7 +132,7 @@ class UpdateRunner:
             await self._endpoint.open(config)
             await self._tracker.follow()
             query = (config.api_url, str(config.score_min), config.api_key)
-            return await read_strictly(feed, query, self._changes), feed.remaining
+            return Fetched(await read_strictly(feed, query, self._changes), feed.remaining, feed.interval)
 
     async def put_in_force(self, changes: Sequence[Change], *, accept: bool) -> None:
         """Put new versions of these sources in force. Raises what `ListUpdate.put_in_force` raises."""

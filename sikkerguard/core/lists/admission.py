@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 def admit(listed: Blocklist, allowlist: Allowlist, left_out: Sequence[LeftOut] = ()) -> Admission:
     """Cut from a list what is never blocked, what is allowed and what is left out, exactly, and count it by reason.
 
-    An entry that is dropped or narrowed counts once for each reason that touched it; what is special counts as that,
-    whether it is allowed or not.
-    """
+    An entry that is dropped or narrowed counts once for each reason that touched it; special ranges count as special
+    even if the allowlist has them too."""
     removed: Counter[str] = Counter()
     networks: dict[Family, Networks] = {}
     for family in Family:

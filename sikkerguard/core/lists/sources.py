@@ -54,8 +54,8 @@ class VerifiedList:
     """A list that passed a trial, as the cache keeps it.
 
     `sources` are before the allowlist and `left_out` are cut out, so that a changed allowlist can be applied to them
-    anew; `verified_at`, in Unix seconds, is when SikkerAPI's part passed, or all of it where it has none.
-    """
+    anew; `verified_at`, in Unix seconds, is when SikkerAPI's part passed its trial; for a list without one, when the
+    whole list did."""
 
     sources: tuple[ListedSource, ...]
     verified_at: float

@@ -9,8 +9,9 @@ not accepted  401, 403, 429 and all other 4xx: the server says that it did not d
               523, 525, 526 of a proxy in front: nobody served it
               (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/).
 unanswered    The connection broke or the time was up; a 200 that is no such answer; another 2xx; a 303, which points
-              to what became of a request; 500, 502, 504 and the like, said by who did a part of it, or lost sight. 503
-              alone: a proxy says so too of a request that it had delivered, where its server then broke off.
+              to what became of a request; 500, 502, 504 and the like, by a server that may have done part of it, or a
+              proxy that lost the answer. 503 alone: a proxy says so too of a request that it had delivered, where its
+              server then broke off.
 """
 
 from __future__ import annotations

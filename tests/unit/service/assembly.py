@@ -105,6 +105,7 @@ class FakeAdapters:
 
     def blacklist(self, config: Config) -> Blacklist:
         self.sikkerapi.scores.append(config.score_min)
+        self.sikkerapi.interval = config.pull_interval
         return self.sikkerapi
 
     def local_list(self, path: Path) -> File:

@@ -38,8 +38,8 @@ _SWAP_SECONDS = 0.3
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What was read at one time, and is yet to be attributed: for full sets that takes a tenth of a second, in which no
-    repair, which collects too, is to stand still."""
+    """What was read at one time, and is yet to be attributed: for full sets that takes a tenth of a second, too
+    long for a repair, which collects too, to wait."""
 
     dropped: PacketCount
     counters: Mapping[Family, PacketCount]
@@ -164,7 +164,8 @@ class CounterReader:
                     continue  # our sets are yet to be made, or were taken away
                 self._unread = True
                 try:
-                    # In this order, what falls between the two is an entry by port now and a count of its source later.
+                    # In this order, a packet between the two adds its entry by port to this reading, and its source's
+                    # count to the next one.
                     self._sets.swap(counting.by_source, counting.old_by_source, _SWAP_SECONDS)
                     self._sets.swap(counting.by_port, counting.old_by_port, _SWAP_SECONDS)
                 except BusyError:

@@ -66,7 +66,7 @@ class Repair:
         self._families = families
 
     def run(self, allowlist: Allowlist, candidate: Candidate) -> tuple[Step, ...]:
-        """Make the kernel hold the committed list and this allowlist, with the candidate as far as this. Returns what
+        """Make the kernel hold the committed list and this allowlist, with the candidate in this stage. Returns what
         was done.
 
         Raises:
