@@ -12,13 +12,7 @@ from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.sources import SIKKERAPI
 from sikkerguard.core.schedule import after_unfinished, jittered, needs_a_person, retry_delay
 from sikkerguard.core.state import PullResult, PullState
-from sikkerguard.errors import (
-    ListError,
-    SikkerGuardError,
-    UnexpectedError,
-    Unreachable,
-    as_sentence,
-)
+from sikkerguard.errors import ListError, SikkerGuardError, UnexpectedError, Unreachable, as_sentence
 from sikkerguard.service.local_file import NO_MEMORY
 
 if TYPE_CHECKING:
@@ -31,8 +25,7 @@ if TYPE_CHECKING:
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.supervision import UnexpectedErrors
     from sikkerguard.service.update_runner import UpdateRunner
-    from sikkerguard.service.wakeup import Wakeup
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Wakeup, Watched
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +73,7 @@ class PullLoop:
         # On the monotonic clock.
         self._next_at = self._file_at = self._readmit_at = math.inf
         self._is_wanted = False
-        self._fetching: asyncio.Task[tuple[Change, int | None]] | None = None
+        self._fetching: asyncio.Task[Change] | None = None
         self._accept = self._accept_wanted = False
         # The number of the last request for a pull, and of the last one that the pull under way answers.
         self._request = self._serving = 0
@@ -145,7 +138,7 @@ class PullLoop:
                 accept, self._accept = self._accept, False
                 self._next_at = self._in(await self._attempt_pull(fetched, accept=accept))
 
-    def _note_fetched(self, _: asyncio.Task[tuple[Change, int | None]]) -> None:
+    def _note_fetched(self, _: asyncio.Task[Change]) -> None:
         self._wakeup.set()
 
     def _pause(self) -> float:
@@ -193,17 +186,16 @@ class PullLoop:
 
     # What is tried, and what a failure means
 
-    async def _attempt_pull(self, fetched: asyncio.Task[tuple[Change, int | None]], *, accept: bool) -> float:
+    async def _attempt_pull(self, fetched: asyncio.Task[Change], *, accept: bool) -> float:
         """Put in force what was fetched; what went wrong with either is logged in one line, with what stays protected
         and when it is tried again. Returns the seconds until the next pull."""
         self._unreachable = False
         first = self._lists.value is None
         try:
             with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
-                change, remaining = fetched.result()
+                change = fetched.result()
                 async with self._journal.marked():
                     await self._runner.put_in_force([change], accept=accept)
-                self._runner.note_quota(remaining)
         except SikkerGuardError as error:
             self._failures += 1
             self._unreachable = isinstance(error, Unreachable) and error.retry_after is None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sikkerguard.service.list_update import ListUpdate
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.state_writer import SavedState, StateWriter
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Watched
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ class UpdateRunner:
             remark = f"from the cache, verified {age} ago"
         self._show(self._lists.blocklist, f" ({remark})")
 
-    async def fetch(self) -> tuple[Change, int | None]:
-        """Pull and read SikkerAPI's list. Returns also what is left of the day's quota of pulls.
+    async def fetch(self) -> Change:
+        """Pull and read SikkerAPI's list, and note what is left of the day's quota of pulls.
 
         Raises:
             FetchError: the list could not be had.
@@ -123,7 +123,9 @@ class UpdateRunner:
             await self._endpoint.open(config)
             await self._tracker.follow()
             query = (config.api_url, str(config.score_min), config.api_key)
-            return await read_strictly(feed, query, self._changes), feed.remaining
+            change = await read_strictly(feed, query, self._changes)
+            self.state = replace(self.state, quota_remaining=feed.remaining)
+            return change
 
     async def put_in_force(self, changes: Sequence[Change], *, accept: bool) -> None:
         """Put new versions of these sources in force. Raises what `ListUpdate.put_in_force` raises."""
@@ -143,10 +145,6 @@ class UpdateRunner:
         if trouble:
             self._troubles[name] = trouble
         self._publish()
-
-    def note_quota(self, remaining: int | None) -> None:
-        """What is left of the day's quota of pulls; None where that is not known."""
-        self.state = replace(self.state, quota_remaining=remaining)
 
     def stays(self) -> str:
         """What stays in force after a failure, in words."""
