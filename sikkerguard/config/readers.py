@@ -29,6 +29,7 @@ _MIN_INTERVAL = 10.0
 _MAX_INTERVAL = 366 * 86400.0
 # More entries than this are a list, and should be ranges.
 _MAX_WHITELIST = 4096
+_WHOLE = {Family.V4: "all IPv4 addresses", Family.V6: "2000::/3"}
 _PERCENTAGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%?")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -132,7 +133,7 @@ def _read_whitelist(text: str) -> tuple[AllowEntry, ...]:
             faults.append(f"{item!r}: {error}")
     if not faults:
         faults = [
-            f"together the entries would allow half of {_whole_text(family)} or more"
+            f"together the entries would allow half of {_WHOLE[family]} or more"
             for family in Family
             if _covers_half(family, entries)
         ]
@@ -151,10 +152,6 @@ def _covers_half(family: Family, entries: list[AllowEntry]) -> bool:
         )
     )
     return 2 * covered >= whole.last - whole.first + 1
-
-
-def _whole_text(family: Family) -> str:
-    return "2000::/3" if family is Family.V6 else "all IPv4 addresses"
 
 
 def _write_whitelist(entries: tuple[AllowEntry, ...]) -> str:

@@ -14,7 +14,7 @@ from sikkerguard.core.lists.allowlist import ALWAYS_ALLOWED, GATEWAY, RESOLVER, 
 from sikkerguard.core.net.address import to_text
 from sikkerguard.core.state import AllowlistState
 from sikkerguard.errors import KernelError, as_sentence
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -17,7 +17,7 @@ from sikkerguard.errors import KernelError, as_sentence
 from sikkerguard.service.disk_thread import LAST_SECONDS
 from sikkerguard.service.said import Said
 from sikkerguard.service.traffic_saver import TrafficSaver
-from sikkerguard.service.wakeup import Wakeup
+from sikkerguard.service.wakeup import Wakeup, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sikkerguard.core.traffic.sample import DropEvent, TrafficSample
     from sikkerguard.service.disk_thread import DiskThread
     from sikkerguard.service.kernel_thread import KernelThread
-    from sikkerguard.service.watched import Watched
 
 log = logging.getLogger(__name__)
 

@@ -98,10 +98,5 @@ class KernelThread:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
             # What it raises then is nobody's: the next look sees what the kernel holds.
-            job.add_done_callback(_forget)
+            job.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
-
-
-def _forget(job: asyncio.Future[_Result]) -> None:
-    if not job.cancelled():
-        job.exception()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.supervision import UnexpectedErrors
     from sikkerguard.service.update_runner import UpdateRunner
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Watched
 
 log = logging.getLogger(__name__)
 

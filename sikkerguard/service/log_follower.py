@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from sikkerguard.core.state import LogState
 from sikkerguard.core.traffic.drop_line import parse_drop_line
 from sikkerguard.service.said import Said
-from sikkerguard.service.wakeup import Wakeup
+from sikkerguard.service.wakeup import Wakeup, Watched
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sikkerguard.config.settings import Config
     from sikkerguard.core.interfaces import Clock, KernelLog, Signal
     from sikkerguard.core.traffic.sample import DropEvent
-    from sikkerguard.service.watched import Watched
 
 log = logging.getLogger(__name__)
 

@@ -12,25 +12,19 @@ from sikkerguard.core.durations import duration_text
 from sikkerguard.core.lists.sources import SIKKERAPI
 from sikkerguard.core.schedule import after_unfinished, jittered, needs_a_person, retry_delay
 from sikkerguard.core.state import PullResult, PullState
-from sikkerguard.errors import (
-    ListError,
-    SikkerGuardError,
-    UnexpectedError,
-    Unreachable,
-    as_sentence,
-)
+from sikkerguard.errors import ListError, SikkerGuardError, UnexpectedError, Unreachable, as_sentence
 from sikkerguard.service.local_file import NO_MEMORY
 
 if TYPE_CHECKING:
     from sikkerguard.core.host.surroundings import HostAllowlist
     from sikkerguard.core.interfaces import Clock, Signal
+    from sikkerguard.core.lists.generations import Change
     from sikkerguard.service.list_in_force import ListInForce
     from sikkerguard.service.local_file import LocalFile
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.supervision import UnexpectedErrors
-    from sikkerguard.service.update_runner import Fetched, UpdateRunner
-    from sikkerguard.service.wakeup import Wakeup
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.update_runner import UpdateRunner
+    from sikkerguard.service.wakeup import Wakeup, Watched
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +70,7 @@ class PullLoop:
         # On the monotonic clock.
         self._next_at = self._file_at = self._readmit_at = math.inf
         self._is_wanted = False
-        self._fetching: asyncio.Task[Fetched] | None = None
+        self._fetching: asyncio.Task[Change] | None = None
         self._accept = self._accept_wanted = False
         # The number of the last request for a pull, and of the last one that the pull under way answers.
         self._request = self._serving = 0
@@ -141,7 +135,7 @@ class PullLoop:
                 accept, self._accept = self._accept, False
                 self._next_at = self._in(await self._attempt_pull(fetched, accept=accept))
 
-    def _note_fetched(self, _: asyncio.Task[Fetched]) -> None:
+    def _note_fetched(self, _: asyncio.Task[Change]) -> None:
         self._wakeup.set()
 
     def _pause(self) -> float:
@@ -189,17 +183,16 @@ class PullLoop:
 
     # What is tried, and what a failure means
 
-    async def _attempt_pull(self, fetched: asyncio.Task[Fetched], *, accept: bool) -> float:
+    async def _attempt_pull(self, fetched: asyncio.Task[Change], *, accept: bool) -> float:
         """Put in force what was fetched; what went wrong with either is logged in one line, with what stays protected
         and when it is tried again. Returns the seconds until the next pull."""
         self._unreachable = False
         first = self._lists.value is None
         try:
             with self._unexpected.as_kind(UnexpectedError, ListError(NO_MEMORY)):
-                new = fetched.result()
+                change = fetched.result()
                 async with self._journal.marked():
-                    await self._runner.put_in_force([new.change], accept=accept)
-                self._runner.note_quota(new.remaining)
+                    await self._runner.put_in_force([change], accept=accept)
         except SikkerGuardError as error:
             self._failures += 1
             self._unreachable = isinstance(error, Unreachable) and error.retry_after is None
@@ -216,7 +209,7 @@ class PullLoop:
         self._note_pulled("")
         if first:
             self._local_file.want()  # where only the kernel knew what to block, the file had to wait
-        return jittered(new.interval, self._clock.random)
+        return jittered(self._runner.interval, self._clock.random)
 
     async def _attempt_readmission(self) -> float:
         """Apply the allowlist to the list in force. Returns the seconds until it has to be tried again, infinite where

@@ -28,12 +28,10 @@ if TYPE_CHECKING:
     from sikkerguard.config.settings import Config
     from sikkerguard.core.host.surroundings import HostAllowlist
     from sikkerguard.core.interfaces import Clock, ReportOutbox, Signal
-    from sikkerguard.core.reports.outcomes import Recovered
     from sikkerguard.service.disk_thread import DiskThread
     from sikkerguard.service.report_screen import ListedSources
     from sikkerguard.service.report_sender import ReportClients, ReportEndpoint
-    from sikkerguard.service.wakeup import Wakeup
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Wakeup, Watched
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +140,10 @@ class ReportLoop:
         if not self._recovered:
             found = await self._disk.run(self._outbox.recover)
             self._recovered = True
-            _say_recovered(found)
+            if found.unanswered:
+                log.warning("%s", unanswered_line("The service ended before SikkerAPI answered", found.unanswered))
+            if found.waiting:
+                log.info("%d reports had not left yet when the service ended; they wait again.", found.waiting)
         await self._sender.flush()
         if self._dropped is None:
             await self._refresh()
@@ -240,10 +241,3 @@ async def _end(step: asyncio.Task[bool]) -> None:
     await asyncio.wait({step})
     if not step.cancelled() and step.exception() is not None:
         log.debug("reporting ended by the stop: %s", step.exception())
-
-
-def _say_recovered(found: Recovered) -> None:
-    if found.unanswered:
-        log.warning("%s", unanswered_line("The service ended before SikkerAPI answered", found.unanswered))
-    if found.waiting:
-        log.info("%d reports had not left yet when the service ended; they wait again.", found.waiting)

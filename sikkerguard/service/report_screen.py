@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.lists.allowlist import AllowEntry
     from sikkerguard.core.lists.sources import ListedSource
     from sikkerguard.core.reports.rows import Row
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Watched
 
 
 class ListedSources(Protocol):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sikkerguard.core.reports.screen import Screen
     from sikkerguard.service.disk_thread import DiskThread
     from sikkerguard.service.report_screen import ReportScreening
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Watched
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from sikkerguard.config.variables import FIXED
 from sikkerguard.errors import ConfigError
 from sikkerguard.service.disk_thread import DiskThread, within
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +49,8 @@ class FileStamps(Protocol):
 
 
 class Settings:
-    """The one writer of `config`. `trouble` says what is the matter with the settings as they are written, or is empty.
+    """The one writer of `config`. `trouble` says what is the matter with the settings as they are written, or is empty;
+    `read_stamps` tells which versions of the files were read last.
     Good ones are kept by the `writer`, for a start that meets wrong ones."""
 
     def __init__(
@@ -59,7 +60,7 @@ class Settings:
         self._stamps = stamps
         self._writer = writer
         self._changes = changes
-        self._read_stamps = self.stamps()
+        self.read_stamps = self.stamps()
         self.config = Watched(config)
         self.trouble = ""
 
@@ -72,7 +73,7 @@ class Settings:
         config = self.config.value
         try:
             # A disk that does not answer is waited for by nobody, and so not by the loop.
-            self._read_stamps = within(_READ_SECONDS, self.stamps)
+            self.read_stamps = within(_READ_SECONDS, self.stamps)
             fresh = within(_READ_SECONDS, self._reader.load)
         except TimeoutError:
             self._note(f"The settings can't be read within {_READ_SECONDS:g} s; those before stay.")
@@ -102,10 +103,6 @@ class Settings:
     def stamps(self) -> dict[Path, object]:
         """What tells the versions of the files apart. Reads the disk."""
         return {file: self._stamps.file_stamp(file) for file in self._reader.files()}
-
-    def has_changed(self, stamps: dict[Path, object]) -> bool:
-        """Whether the files differ from what they were when they were read."""
-        return stamps != self._read_stamps
 
     def _note(self, trouble: str) -> None:
         self.trouble = trouble
@@ -152,6 +149,6 @@ class SettingsWatch:
             if not self._reload.pulls.needs_correction and not settings.trouble:
                 continue
             found = await self._disk.run(settings.stamps)
-            if found == before and settings.has_changed(found):
+            if found == before and found != settings.read_stamps:
                 self._reload.now()
             before = found

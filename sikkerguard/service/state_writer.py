@@ -178,15 +178,13 @@ class StateWriter:
         if not self._refused:
             return ""
         reason = next(iter(self._refused.values()))
-        return (
-            f"{self._place} can't be written ({reason.strerror or reason}): blocking goes on, but {self._loss()}. Make "
-            "room, or repair the disk or its permissions; it is tried again by itself."
-        )
-
-    def _loss(self) -> str:
+        loss = "what is learned from now on is not kept for the next start"
         if VerifiedList in self._refused:
-            return "the list in force is not kept, so that after a reboot an older one blocks until the next pull"
-        return "what is learned from now on is not kept for the next start"
+            loss = "the list in force is not kept, so that after a reboot an older one blocks until the next pull"
+        return (
+            f"{self._place} can't be written ({reason.strerror or reason}): blocking goes on, but {loss}. Make room, "
+            "or repair the disk or its permissions; it is tried again by itself."
+        )
 
 
 def _write(store: StateStore, value: Saved | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.durations import duration_text
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sikkerguard.service.list_update import ListUpdate
     from sikkerguard.service.pull_journal import PullJournal
     from sikkerguard.service.state_writer import SavedState, StateWriter
-    from sikkerguard.service.watched import Watched
+    from sikkerguard.service.wakeup import Watched
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +48,6 @@ class PullAdapters(Protocol):
 
     def probes(self, config: Config) -> Probes:
         """The self-test."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A new version of a feed, what is left of the day's quota of pulls (None where that is not known), and the seconds
-    until the feed is to be pulled again."""
-
-    change: Change
-    remaining: int | None
-    interval: float
 
 
 class UpdateRunner:
@@ -89,6 +79,8 @@ class UpdateRunner:
         self._probes: tuple[Config, Probes] | None = None
         # Why a newer version of a source is not used, by its name.
         self._troubles: dict[str, str] = {}
+        # Seconds between two pulls that go well.
+        self.interval = config.value.pull_interval
         self.state = ListState()
 
     def load(self, saved: SavedState) -> None:
@@ -118,8 +110,8 @@ class UpdateRunner:
             remark = f"from the cache, verified {age} ago"
         self._show(self._lists.blocklist, f" ({remark})")
 
-    async def fetch(self) -> Fetched:
-        """Pull and read SikkerAPI's list.
+    async def fetch(self) -> Change:
+        """Pull and read SikkerAPI's list, and note what is left of the day's quota of pulls.
 
         Raises:
             FetchError: the list could not be had.
@@ -132,7 +124,9 @@ class UpdateRunner:
             await self._endpoint.open(config)
             await self._tracker.follow()
             query = (config.api_url, str(config.score_min), config.api_key)
-            return Fetched(await read_strictly(feed, query, self._changes), feed.remaining, feed.interval)
+            change = await read_strictly(feed, query, self._changes)
+            self.state, self.interval = replace(self.state, quota_remaining=feed.remaining), feed.interval
+            return change
 
     async def put_in_force(self, changes: Sequence[Change], *, accept: bool) -> None:
         """Put new versions of these sources in force. Raises what `ListUpdate.put_in_force` raises."""
@@ -152,10 +146,6 @@ class UpdateRunner:
         if trouble:
             self._troubles[name] = trouble
         self._publish()
-
-    def note_quota(self, remaining: int | None) -> None:
-        """What is left of the day's quota of pulls; None where that is not known."""
-        self.state = replace(self.state, quota_remaining=remaining)
 
     def stays(self) -> str:
         """What stays in force after a failure, in words."""

@@ -31,7 +31,7 @@ from sikkerguard.edges.kernel_log.kmsg import KMSG, Kmsg, open_kmsg
 from sikkerguard.edges.kernel_log.select import open_source
 from sikkerguard.edges.system_clock import SystemClock
 from sikkerguard.service.log_follower import LogFollower
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Watched
 from tests.kernel.conftest import PROJECT
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sikkerguard.errors import SikkerGuardError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 NAME = "control.sock"
 RUNTIME_DIRECTORY = Path("/run/sikkerguard")
@@ -120,12 +120,3 @@ def _connected(address: str, seconds: float) -> socket.socket:
             raise
         else:
             return connection
-
-
-def is_answered(directories: Sequence[Path], seconds: float) -> bool:
-    """Whether a service that is to be believed listens in one of these."""
-    for directory in directories:
-        with suppress(OSError, UntrustedError):
-            connect(directory, seconds).close()
-            return True
-    return False

@@ -65,7 +65,8 @@ class LogQueue(QueueHandler):
             with self._counting:
                 lost, self.lost = self.lost, 0
             if lost:
-                self._write(_lost_record(lost))
+                text = "%d lines of the log were lost: nobody read it for a while."
+                self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (lost,), None))
             self._records.task_done()
 
 
@@ -88,15 +89,3 @@ class DescriptorHandler(logging.Handler):
                 select.select([], [self._descriptor], [], _LOOK_SECONDS)
             except OSError:
                 return
-
-
-def _lost_record(lost: int) -> logging.LogRecord:
-    return logging.LogRecord(
-        __name__,
-        logging.WARNING,
-        __file__,
-        0,
-        "%d lines of the log were lost: nobody read it for a while.",
-        (lost,),
-        None,
-    )

@@ -107,7 +107,8 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class Database:
-    """The file in this state directory, opened at the first need. Every method raises `RecordError`."""
+    """The file in this state directory, opened, or made, at the first need. One that is damaged is set aside, and a new
+    one takes its place. Every method raises `RecordError`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = Directory(directory)
@@ -117,14 +118,6 @@ class Database:
         self._identity: tuple[int, int] | None = None
         # Damage was met while the file was in use: it may be where the quick look of a start does not find it.
         self._suspect = False
-
-    def open(self) -> None:
-        """Open the file, or make it. One that is damaged is set aside, and a new one takes its place."""
-        with self._lock:
-            try:
-                self._ready()
-            except (sqlite3.Error, OSError) as error:
-                raise self._unusable(error) from error
 
     def close(self) -> None:
         """Close the file; everything committed is in it."""

@@ -76,15 +76,6 @@ class Directory:
             return False
         return True
 
-    def remove(self, name: str) -> bool:
-        """Take this file away; says whether there was one."""
-        try:
-            with self.opened() as place:
-                os.unlink(name, dir_fd=place)
-        except FileNotFoundError:
-            return False
-        return True
-
     def move(self, name: str, other: str) -> None:
         """Give the file another name."""
         with self.opened() as place:

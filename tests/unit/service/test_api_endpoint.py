@@ -20,7 +20,7 @@ from sikkerguard.service.list_in_force import ListInForce
 from sikkerguard.service.repair_loop import RepairLoop
 from sikkerguard.service.state_writer import StateWriter
 from sikkerguard.service.supervision import UnexpectedErrors
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Watched
 from tests.unit.service.fakes import Backend, Changes, Connector, Observer, Store, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run
 

@@ -26,8 +26,7 @@ from sikkerguard.errors import KernelError, RecordError
 from sikkerguard.service.count_loop import CountLoop, TrafficState
 from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.kernel_thread import KernelThread
-from sikkerguard.service.wakeup import Wakeup
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Wakeup, Watched
 from tests.unit.service.virtual_time import BEGINNING, VirtualClock, run
 
 if TYPE_CHECKING:

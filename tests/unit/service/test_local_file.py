@@ -27,8 +27,7 @@ from sikkerguard.service.local_file import LocalFile
 from sikkerguard.service.pull_journal import PullJournal
 from sikkerguard.service.supervision import UnexpectedErrors
 from sikkerguard.service.update_runner import UpdateRunner
-from sikkerguard.service.wakeup import Wakeup
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Wakeup, Watched
 from tests.unit.core.lists.test_admission import listing
 from tests.unit.service.fakes import Feed, dry_writer
 from tests.unit.service.virtual_time import VirtualClock, run

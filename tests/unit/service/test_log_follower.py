@@ -18,7 +18,7 @@ from sikkerguard.core.net.family import Family
 from sikkerguard.core.state import LogState
 from sikkerguard.core.traffic.sample import DropEvent
 from sikkerguard.service.log_follower import LogFollower
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Watched
 from tests.unit.service.fakes import Changes
 from tests.unit.service.virtual_time import VirtualClock, run
 

@@ -48,12 +48,11 @@ from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.edges.storage.traffic import TrafficStore
 from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.report_loop import ReportLoop
-from sikkerguard.service.wakeup import Wakeup
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Wakeup, Watched
 from tests.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from tests.standin.server import DEMO_KEY, Standin
 from tests.standin.tiers import FREE, Key
-from tests.unit.edges.storage.test_outbox import accounted
+from tests.unit.edges.storage.test_outbox import accounted, open_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,7 +260,7 @@ class Reporter:
 
 async def live(directory: Path, url: str, begun: float, shown: mmap.mmap, dice: random.Random) -> None:
     database = Database(directory)
-    database.open()
+    open_now(database)
     counts = TrafficStore(database)
     moment = Moment()
     reporter = Reporter(Visible(database, moment, shown), moment, url, dice, begun)
@@ -439,7 +438,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
     dice = random.Random(seed)
     (tmp_path / "shown").write_bytes(bytes(16))
     database = Database(tmp_path)
-    database.open()
+    open_now(database)
     database.close()
     received, begun = Received(), time.monotonic()
     key = Key(DEMO_KEY, replace(FREE, reports=1_000_000))
@@ -454,7 +453,7 @@ def test_killed_at_50_moments_no_row_is_accepted_twice_and_none_is_lost_unseen(
             standin.fault("bulk-report", fault)
         left = kill_often(tmp_path, standin, dice, begun)
         standin.clear_faults()
-        database.open()
+        open_now(database)
         drain(database, standin.url, begun)
     accepted = Counter((network_of(report.row.ip), report.row.category) for report in standin.record.reports)
 

@@ -36,8 +36,7 @@ from sikkerguard.edges.storage.outbox import Outbox
 from sikkerguard.errors import KeyRefused, RecordError, SendingFailed, Unreachable
 from sikkerguard.service.disk_thread import DiskThread
 from sikkerguard.service.report_loop import ReportLoop
-from sikkerguard.service.wakeup import Wakeup
-from sikkerguard.service.watched import Watched
+from sikkerguard.service.wakeup import Wakeup, Watched
 from tests.standin.faults import Canned, CutOff, Delay, Drop, Fault, Reset
 from tests.standin.server import DEMO_KEY, Standin
 from tests.standin.tiers import FREE, Key

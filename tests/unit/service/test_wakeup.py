@@ -1,11 +1,12 @@
-"""Waiting for an event or for a time, whichever comes first."""
+"""Waiting for an event or for a time, whichever comes first; and values that wake those who watch them."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 
-from sikkerguard.service.wakeup import Wakeup
+from sikkerguard.service.wakeup import Wakeup, Watched
+from tests.unit.service.fakes import Changes
 from tests.unit.service.virtual_time import run
 
 
@@ -70,3 +71,26 @@ def test_a_wait_that_is_cancelled_forgets_nothing() -> None:
         assert await wakeup.wait(30)
 
     run(work())
+
+
+def test_a_value_that_is_replaced_wakes_all_who_watch_it() -> None:
+    watched, one, other = Watched(1), Changes(), Changes()
+    watched.wake(one)
+    watched.set(2)
+    watched.wake(other)
+    assert (watched.value, one.times, other.times) == (2, 1, 0)
+    watched.set(2)
+    assert (watched.value, one.times, other.times) == (2, 2, 1)
+
+
+def test_whoever_is_woken_finds_the_new_value() -> None:
+    class Reader:
+        seen = 0
+
+        def set(self) -> None:
+            self.seen = watched.value
+
+    watched, reader = Watched(1), Reader()
+    watched.wake(reader)
+    watched.set(2)
+    assert reader.seen == 2

@@ -187,7 +187,7 @@ def test_a_command_believes_no_other_user(tmp_path: Path, monkeypatch: pytest.Mo
     async def ask(made: Guarded) -> None:
         with pytest.raises(UntrustedError, match="user 4711"):
             await made.command(print_health)
-        assert not control_socket.is_answered(made.directories, SECONDS)
+        assert not ServiceClient(made.directories).is_answered()
 
     with_control(tmp_path, ask)
 

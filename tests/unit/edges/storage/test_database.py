@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from sikkerguard.edges.storage.database import FILE, Database, read_total
 from sikkerguard.edges.storage.traffic import TrafficStore
 from sikkerguard.errors import RecordError
 from tests.records import records_of
+from tests.unit.edges.storage.test_outbox import open_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 @pytest.fixture(name="database")
 def _database(tmp_path: Path) -> Iterator[Database]:
     database = Database(tmp_path)
-    database.open()
+    open_now(database)
     yield database
     database.close()
 
@@ -51,7 +53,7 @@ def read(database: Database) -> dict[str, int]:
 def test_what_is_written_is_there_after_the_next_start(tmp_path: Path) -> None:
     for number, durable in enumerate((False, True)):
         database = Database(tmp_path)
-        database.open()
+        open_now(database)
         write(database, f"name{number}", number, durable=durable)
         database.close()
     with closing(Database(tmp_path)) as database:
@@ -65,7 +67,7 @@ def test_it_opens_at_the_first_need_and_again_after_a_close(tmp_path: Path) -> N
     database.close()
     database.close()
     assert read(database) == {"a": 1}
-    database.open()
+    open_now(database)
     database.close()
 
 
@@ -180,7 +182,7 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
                 other.execute("PRAGMA user_version = 99")
     before = file.read_bytes()
     with closing(Database(tmp_path)) as database:
-        database.open()
+        open_now(database)
         assert read(database) == {}
         write(database, "a", 1)
     (message,) = [record.message for record in caplog.records]
@@ -356,7 +358,7 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date_where_it_is(
         connection.executescript(version)
     for _ in range(2):
         with closing(Database(tmp_path)) as database:
-            database.open()
+            open_now(database)
         assert content(tmp_path / FILE) == {
             "totals": [("reports_sent", 7)],
             "blocked": [(one, 6, 22, 5)],
@@ -432,7 +434,7 @@ def test_rows_of_one_ipv6_network_become_the_one_that_got_farthest(tmp_path: Pat
         )
         connection.commit()
     with closing(Database(tmp_path)) as database:
-        database.open()
+        open_now(database)
     found = {
         (day, source, category): (found_address, leading, packets, state, request, seen)
         for _, day, source, category, found_address, leading, _, _, _, packets, state, request, seen in content(
@@ -477,7 +479,7 @@ def test_without_room_a_file_of_an_earlier_version_stays_as_it_is(tmp_path: Path
         connection.executescript(VERSION_1)
     database = Database(tmp_path)
     with no_room(1), pytest.raises(RecordError, match="make room"):
-        database.open()
+        open_now(database)
     assert not (tmp_path / f"{FILE}.damaged").exists()
     assert read(database) == {"reports_sent": 7}
     database.close()
@@ -485,7 +487,7 @@ def test_without_room_a_file_of_an_earlier_version_stays_as_it_is(tmp_path: Path
 
 def test_a_place_that_is_none_is_an_error_and_opens_when_it_is_there(tmp_path: Path) -> None:
     database = Database(tmp_path / "later")
-    for action in (database.open, lambda: write(database, "a", 1)):
+    for action in (partial(open_now, database), partial(write, database, "a", 1)):
         with pytest.raises(RecordError, match=r"can't be used .*make room, or fix its permissions"):
             action()
     (tmp_path / "later").mkdir()
@@ -518,8 +520,8 @@ def test_without_room_nothing_changes_and_it_goes_on_when_there_is_some(database
 def test_without_room_for_the_file_itself_it_is_an_error_and_nothing_is_set_aside(tmp_path: Path) -> None:
     database = Database(tmp_path)
     with no_room(0), pytest.raises(RecordError, match="can't be used"):
-        database.open()
-    database.open()
+        open_now(database)
+    open_now(database)
     write(database, "a", 1)
     database.close()
     assert {path.name for path in tmp_path.iterdir()} == {FILE}
@@ -527,7 +529,7 @@ def test_without_room_for_the_file_itself_it_is_an_error_and_nothing_is_set_asid
 
 def test_another_process_that_has_it_is_hardly_waited_for(tmp_path: Path) -> None:
     with closing(Database(tmp_path)) as database:
-        database.open()
+        open_now(database)
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()

@@ -70,10 +70,16 @@ def accounted(outbox: Outbox) -> int:
         return total(connection, "blocked") + total(connection, "outbox") + read_total(connection, PURGED)
 
 
+def open_now(database: Database) -> None:
+    """As the first need does it."""
+    with database.transaction():
+        pass
+
+
 @contextmanager
 def opened(directory: Path) -> Iterator[Database]:
     database = Database(directory)
-    database.open()
+    open_now(database)
     try:
         yield database
     finally:
@@ -735,7 +741,7 @@ def test_the_rows_taken_are_on_the_disk_before_they_are_seen(tmp_path: Path) -> 
             return super().transaction(durable=durable)
 
     database = Watched(tmp_path)
-    database.open()
+    open_now(database)
     with closing(database):
         outbox = Outbox(database)
         block(database, {1: {SSH: 9}})
