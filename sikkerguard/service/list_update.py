@@ -92,12 +92,15 @@ class ListUpdate:
         ):
             # The list is as old as SikkerAPI's part, and what is left out is tested again when that is pulled.
             verified_at, left_out = before.verified.verified_at, before.verified.left_out
-        admission = await asyncio.to_thread(admit, listed, allowlist, left_out)
-        await self._log_what_is_left_out(admission, listed, allowlist)
-        await self._check_connections(changes, admission, before, memory, conditions)
+        candidate = await asyncio.to_thread(admit, listed, allowlist, left_out)
+        # Before the trial: what both need of memory would add up after it.
+        extent = await asyncio.to_thread(extent_of, candidate.blocklist)
+        await self._log_what_is_left_out(candidate, listed, allowlist)
+        await self._check_connections(changes, candidate, before, memory, conditions)
         committed = Blocklist() if before is None else before.admitted.blocklist
-        admission, left_out = await self._try(admission, committed, listed, left_out, conditions)
-        extent = await asyncio.to_thread(extent_of, admission.blocklist)
+        admission, left_out = await self._try(candidate, committed, listed, left_out, conditions)
+        if admission is not candidate:
+            extent = await asyncio.to_thread(extent_of, admission.blocklist)
         for change in changes:
             history = None
             if change.offer is not None:
