@@ -90,7 +90,7 @@ class Settings:
             self.config.set(replace(fresh, **{name: getattr(config, name) for name in FIXED}))
             self._note(" ".join(fresh.troubles))
             self.save()
-            log.info("The configuration was read again.")
+            log.info("Settings reloaded; pulling now.")
 
     def save(self) -> None:
         """Say what may not be meant, and keep the settings where all of them are good."""

@@ -130,7 +130,7 @@ def test_a_reload_takes_settings_and_pulls(service: Service) -> None:
     service.serve(LISTED, LISTED_V6)
     service.configure(SIKKER_PORT_MAP="2323=telnet")
     service.host.run("systemctl", "reload", "sikkerguard")
-    service.wait_until_shown("The configuration was read again.")
+    service.wait_until_shown("Settings reloaded; pulling now.")
     service.wait_until_shown("Blocking 2 IPs")
     service.attack(LISTED, 2323)
     service.wait_until_shown(f"BLOCKED {LISTED}:2323 (telnet)")

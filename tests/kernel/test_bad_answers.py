@@ -520,10 +520,10 @@ def test_many_who_want_a_pull_at_the_same_moment_get_one(service: Service) -> No
     guard = service.guard
     assert guard.process is not None
     for _ in range(100):
-        before = guard.log().count("The configuration was read again.")
+        before = guard.log().count("Settings reloaded; pulling now.")
         guard.process.send_signal(signal.SIGHUP)
         # At once: a pull begins with the line that is waited for, and that is the moment to disturb it in.
-        while guard.log().count("The configuration was read again.") == before:
+        while guard.log().count("Settings reloaded; pulling now.") == before:
             assert guard.process.poll() is None, "\n".join(service.news()[-30:])
     service.pull_works()
     service.is_well()

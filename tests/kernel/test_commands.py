@@ -728,7 +728,7 @@ def test_a_dry_run_beside_a_running_service_does_not_disturb_it(running: Guard, 
 # SIGHUP
 
 
-def reread(guard: Guard, expected: str = "The configuration was read again.") -> None:
+def reread(guard: Guard, expected: str = "Settings reloaded; pulling now.") -> None:
     """SIGHUP, until the log has this line once more and the pull behind it is through."""
     assert guard.process is not None
     lines, pulls = len(re.findall(expected, guard.log())), guard.status()["pulls"]

@@ -208,7 +208,7 @@ def test_a_hangup_in_the_first_moments_waits_until_there_is_a_handler(guard: Gua
         # As soon as signals are held back, which is before any library is read.
         wait_for("signals to be held back", partial(_holds_back, process.pid, signal.SIGHUP))
         process.send_signal(signal.SIGHUP)
-        guard.logged("The configuration was read again")
+        guard.logged("Settings reloaded")
         assert process.poll() is None
         guard.stop()
 
