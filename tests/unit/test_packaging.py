@@ -239,6 +239,14 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
     assert common == options_of(parser.make_parser()) - HELP - {"-V", "--version"}
 
 
+def test_the_readme_has_every_command_with_options_that_there_are() -> None:
+    rows = re.findall(r"^\| (`sikkerguard .*?) \| ", README.read_text("utf-8").replace("\\|", ""), re.MULTILINE)
+    uses = [use.split() for row in rows for use in re.findall("`sikkerguard (.*?)`", row)]
+    assert sorted(words[0] for words in uses) == sorted(OPTIONS)
+    for name, *words in uses:
+        assert set(re.findall(r"--[a-z-]+", " ".join(words))) <= OPTIONS[name], name
+
+
 def test_the_page_names_the_defaults_of_the_demo() -> None:
     defaults = parsers()["demo"].parse_args([])
     address, port = defaults.listen
