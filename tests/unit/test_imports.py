@@ -206,6 +206,20 @@ def test_a_newcomer_can_name_each_room_at_sight() -> None:
     }
 
 
+def test_what_loops_are_given_has_a_type() -> None:
+    """Neither `Any`, nor `cast`, nor a callable of whatever arguments, in the service and in what it asks for."""
+    found = []
+    for name, source in SOURCES.items():
+        if within(name, "sikkerguard.service", "sikkerguard.core.interfaces"):
+            for node in ast.walk(ast.parse(source)):
+                match node:
+                    case ast.Name(id="Any" | "cast" as word):
+                        found.append(f"{name}:{node.lineno} {word}")
+                    case ast.Subscript(value=ast.Name(id="Callable"), slice=ast.Tuple(elts=[ast.Constant(), *_])):
+                        found.append(f"{name}:{node.lineno} Callable[..., ]")
+    assert found == []
+
+
 TYPES_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
 
 
