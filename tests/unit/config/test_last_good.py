@@ -155,7 +155,7 @@ def test_the_state_directory_of_the_moment_is_asked_for_what_was_kept() -> None:
     assert asked == [Path("/srv/guard"), Path("/var/lib/sikkerguard")]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from([*VARIABLES, "SIKKER_X"]), st.text(max_size=12)), st.binary(max_size=40))
 def test_with_good_ones_kept_nothing_ends_a_start(values: dict[str, str], content: bytes) -> None:
     file = Path("/dev/null") if not content else None

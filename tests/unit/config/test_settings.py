@@ -614,7 +614,7 @@ good = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(good)
 def test_effective_values_can_be_set_again(environment: dict[str, str]) -> None:
     found = load({**environment, **WITH_KEY})
@@ -642,7 +642,7 @@ def test_an_interval_that_is_taken_can_be_lived_with(interval: str) -> None:
 # Whatever else
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from([*VARIABLES]), st.text(max_size=20)), st.booleans())
 def test_no_value_is_too_strange_for_a_sentence(values: dict[str, str], need_key: bool) -> None:
     found = outcome(values, need_key=need_key)
@@ -656,7 +656,7 @@ def test_no_value_is_too_strange_for_a_sentence(values: dict[str, str], need_key
     assert found.state_dir.is_absolute()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.one_of(
         st.binary(max_size=60),

@@ -843,7 +843,7 @@ counts = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(counts, max_size=8), st.booleans())
 def test_the_lines_the_totals_and_the_reports_agree(
     drawn: list[tuple[dict[tuple[int, int], int], int, int, bool]], restarted: bool

@@ -229,7 +229,7 @@ def kernels(draw: st.DrawFn, family: Family) -> tuple[DesiredFamily, ObservedFam
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_whatever_the_kernel_holds_the_plan_repairs_it(data: st.DataObject) -> None:
     wanted, observed = {}, {}

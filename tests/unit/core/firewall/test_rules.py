@@ -131,7 +131,7 @@ def packets_of(drawn: list[Burst]) -> Iterator[tuple[Packet, bool]]:
             yield Packet(source, None if first is None else first + further, reply), within_limit
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(families, bursts, st.sampled_from([0, 1, 3, 100, 1000]), st.integers(0, 5))
 def test_a_dropped_packet_is_counted_exactly_once_where_its_source_has_room(
     family: Family, drawn: list[Burst], hits_room: int, sources_room: int
@@ -150,7 +150,7 @@ def test_a_dropped_packet_is_counted_exactly_once_where_its_source_has_room(
         assert netfilter.dropped == number
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(families, bursts)
 def test_a_source_has_its_share_of_the_sets_and_of_the_log_and_no_more(family: Family, drawn: list[Burst]) -> None:
     names = set_names(family)

@@ -108,7 +108,7 @@ allowlists = st.lists(
 ).map(lambda entries: Allowlist(tuple(entries)))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(blocklists, allowlists)
 def test_what_is_admitted_is_the_list_without_special_and_allowed_addresses(
     listed: Blocklist, allowlist: Allowlist
@@ -120,7 +120,7 @@ def test_what_is_admitted_is_the_list_without_special_and_allowed_addresses(
         assert covered(admitted.of(family)) == without(covered(listed.of(family)), [*NEVER[family], *allowed])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(blocklists, allowlists)
 def test_each_entry_is_counted_once_for_each_reason_that_touches_it(listed: Blocklist, allowlist: Allowlist) -> None:
     expected: Counter[str] = Counter()
@@ -186,7 +186,7 @@ def test_special_ranges_are_cut_to_their_last_address_and_no_further(family: Fam
             assert (len(found.blocklist), found.removed) == (1, {})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.one_of(st.sampled_from(EDGES[Family.V4]), st.integers(0, (1 << 32) - 1)))
 def test_no_address_that_python_knows_to_be_special_is_blocked(number: int) -> None:
     address = ipaddress.IPv4Address(number)

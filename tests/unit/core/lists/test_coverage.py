@@ -56,7 +56,7 @@ def test_no_percentage_needs_an_exponent(percent: float, text: str) -> None:
     assert percent_text(percent) == text
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(some_networks(Family.V4), some_networks(Family.V6))
 def test_what_is_covered_is_what_counting_gives(v4: Networks, v6: Networks) -> None:
     found = extent_of(Blocklist(v4, v6))
@@ -66,7 +66,7 @@ def test_what_is_covered_is_what_counting_gives(v4: Networks, v6: Networks) -> N
     assert found.v6 == sum(1 << 64 - net.prefixlen for net in ipaddress.collapse_addresses(wide))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 40), max_size=12), st.lists(prefixes(Family.V6), max_size=3))
 def test_single_addresses_of_a_64_count_once_however_they_lie(numbers: list[int], ranges: list[object]) -> None:
     base = 0x20010DB8 << 96

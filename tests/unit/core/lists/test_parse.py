@@ -139,7 +139,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(bodies())
 def test_a_list_is_read_as_a_slow_reader_reads_it(body: bytes) -> None:
     nets, rejected, wide = slowly(body.decode().split("\n"))
@@ -152,7 +152,7 @@ def test_a_list_is_read_as_a_slow_reader_reads_it(body: bytes) -> None:
     assert parsed.terminated == body.endswith(b"\n")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(body=bodies(), data=st.data())
 def test_where_a_body_is_cut_makes_no_difference(body: bytes, data: st.DataObject) -> None:
     # At times with a byte that ends it: the error too names the same line.
@@ -441,7 +441,7 @@ def test_a_custom_list_may_have_wider_ranges_than_an_api_s(line: str) -> None:
     assert skipped == (f"mine.txt, line 4: {line!r} is skipped: wider than /{16 if ':' in line else 8}",)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(lines_of_a_list, max_size=12), st.sampled_from(["\n", "\r\n"]))
 def test_a_custom_list_is_read_as_a_slow_reader_reads_it(lines: list[str], newline: str) -> None:
     lines = ["# mine", *lines]

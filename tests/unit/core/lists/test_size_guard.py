@@ -200,7 +200,7 @@ def test_growth_is_measured_against_four_weeks() -> None:
     assert final(offer(2001), old)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(1.0, 5 * DAY)), min_size=1, max_size=120))
 def test_what_is_remembered_is_bounded_and_loses_no_largest_one(steps: list[tuple[int, float]]) -> None:
     found, every, at = SourceHistory(), [], NOW

@@ -207,7 +207,7 @@ def test_a_great_many_singles_are_sorted_and_each_is_there_once(family: Family) 
     assert left.ranges == ()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data(), families)
 def test_cutting_takes_exactly_the_holes(data: st.DataObject, family: Family) -> None:
     whole = data.draw(some_networks(family))

@@ -82,7 +82,7 @@ def texts(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(texts())
 def test_a_text_is_taken_exactly_if_it_is_plain(text: str) -> None:
     expected = is_plain(text)
@@ -149,7 +149,7 @@ def test_bits_behind_the_prefix_length_are_cleared(text: str, written: str) -> N
     assert to_text(*parse_prefix(text)) == written
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(families.flatmap(lambda family: st.tuples(st.just(family), prefixes(family))))
 @example((Family.V6, Prefix(MAPPED, 96)))
 @example((Family.V6, Prefix(MAPPED + 0xC6336407, 128)))
@@ -168,7 +168,7 @@ def test_a_prefix_knows_its_last_address(known: tuple[Family, Prefix]) -> None:
     assert prefix.last(family) == int(network(family, prefix).broadcast_address)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), families)
 def test_an_address_is_found_by_the_entry_that_covers_it(data: st.DataObject, family: Family) -> None:
     networks = data.draw(some_networks(family))
@@ -184,7 +184,7 @@ def test_an_address_is_found_by_the_entry_that_covers_it(data: st.DataObject, fa
         assert networks.overlaps(address, address) == bool(covering)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), families)
 def test_a_span_overlaps_if_any_entry_reaches_into_it(data: st.DataObject, family: Family) -> None:
     networks = data.draw(some_networks(family))

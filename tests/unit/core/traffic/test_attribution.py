@@ -264,7 +264,7 @@ def check_all_attributed(every: list[TrafficSample], sender: Sender) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(readings, max_size=6), st.sampled_from([0, 2, 70, 1000]), st.sampled_from([1, 3, 1000]))
 def test_every_packet_that_the_sets_counted_is_attributed_once(
     drawn: list[Reading], hits_room: int, sources_room: int

@@ -150,7 +150,7 @@ flows = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(flows, st.integers(0, 3), st.sampled_from([0, 1, 11, DAY]), st.sampled_from("ksr")), max_size=12)
 )

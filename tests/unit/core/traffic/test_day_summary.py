@@ -100,7 +100,7 @@ def test_of_too_many_ports_the_busiest_are_kept() -> None:
     assert day.summary.top_ports(1) == (((17, 53), 64_000),)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 3000)), max_size=12))
 def test_a_set_of_sources_has_each_once_and_copies_little(drawn: list[tuple[int, int]]) -> None:
     found, expected = SourceSet(), set[bytes]()

@@ -320,7 +320,7 @@ def test_a_monstrous_line_takes_no_longer_than_its_length() -> None:
     assert time.process_time() - start < 5
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.text(st.characters()))
 def test_no_text_is_too_strange(text: str) -> None:
     assert parse_drop_line(text) is None
@@ -386,7 +386,7 @@ def ends(source: bytes, target: bytes) -> str:
     return f"SRC={ipaddress.ip_address(source).exploded} DST={ipaddress.ip_address(target).exploded} "
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(packets())
 def test_what_the_kernel_writes_is_read_back(packet: Packet) -> None:
     assert parse_drop_line(packet.line) == packet.event

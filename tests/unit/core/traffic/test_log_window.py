@@ -351,7 +351,7 @@ looks = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(looks, st.booleans(), st.sampled_from([0, 5000]))
 def test_every_packet_is_told_once_in_few_lines(
     drawn: list[tuple[float, dict[tuple[int, int], int], int, int]], finished: bool, earlier: int
@@ -392,7 +392,7 @@ def test_every_packet_is_told_once_in_few_lines(
     assert len(lines) <= (2 * LINES + 1) * (now // WINDOW_SECONDS + 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.dictionaries(few_places, st.integers(1, 50), min_size=5, max_size=30), min_size=2, max_size=10))
 def test_half_of_the_room_is_for_sources_that_are_new(drawn: list[dict[tuple[int, int], int]]) -> None:
     log = Log()
@@ -408,7 +408,7 @@ def test_half_of_the_room_is_for_sources_that_are_new(drawn: list[dict[tuple[int
         assert new <= set(shown) or len(shown) >= LINES - FURTHER_LINES
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 4096), st.integers(1, 3)), min_size=1, max_size=12))
 def test_no_crowd_is_remembered_beyond_bounds(drawn: list[tuple[int, int, int]]) -> None:
     log, lines = Log(), list[Line]()

@@ -103,7 +103,7 @@ verified_lists = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(verified_lists)
 def test_a_list_comes_back_as_it_was(known: VerifiedList) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -122,7 +122,7 @@ def test_the_last_list_is_the_one_that_is_kept(store: Store) -> None:
     assert OLD != NEW
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         families.flatmap(lambda family: st.builds(AllowEntry, st.just(family), prefixes(family), st.text(max_size=20))),

@@ -292,7 +292,7 @@ saves = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(saves, min_size=1, max_size=5), st.booleans())
 def test_whatever_is_counted_comes_back(
     drawn: list[tuple[Totals, dict[FlowKey, int], list[bytes], dict[tuple[int, int], int], bool]], reopened: bool

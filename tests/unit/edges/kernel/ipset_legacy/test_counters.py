@@ -743,7 +743,7 @@ actions = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(actions)
 def test_whatever_happens_all_that_was_dropped_is_given_away_and_named_once(
     drawn: list[tuple[str, Family, int, int | None, int]],

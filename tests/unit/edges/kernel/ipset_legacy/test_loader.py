@@ -115,7 +115,7 @@ sets = st.frozensets(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(lists, lists, sets)
 def test_an_update_uncovers_nobody_who_stays_listed(old: Networks, new: Networks, listed: frozenset[str]) -> None:
     host = Host()
@@ -136,7 +136,7 @@ def test_an_update_uncovers_nobody_who_stays_listed(old: Networks, new: Networks
     assert states == [Candidate.STAGED if len(new) else Candidate.ABSENT, Candidate.ON_TRIAL, Candidate.ABSENT]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(lists, lists, st.booleans(), sets)
 def test_a_repair_uncovers_nobody_who_stays_listed(
     wanted: Networks, found: Networks, staged: bool, listed: frozenset[str]

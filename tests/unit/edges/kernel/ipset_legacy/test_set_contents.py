@@ -149,7 +149,7 @@ def held(kernel: Kernel, singles: str, ranges: str) -> frozenset[int]:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(lists, lists, st.frozensets(st.sampled_from([NAMES.singles, NAMES.ranges, NAMES.new_singles, NAMES.new_ranges])))
 def test_an_update_under_a_trial_uncovers_nobody_who_stays_listed(
     old: Networks, new: Networks, listed: frozenset[str]
@@ -170,7 +170,7 @@ def test_an_update_under_a_trial_uncovers_nobody_who_stays_listed(
     assert held(kernel, NAMES.singles, NAMES.ranges) == covered(new)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(lists, lists)
 def test_entry_by_entry_nobody_is_uncovered_who_stays_listed(old: Networks, new: Networks) -> None:
     kernel = Kernel()
@@ -187,7 +187,7 @@ def test_entry_by_entry_nobody_is_uncovered_who_stays_listed(old: Networks, new:
     assert set(kernel.sets[NAMES.ranges]) == set(new.ranges)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(lists, lists, st.data())
 def test_what_another_program_put_there_is_taken_out(old: Networks, new: Networks, data: st.DataObject) -> None:
     kernel = Kernel()

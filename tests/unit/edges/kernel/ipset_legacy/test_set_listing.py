@@ -104,14 +104,14 @@ def test_a_set_that_is_empty_or_not_there_lists_nothing(kinds: tuple[int, ...]) 
     check([], kinds)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), families, st.sampled_from([HITS, COUNTS]))
 def test_entries_that_look_alike_are_read_at_once(data: st.DataObject, family: Family, kinds: tuple[int, ...]) -> None:
     written = data.draw(st.lists(entries(family, st.just(kinds)), min_size=1, max_size=20))
     assert is_quick(check(written, kinds))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data(), families, st.sampled_from([HITS, COUNTS]))
 def test_entries_of_any_look_are_read_the_same(data: st.DataObject, family: Family, kinds: tuple[int, ...]) -> None:
     orders = st.sampled_from(
