@@ -57,9 +57,8 @@ def read_text(file: Path, max_bytes: int) -> str:
         OSError: it can't be read, is no regular file, or is larger than `max_bytes`.
         UnicodeDecodeError: it is no UTF-8 text.
     """
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as opened:
-        found = os.fstat(handle)
+    with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
+        found = os.fstat(opened.fileno())
         if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL:
             return ""  # what Compose mounts in place of a file that does not exist
         if not stat.S_ISREG(found.st_mode):
