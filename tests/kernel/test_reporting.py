@@ -200,7 +200,7 @@ def test_a_dry_run_reports_nothing_of_what_waits_and_leaves_it_where_it_is(guard
             )
     database.close()
     before = records(guard)
-    _, _, blocked, outbox = before
+    _, blocked, outbox, _ = before
     assert len(blocked) == len(outbox) == 1
     guard.serve(SSH, WEB)
     guard.start(SIKKER_DRY_RUN="true", SIKKER_REPORT_INTERVAL="10s")

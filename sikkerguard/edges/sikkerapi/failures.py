@@ -53,12 +53,15 @@ async def within(seconds: float, work: Coroutine[Any, Any, _Result]) -> _Result:
     """
     task = asyncio.create_task(work)
     try:
-        return await asyncio.wait_for(task, seconds)
-    except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if current is None or current.cancelling() or not task.cancelled():
-            raise
-    raise CancelledByLibraryError("it was cancelled from within")
+        # Not `wait_for`: Python 3.11 loses a cancellation of the caller there that comes when the task has just ended.
+        async with asyncio.timeout(seconds):
+            await asyncio.wait({task})
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    if task.cancelled():
+        raise CancelledByLibraryError("it was cancelled from within")
+    return task.result()
 
 
 def sentence(error: Exception) -> str:

@@ -1024,6 +1024,43 @@ def test_a_reader_that_is_cancelled_while_it_works_has_closed_the_connection_by_
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("turns", range(30))
+def test_a_reader_that_is_cancelled_as_the_answer_ends_ends_too(turns: int) -> None:
+    """Whichever turn of the loop after the last byte that is: a cancellation that is lost there would last for ever."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        readers: list[asyncio.Task[None]] = []
+
+        def count_down(left: int) -> None:
+            if left:
+                loop.call_soon(count_down, left - 1)
+            else:
+                readers[0].cancel()
+
+        class Body(httpx.AsyncByteStream):
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                yield b"203.0.113.7\n"
+                count_down(turns)
+
+        def answer(_: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, headers={"Content-Type": "text/plain"}, stream=Body())
+
+        async def read() -> None:
+            feed = feed_of("http://192.0.2.1", transport=httpx.MockTransport(answer))
+            async with contextlib.aclosing(feed.stream()) as stream:
+                async for _ in stream:
+                    await asyncio.sleep(0.05)
+
+        readers.append(asyncio.create_task(read()))
+        async with asyncio.timeout(5):
+            await asyncio.wait(readers)
+        assert readers[0].cancelled()
+        await no_task_is_left()
+
+    asyncio.run(main())
+
+
 def test_the_server_sees_the_end_of_a_stream_that_is_closed_early() -> None:
     """By a real connection, which a client of httpx would otherwise keep for the next request."""
 
