@@ -58,8 +58,8 @@ class SystemAdapters:
 
     def blacklist(self, config: Config) -> Feed:
         """SikkerAPI's list."""
-        from sikkerguard.edges.sikkerapi.blacklist import Blacklist
-
+        with _importing:
+            from sikkerguard.edges.sikkerapi.blacklist import Blacklist
         return Blacklist(_client(config)[1], score_min=config.score_min, interval=config.pull_interval)
 
     def local_list(self, path: Path) -> Feed:
@@ -68,20 +68,20 @@ class SystemAdapters:
 
     def reports(self, config: Config) -> ReportClient:
         """Where reports are sent."""
-        from sikkerguard.edges.sikkerapi.reports import BulkReportClient
-
+        with _importing:
+            from sikkerguard.edges.sikkerapi.reports import BulkReportClient
         return BulkReportClient(_client(config)[1])
 
     def probes(self, config: Config) -> Probes:
         """The self-test."""
-        from sikkerguard.edges.host import probes, resolvers, routes
-
+        with _importing:
+            from sikkerguard.edges.host import probes, resolvers, routes
         return probes.Probes(routes.gateways, resolvers.resolvers, self.endpoint(config))
 
     def kernel_log(self, config: Config) -> KernelLog | None:
         """The kernel's log lines, or None where they can't be read."""
-        from sikkerguard.edges.kernel_log.select import open_source
-
+        with _importing:
+            from sikkerguard.edges.kernel_log.select import open_source
         return open_source(config.log_source, self._said_of_log)
 
     def file_stamp(self, path: Path) -> object:
@@ -93,6 +93,9 @@ class SystemAdapters:
         return handlers.lost()
 
 
+# Threads read one library at a time: those that import each other's packages from two ends can wait for each other for
+# good in Python 3.11, whose detection of that misses cases (CPython's issue 83065).
+_importing = threading.Lock()
 # Pulls and reports may ask at the same moment, from two threads, and must get the same one.
 _making = threading.Lock()
 
@@ -106,8 +109,8 @@ def _client(config: Config) -> tuple[PinnedConnector, ApiClient]:
 # Two, since for a moment after new settings were read some still ask by the former.
 @lru_cache(maxsize=2)
 def _made_client(url: str, key: str, key_source: str) -> tuple[PinnedConnector, ApiClient]:
-    from sikkerguard.edges.sikkerapi.client import KEY_SOURCE, ApiClient  # httpx, once the cached list blocks
-    from sikkerguard.edges.sikkerapi.connector import PinnedConnector
-
+    with _importing:
+        from sikkerguard.edges.sikkerapi.client import KEY_SOURCE, ApiClient  # httpx, once the cached list blocks
+        from sikkerguard.edges.sikkerapi.connector import PinnedConnector
     connector = PinnedConnector(url)
     return connector, ApiClient(url, key, key_source=key_source or KEY_SOURCE, connector=connector)
