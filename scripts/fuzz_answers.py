@@ -29,7 +29,8 @@ import httpcore
 
 from scripts.drawn_answers import BROKEN, SENT, SILENT, draw
 from sikkerguard.core.lists.parse import ApiParser
-from sikkerguard.core.reports.rows import Row, first_request, judge, rejected_line
+from sikkerguard.core.reports.rows import Row, first_request, judge
+from sikkerguard.core.reports.sentences import rejected_line
 from sikkerguard.edges.log_output.handlers import HarmlessFormatter
 from sikkerguard.edges.sikkerapi.blacklist import Blacklist
 from sikkerguard.edges.sikkerapi.client import ApiClient

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from sikkerguard.core.durations import duration_text
 from sikkerguard.core.reports.outcomes import ReportStats
-from sikkerguard.core.reports.rows import dropped_line, reported_line, row_of, spent_line, unanswered_line
+from sikkerguard.core.reports.rows import row_of
+from sikkerguard.core.reports.sentences import dropped_line, reported_line, spent_line, unanswered_line
 from sikkerguard.core.schedule import jittered, retry_delay
 from sikkerguard.core.traffic.totals import day_of
 from sikkerguard.errors import FetchError, RecordError, Unanswered, as_sentence

@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from sikkerguard.core.reports.outcomes import PROBE_ROWS, LeftUnanswered, QuotaNoted, Released, Settled, after_refusal
-from sikkerguard.core.reports.rows import MAX_ROWS, judge, rejected_line, unanswered_line
+from sikkerguard.core.reports.rows import MAX_ROWS, judge
+from sikkerguard.core.reports.sentences import rejected_line, unanswered_line
 from sikkerguard.core.traffic.totals import day_of
 from sikkerguard.errors import BodyRefused, FetchError, QuotaSpent, RecordError, Unanswered, as_sentence
 

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,14 @@ def test_each_room_that_owns_a_library_uses_it() -> None:
             modules = [name for name in SOURCES if within(name, f"sikkerguard.edges.{room}")]
             used = {each.root for name in modules for each in imports_of(name, SOURCES[name])}
             assert library in used, f"{room} does not use {library}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        name: {each.module for each in imports_of(name, source) if each.module in SOURCES.keys() - PACKAGES}
+        for name, source in SOURCES.items()
+    }
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
 
 def test_a_newcomer_can_name_each_room_at_sight() -> None:

@@ -32,7 +32,7 @@ from sikkerguard.core.lists.parse import (
 )
 from sikkerguard.core.net.address import parse_prefix
 from sikkerguard.core.ports.protocols import PROTOCOLS, REPLY
-from sikkerguard.core.reports.rows import rejected_line, reported_line
+from sikkerguard.core.reports.sentences import rejected_line, reported_line
 from sikkerguard.core.sikkerapi.body import LARGEST_BODY
 from sikkerguard.core.traffic.log_window import WINDOW_SECONDS, Line, LogWindow, in_fields, in_words
 from sikkerguard.core.traffic.sample import UNATTRIBUTED

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sikkerguard.core.lists.allowlist import AllowEntry
-    from sikkerguard.core.reports.outcomes import ReportStats
 
 # The largest request, and a row's longest `protocol`, by SikkerAPI's documentation of /v1/key/bulk-report. "2 MB" is
 # read as two million bytes, which is right for either meaning.
@@ -26,8 +25,6 @@ MAX_BYTES = 2_000_000
 MAX_PROTOCOL = 32
 
 _HEAD, _TAIL = b'{"reports":[', b"]}"
-_MAX_NAMED = 5
-_MAX_REJECTED_NAMED = 20
 # A row that was rejected with one of these reasons may be accepted on another day.
 _QUOTA = re.compile(r"quota|(daily|rate|report) limit|limit (is |was )?(reached|exceeded|spent|used)", re.IGNORECASE)
 
@@ -161,48 +158,6 @@ def judge(rows: Sequence[Row], answer: ReportAnswer) -> BatchResult:
             f"{len(answer.errors)} errors, where {len(rows)} rows were sent"
         )
     return BatchResult(rejected, frozenset(postponed))
-
-
-def reported_line(counts: Mapping[str, int]) -> str:
-    """The log line `Reported 247 blocked IPs (ssh: 89, http: 63, ...)`; `counts` are rows by protocol."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{name}: {count}" for name, count in ordered[:_MAX_NAMED]] + ["..."] * (len(ordered) > _MAX_NAMED)
-    return f"Reported {sum(counts.values())} blocked IPs ({', '.join(named)})"
-
-
-def spent_line(stats: ReportStats) -> str:
-    """The sentence that says that rows wait because the day's quota is used up; empty where they don't."""
-    if stats.quota_remaining != 0 or not stats.waiting:
-        return ""
-    return (
-        f"The day's quota of reports is used up; blocking and counting go on, {stats.waiting} rows wait for midnight "
-        "UTC."
-    )
-
-
-def dropped_line(dropped: int) -> str:
-    """The sentence about sources that are not reported, because too many waited or for too long."""
-    return (
-        f"{dropped} sources had no room among what waits to be reported, or waited for more than a day; their packets "
-        "are counted."
-    )
-
-
-def unanswered_line(why: str, rows: int) -> str:
-    """The sentence about the rows of a request that may have been accepted; `why` says what happened."""
-    return (
-        f"{why}: {rows} reports may have been accepted; the server does not tell reports apart, so they are not sent "
-        "again."
-    )
-
-
-def rejected_line(rejected: Iterable[tuple[str, str]]) -> str:
-    """One sentence that names the first rejected rows by address and reason, and counts the others."""
-    rows = list(rejected)
-    named = [f"{ip} ({reason})" for ip, reason in rows[:_MAX_REJECTED_NAMED]]
-    if len(rows) > _MAX_REJECTED_NAMED:
-        named.append(f"and {len(rows) - _MAX_REJECTED_NAMED} more")
-    return f"SikkerAPI rejected these reports, which are dropped: {', '.join(named)}."
 
 
 def _name(protocol: int) -> str:
