@@ -3,6 +3,7 @@ configuration, 3 the address is blocked."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import sys
 from sikkerguard.errors import ConfigError, SikkerGuardError
 
 FINE, FAILED, WRONG_USE, BLOCKED = range(4)
+# What a write of the output fails with where its disk is full or gone.
+_UNWRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def _fill_standard_streams() -> None:
@@ -22,6 +25,11 @@ def _fill_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _abandon_output() -> None:
+    """Have what is left of the output go nowhere: the end of the process would try to write it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> int:
@@ -43,7 +51,10 @@ def main() -> int:
         Outcome.BLOCKED: BLOCKED,
     }
     try:
-        return codes[parser.run_command(sys.argv[1:])]
+        try:
+            return codes[parser.run_command(sys.argv[1:])]
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         for complaint in error.complaints:
             complain(complaint)
@@ -54,6 +65,13 @@ def main() -> int:
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: nothing more is to be printed on any stream.
         sys.stderr.close()
+        _abandon_output()
+        return FAILED
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            raise
+        complain(f"the output is not complete, since it can't be written: {error.strerror}")
+        _abandon_output()
         return FAILED
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace) -> Outcome:
-    service = "" if options.after_stop else _find_service(options)
+    # systemd has told that the service has ended; for whoever calls it by hand, that is looked at.
+    is_told = options.after_stop and "SERVICE_RESULT" in os.environ
+    service = "" if is_told else _find_service(options)
     if service and not options.force:
         raise SikkerGuardError(
             f"{service} runs, and would put back within seconds what is removed; nothing was done. Stop it, which "

@@ -44,7 +44,7 @@ class FlowWatch:
         """Look at what there is before the trial."""
         try:
             self._before = await asyncio.to_thread(self._connections.flows, self.covers)
-            self._packets = await asyncio.to_thread(self._stack.enter_context, self._connections.watch())
+            await asyncio.to_thread(self._open)
         except KernelError as error:
             log.warning("%s; what explains a failed self-test may stay unknown.", as_sentence(error))
 
@@ -70,6 +70,12 @@ class FlowWatch:
         opened = opened_since(self._before, found, self._sent)
         older = (flow for flow in found if flow.outgoing and flow.protocol != TCP)
         return tuple(dict.fromkeys((*opened, *older)))
+
+    def _open(self) -> None:
+        with self._lock:
+            # A call whose task is cancelled is carried out all the same, maybe after the end.
+            if not self._ended:
+                self._packets = self._stack.enter_context(self._connections.watch())
 
     def _look(self) -> None:
         # What it reads must not be closed under it.

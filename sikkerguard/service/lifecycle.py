@@ -181,6 +181,7 @@ class Service:
     async def _finish_counting(self, *, final: bool) -> None:
         with self.parts.unexpected.survived():
             await self.parts.counting.finish(final=final)
+        self.parts.announcer.log_troubles(self.parts.state)  # that of the last save, which nobody else announces
 
     async def _close(self) -> None:
         """Have what is known on disk, as far as it takes that in time, and close everything."""

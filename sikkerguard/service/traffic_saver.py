@@ -109,9 +109,11 @@ class TrafficSaver:
         return memory
 
     def _say_trouble(self, what: str) -> None:
+        # The announcer logs it, as it does all troubles.
         self._said.say(
             f"{what}. Blocking and counting go on, and what is counted waits in memory: it is kept and reported when "
-            "the disk takes it, and lost where the service ends before."
+            "the disk takes it, and lost where the service ends before.",
+            logging.DEBUG,
         )
 
     def _say_well(self) -> None:

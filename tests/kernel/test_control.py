@@ -269,8 +269,9 @@ def test_cleanup_beside_a_service_is_refused_without_force(guard: Guard) -> None
     begin(guard)
     before = guard.lab.everything()
     wrong = {"SIKKER_SCORE_MIN": "abc", "SIKKER_NONE": "1"}
-    for variables in ({}, wrong):
-        done = guard.cli("cleanup", **variables)
+    # The third is the unit's word, by hand: systemd would say that the service has ended.
+    for words, variables in (((), {}), ((), wrong), (("--after-stop",), {})):
+        done = guard.cli("cleanup", *words, **variables)
         assert (done.returncode, done.stdout) == (1, "")
         (sentence,) = complaints(done)
         assert sentence.startswith("the service runs, and would put back within seconds what is removed")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-LOGGERS = ("sikkerguard.service.count_loop", "sikkerguard.service.traffic_saver")
+LOGGERS = {"sikkerguard.service.count_loop": logging.INFO, "sikkerguard.service.traffic_saver": logging.DEBUG}
 BROKEN = "/state/records.sqlite3 can't be used (disk full); make room, or fix its permissions"
 TODAY = day_of(BEGINNING)
 
@@ -134,9 +134,16 @@ class Lines(logging.Handler):
         self.texts: list[str] = []
         self.warnings: list[str] = []
         self.errors: list[str] = []
+        # Told at level debug, since the announcer logs them aloud.
+        self.troubles: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        of_level = {logging.ERROR: self.errors, logging.WARNING: self.warnings, logging.INFO: self.texts}
+        of_level = {
+            logging.ERROR: self.errors,
+            logging.WARNING: self.warnings,
+            logging.INFO: self.texts,
+            logging.DEBUG: self.troubles,
+        }
         of_level[record.levelno].append(record.getMessage())
 
     def packets(self) -> int:
@@ -151,7 +158,7 @@ def logged() -> Iterator[Lines]:
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(lines)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(LOGGERS[logger.name])
         logger.propagate = False
     try:
         yield lines
@@ -404,7 +411,7 @@ def test_records_that_can_not_be_read_are_said_once_and_not_written_over() -> No
             await desk.stop()
 
         run(work())
-    (trouble,) = lines.errors
+    (trouble,) = lines.troubles
     assert trouble.startswith(BROKEN)
     assert "Blocking and counting go on" in trouble
     assert desk.trouble == trouble
@@ -442,7 +449,7 @@ def test_records_that_come_late_are_joined_and_nothing_is_counted_twice(stood: i
     assert desk.records.flows == {(address(1), 6, 23): 4, (address(2), 6, 22): 1}
     assert desk.records.sources == {address(1), address(2), address(9)}
     assert desk.records.ports == {(6, 23): 11, (6, 22): 1}
-    assert len(lines.errors) == 1
+    assert len(lines.troubles) == 1
     assert lines.warnings == ["What is counted is kept on disk again."]
     assert desk.trouble == ""
     assert desk.healed.is_set()
@@ -468,8 +475,8 @@ def test_records_that_can_not_be_written_are_said_once_and_wait_in_memory() -> N
             await desk.stop()
 
         run(work())
-    assert ["disk full" in trouble for trouble in lines.errors] == [True, False, True]
-    assert "it is locked" in lines.errors[1]
+    assert ["disk full" in trouble for trouble in lines.troubles] == [True, False, True]
+    assert "it is locked" in lines.troubles[1]
     assert lines.warnings == ["What is counted is kept on disk again."] * 2
     assert desk.trouble == ""
     assert desk.healed.is_set()
@@ -556,7 +563,7 @@ def test_records_of_a_disk_that_hangs_are_joined_when_it_answers() -> None:
 
         run(work())
     assert desk.records.totals.dropped.packets == desk.stats.dropped.packets == 504
-    assert (len(lines.errors), len(lines.warnings), desk.trouble) == (1, 1, "")
+    assert (len(lines.troubles), len(lines.warnings), desk.trouble) == (1, 1, "")
 
 
 def test_a_kernel_that_can_not_be_read_is_asked_again() -> None:

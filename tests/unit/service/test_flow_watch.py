@@ -101,6 +101,22 @@ def test_what_begins_while_it_looks_is_seen_however_short_it_is() -> None:
     assert not connections.watches[0].is_open
 
 
+def test_nothing_is_opened_after_the_end() -> None:
+    """A begin that was cancelled goes on in its thread."""
+    connections = HostConnections()
+    found = watch(connections)
+
+    async def work() -> None:
+        beginning = asyncio.create_task(found.begin())
+        await asyncio.sleep(0)
+        beginning.cancel()
+        await found.end()
+        found._open()
+
+    run(work())
+    assert connections.watches == []
+
+
 def test_one_that_can_not_be_watched_ends_in_peace(caplog: pytest.LogCaptureFixture) -> None:
     connections = HostConnections([flow("198.51.100.1")])
     connections.fail("watch", KernelError("packets can't be watched"))

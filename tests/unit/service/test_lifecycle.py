@@ -17,6 +17,7 @@ from sikkerguard.service.lifecycle import Service
 from sikkerguard.service.listeners import Listeners
 from tests.unit.core.lists.test_admission import listing
 from tests.unit.service.assembly import CROWD, FakeAdapters, Reader, entries, lines
+from tests.unit.service.test_count_loop import Records, sample
 from tests.unit.service.virtual_time import BEGINNING, run, run_cancelled_at
 
 if TYPE_CHECKING:
@@ -104,6 +105,24 @@ def test_the_first_start_blocks_when_its_list_is_there_and_says_so_once(caplog: 
     places = [caplog.text.index(text) for text in order]
     assert places == sorted(places)
     assert " ERROR " not in caplog.text
+
+
+@pytest.mark.parametrize("when", ["while it runs", "at its end"])
+def test_what_is_counted_and_can_not_be_kept_is_said_once(caplog: pytest.LogCaptureFixture, when: str) -> None:
+    adapters, records = FakeAdapters(), Records(lambda: 0)
+    adapters.records = records
+
+    async def play(life: Life) -> None:
+        await life.until(lambda: life.told("READY"))
+        await asyncio.sleep(30)
+        records.broken = "Records can't be written (disk full)"
+        adapters.backend.samples.append(sample({(1, 23): 4}, 4))
+        if when == "while it runs":
+            await asyncio.sleep(30)
+
+    lived(play, adapters)
+    (said,) = [line.getMessage() for line in caplog.records if line.levelname == "ERROR"]
+    assert said.startswith(records.broken)
 
 
 def test_a_start_from_the_cache_blocks_before_anything_is_pulled(caplog: pytest.LogCaptureFixture) -> None:
