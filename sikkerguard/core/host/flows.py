@@ -123,8 +123,8 @@ def newly_dropped(flows: Iterable[Flow], candidate: Blocklist, committed: Blockl
 def opened_since(before: Iterable[Flow], now: Iterable[Flow], sent: Iterable[Flow] = ()) -> tuple[Flow, ...]:
     """The outgoing flows of `now` that were not there `before`, or of which something is unanswered now.
 
-    `sent` is what was seen on the wire in between: it is a weaker witness, since it knows only that time. Where
-    another one knows the same peer by this protocol as one that came to us, he is right.
+    `sent` is what was seen on the wire in between: it is weaker evidence, since it knows only that time. Where
+    the others show the same peer, by this protocol, as one that came to us, they are right.
     """
     earlier, current = frozenset(before), frozenset(now)
     came = {(flow.family, flow.peer, flow.protocol) for flow in earlier | current if not flow.outgoing}

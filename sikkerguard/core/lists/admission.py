@@ -32,9 +32,9 @@ def admit(listed: Blocklist, allowlist: Allowlist, left_out: Sequence[LeftOut] =
         for reason, holes in HOLES[family].items():
             removed[reason] += touched(found, holes)
         removed["allowlisted"] += touched(found, [part for each in allowed for part in subtract(each, special)])
-        spared = merge(Interval(each.address, each.address) for each in left_out if each.family is family)
-        removed["left out after a failed self-test"] += touched(found, spared)
-        networks[family] = cut(found, [*special, *allowed, *spared])
+        cut_out = merge(Interval(each.address, each.address) for each in left_out if each.family is family)
+        removed["left out after a failed self-test"] += touched(found, cut_out)
+        networks[family] = cut(found, [*special, *allowed, *cut_out])
     return Admission(
         Blocklist(networks[Family.V4], networks[Family.V6]), {reason: n for reason, n in removed.items() if n}
     )

@@ -45,7 +45,7 @@ _UNSERVED = frozenset({501, 505, 521, 523, 525, 526})
 _REPORT_QUOTA = ("X-Report", "X-Daily")
 # So much is handed over at a time: the time limit for writing holds for each piece, and a slow line is no broken one.
 _PIECE = 64 << 10
-# An answer may take as long as the whole: a server that has ten thousand rows to put down is not given up before.
+# An answer may take as long as the whole: a server that has ten thousand rows to store is not given up before.
 _PATIENT = httpx.Timeout(connect=TIMEOUT.connect, write=TIMEOUT.write, pool=TIMEOUT.pool, read=None)
 
 
